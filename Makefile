@@ -1,0 +1,40 @@
+# The front door. Two commands matter: `make reproduce` and `make test`.
+PRESET ?= smoke
+PYTHON ?= python3
+
+# Without compiled files every notebook kernel parses torch anew (9 s instead of 3 s).
+unexport PYTHONDONTWRITEBYTECODE
+# An inherited non-interactive backend would silently drop every figure of the book.
+unexport MPLBACKEND
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+BIN := .venv/bin
+
+.PHONY: reproduce book test lint lock clean
+
+reproduce: .venv/ready  ## train, merge, evaluate at PRESET (smoke, cpu, gpu), then build the book
+	$(BIN)/python -m rebasin.lab.pipeline $(PRESET)
+	$(MAKE) --no-print-directory book
+
+book: .venv/ready  ## build the HTML book from results/; RUN=name shows a run of your own
+	REBASIN_RUN=$(RUN) $(BIN)/python -m rebasin.lab.book
+
+test: .venv/ready  ## all tests, the notebooks' stored outputs included
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
+	    --nbval-sanitize-with tests/nbval.cfg notebooks
+
+lock: .venv/ready  ## choose dependency versions anew
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra test --upgrade \
+	    --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+
+clean:  ## remove the built book and the run's intermediate files; keeps results and cached weights
+	rm -rf _build
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip install -q --require-hashes -r requirements.lock
+	$(BIN)/uv pip install -q --no-deps -e .
+	touch $@

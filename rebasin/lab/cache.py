@@ -1,0 +1,99 @@
+"""A cache keyed by content: what was computed once from the same inputs by the same code is read, not rebuilt."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import tokenize
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cache_folder() -> Path:
+    """Where weights and decoded data are kept: ``REBASIN_CACHE``, by default .cache in the project's folder."""
+    return Path(os.environ.get("REBASIN_CACHE") or ROOT / ".cache")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits that change with any of the parts (JSON values)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file, then rename it: ``path`` is never half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def cached(kind: str, key: str, build: Callable[[], Any]) -> Any:
+    """What ``build`` returns, read from the cache where the same ``key`` was built before."""
+    path = cache_folder() / kind / f"{key}.pt"
+    if not path.exists():
+        built = build()
+        write_atomically(path, lambda partial: torch.save(built, partial))
+        return built
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def code_fingerprint(*modules: str) -> str:
+    """A fingerprint of what these modules do: comments, docstrings and blank lines do not count."""
+    return fingerprint(*(_bare_code(_source(name)) for name in sorted(modules)))
+
+
+def imported_modules(source: str) -> set[str]:
+    """The modules of this package that ``source`` imports, directly or through one another."""
+    found: set[str] = set()
+    waiting = [source]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for name in names:
+                if name.split(".")[0] == "rebasin" and name not in found and _is_module(name):
+                    found.add(name)
+                    waiting.append(_source(name))
+    return found
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _source(name: str) -> str:
+    return Path(importlib.util.find_spec(name).origin).read_text()
+
+
+def _bare_code(source: str) -> str:
+    """The source without docstrings, comments and blank lines, the same under every Python version."""
+    lines = source.splitlines(keepends=True)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column] + "\n"
+    for node in ast.walk(ast.parse(source)):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())

@@ -1,0 +1,62 @@
+"""The architectures of the experiments, and how their weights begin.
+
+A model takes pixels in [0, 1]; its normalisation is part of it, so that whatever is measured is measured in pixels.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from rebasin.lab.data import Dataset
+
+
+class Normalise(nn.Module):
+    """Subtract a mean and divide by a deviation per channel: (m, channels, height, width) to the same.
+
+    The two are constants of the data set and no weights: they are kept out of the state dict.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def mlp(dataset: Dataset, width: int = 512, depth: int = 3) -> nn.Sequential:
+    """``depth`` hidden layers of ``width`` ReLU units, no norms (Git Re-Basin, appendix A.3)."""
+    sizes = [dataset.train.images[0].numel(), *[width] * depth, dataset.classes]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        normalise=Normalise(dataset.mean, dataset.std), flatten=nn.Flatten()
+    )
+    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), 1):
+        layers[f"layer{i}"] = nn.Linear(inputs, outputs)
+        if i <= depth:
+            layers[f"relu{i}"] = nn.ReLU()
+    return nn.Sequential(layers)
+
+
+ARCHITECTURES = {"mlp": mlp}
+
+
+def build(architecture: str, dataset: Dataset, width: int) -> nn.Module:
+    """An architecture by name, for this data set. Raises ValueError for a name that is not known."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}: there are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[architecture](dataset, width)
+
+
+def initial_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """Fresh weights as Flax's defaults have them: truncated LeCun-normal, zero biases."""
+    weights = {key: torch.zeros_like(tensor, device="cpu") for key, tensor in model.state_dict().items()}
+    for key, tensor in weights.items():
+        if tensor.ndim > 1:
+            # A normal cut at two deviations has .8796 of its deviation left.
+            std = tensor[0].numel() ** -0.5 / 0.87962566103423978
+            nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
+    return weights

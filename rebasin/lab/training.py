@@ -1,0 +1,170 @@
+"""Many models trained at once as one stacked network, each with its own start and its own batch order."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.functional import cross_entropy
+
+from rebasin.lab.cache import cache_folder, code_fingerprint, fingerprint, write_atomically
+from rebasin.lab.data import Dataset
+from rebasin.lab.models import build, initial_weights
+from rebasin.progress import track
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained, up to the number of epochs: Adam at a constant rate on the cross-entropy."""
+
+    architecture: str = "mlp"
+    width: int = 512  # units of a hidden layer
+    batch_size: int = 512  # images; an epoch's last, incomplete batch is dropped
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0  # Adam's own: its gradient is added to the loss's
+    seed: int = 0  # with its own number, all a model's randomness depends on
+
+
+@dataclass(frozen=True)
+class Trained:
+    """``weights`` (snapshots, n, ...) at each asked-for epoch; ``loss`` (n, epochs), the mean training loss."""
+
+    weights: dict[str, Tensor]
+    loss: Tensor
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is the GPU where there is one. Raises RuntimeError for a GPU that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(f"device {name!r} was asked for, but torch sees no GPU here: use 'cpu' or 'auto'")
+    return name
+
+
+def recipe_key(recipe: Recipe, dataset: Dataset) -> str:
+    """What the trained weights depend on, beside a model's number and the number of epochs."""
+    code = code_fingerprint("rebasin.lab.models", "rebasin.lab.training")
+    return fingerprint(asdict(recipe), dataset.fingerprint, code)
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    n_models: int,
+    snapshots: tuple[int, ...],
+    device: str = "auto",
+    chunk: int = 1,
+) -> Trained:
+    """Train models 0 to ``n_models`` - 1 of a recipe, or read them from the cache.
+
+    ``snapshots`` are the epochs, ascending, whose weights are wanted; ``chunk`` models go through at once. A finished
+    model is kept on disk, and an unfinished chunk about once a minute, so that an interrupted run resumes.
+    Raises ValueError for no models or epochs, RuntimeError for a GPU that is not there.
+    """
+    if n_models < 1 or chunk < 1:
+        raise ValueError(f"at least one model at a time can be trained, got n_models={n_models}, chunk={chunk}")
+    if not snapshots or min(snapshots) < 1 or list(snapshots) != sorted(set(snapshots)):
+        raise ValueError(f"snapshots must be ascending epochs from 1, got {snapshots}")
+    if recipe.batch_size > len(dataset.train.labels):
+        raise ValueError(f"a batch of {recipe.batch_size} is larger than the {len(dataset.train.labels)} images")
+    device = pick_device(device)
+    folder = cache_folder() / "models" / recipe_key(recipe, dataset)
+    files = [folder / f"{i:05d}-{'-'.join(map(str, snapshots))}.pt" for i in range(n_models)]
+    missing = [i for i, path in enumerate(files) if not path.exists()]
+    if missing:
+        model = build(recipe.architecture, dataset, recipe.width).to(device)
+        images, labels = dataset.train.images.to(device), dataset.train.labels.to(device)
+        size = sum(tensor.numel() for tensor in model.state_dict().values())
+        # Weights, gradients, two moments and a temporary, in float32, and the data as they are.
+        memory = (chunk * size * 4 * 5 + images.numel()) / 1e9
+        what = f"train {len(missing)} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
+        with track(len(missing) * snapshots[-1], what, "epoch") as bar:
+            for start in range(0, len(missing), chunk):
+                numbers = missing[start : start + chunk]
+                done = _train_chunk(model, recipe, images, labels, numbers, snapshots, folder, bar)
+                for position, number in enumerate(numbers):
+                    kept = {
+                        "weights": {key: tensor[:, position].clone() for key, tensor in done.weights.items()},
+                        "loss": done.loss[position].clone(),
+                    }
+                    write_atomically(files[number], lambda partial, kept=kept: torch.save(kept, partial))
+    read = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
+    weights = {key: torch.stack([one["weights"][key] for one in read], 1) for key in read[0]["weights"]}
+    return Trained(weights, torch.stack([one["loss"] for one in read]))
+
+
+def _train_chunk(
+    model: nn.Module,
+    recipe: Recipe,
+    images: Tensor,
+    labels: Tensor,
+    numbers: list[int],
+    snapshots: tuple[int, ...],
+    folder: Path,
+    bar,
+) -> Trained:
+    """Train the models with these numbers side by side; weights and losses come back on the CPU."""
+    starts = [initial_weights(model, _generator(recipe.seed, number)) for number in numbers]
+    weights = {k: torch.stack([start[k] for start in starts]).to(images.device) for k in starts[0]}
+    for tensor in weights.values():
+        tensor.requires_grad_()
+    optimiser = torch.optim.Adam(
+        weights.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+
+    def loss_of_one(one: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(functional_call(model, one, (x,)), y)
+
+    loss_of_each = vmap(loss_of_one)
+    kept: list[dict[str, Tensor]] = []
+    losses: list[Tensor] = []
+    checkpoint = folder / f"unfinished-{fingerprint(numbers, snapshots)}.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=images.device, weights_only=True)
+        with torch.no_grad():
+            for key, tensor in weights.items():
+                tensor.copy_(saved["weights"][key])
+        optimiser.load_state_dict(saved["optimiser"])
+        kept, losses = saved["kept"], saved["losses"]
+        bar.update(len(losses) * len(numbers))
+    written = time.monotonic()
+    for epoch in range(len(losses), snapshots[-1]):
+        order = torch.stack(
+            [torch.randperm(len(labels), generator=_generator(recipe.seed, number, epoch)) for number in numbers]
+        ).to(images.device)
+        total = torch.zeros(len(numbers), device=images.device)
+        batches = len(labels) // recipe.batch_size
+        for batch in range(batches):
+            picked = order[:, batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
+            loss = loss_of_each(weights, images[picked].float() / 255, labels[picked])
+            loss.sum().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            total += loss.detach()
+        losses.append((total / batches).cpu())
+        if epoch + 1 in snapshots:
+            kept.append({key: tensor.detach().cpu().clone() for key, tensor in weights.items()})
+        bar.update(len(numbers))
+        if time.monotonic() - written > 60 and epoch + 1 < snapshots[-1]:
+            state = {
+                "weights": {key: tensor.detach() for key, tensor in weights.items()},
+                "optimiser": optimiser.state_dict(),
+                "kept": kept,
+                "losses": losses,
+            }
+            write_atomically(checkpoint, lambda partial: torch.save(state, partial))  # noqa: B023
+            written = time.monotonic()
+    checkpoint.unlink(missing_ok=True)
+    return Trained({key: torch.stack([snap[key] for snap in kept]) for key in kept[0]}, torch.stack(losses, 1))
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator of its own for each key, unrelated to those of neighbouring keys."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)

@@ -1,0 +1,174 @@
+"""Many models into one: naive averaging, MergeMany, and the hierarchy, stage by stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rebasin.matching import TOLERANCE, Matching, weight_matching
+from rebasin.permutation import Permutation, PermutationSpec, Weights
+from rebasin.progress import track
+
+
+def interpolate(a: Weights, b: Weights, lam: float) -> dict[str, Tensor]:
+    """The point ``(1 - lam) a + lam b``; the two share keys and shapes."""
+    return {key: torch.lerp(a[key], b[key], lam) for key in a}
+
+
+def average(spec: PermutationSpec, models: Weights) -> dict[str, Tensor]:
+    """The naive average of models (*batch, n, ...) as they are: (*batch, ...)."""
+    axis = len(_group_shape(spec, models))
+    return {key: tensor.mean(axis) for key, tensor in models.items()}
+
+
+def alignment(spec: PermutationSpec, models: Weights) -> Tensor:
+    """The mean inner product over all pairs of n >= 2 models (*batch, n, ...): (*batch,), float64."""
+    axis = len(_group_shape(spec, models))
+    n = models[next(iter(spec.axes))].shape[axis]
+    if n < 2:
+        raise ValueError("alignment needs two models or more")
+    total = 0.0
+    for key in spec.axes:
+        tensor = models[key].flatten(axis + 1) if models[key].ndim > axis + 1 else models[key].unsqueeze(-1)
+        total = total + tensor.sum(axis).square().sum(-1, dtype=torch.float64)
+        total = total - tensor.square().sum((axis, -1), dtype=torch.float64)
+    return total / (n * (n - 1))
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What MergeMany made of each group of n models.
+
+    ``weights`` (*batch, ...); ``permutation`` (*batch, n) brings each model into the common basin; ``rounds``
+    (*batch,) counts the rounds until one shortened no distance.
+    """
+
+    weights: dict[str, Tensor]
+    permutation: Permutation
+    rounds: Tensor
+
+
+def merge_many(spec: PermutationSpec, models: Weights, seed: int = 0, max_rounds: int = 100) -> Merged:
+    """Merge models (*batch, n, ...) all at once (Git Re-Basin, Algorithm 3, MergeMany).
+
+    A round takes the models in random order and weight-matches each to the mean of the others; when a round shortens
+    no model's distance to that mean, or after ``max_rounds``, the models are averaged. The order depends on ``seed``
+    alone and is shared by the batch. Raises ValueError if the weights do not fit the spec or there are none.
+    """
+    batch = _group_shape(spec, models)
+    n = models[next(iter(spec.axes))].shape[len(batch)]
+    groups = batch.numel()
+    flat = {key: t.reshape(groups, n, *t.shape[len(batch) + 1 :]).clone() for key, t in models.items()}
+    device = flat[next(iter(spec.axes))].device
+    index = {g: torch.arange(size, device=device).repeat(groups, n, 1) for g, size in spec.sizes.items()}
+    rounds = torch.zeros(groups, dtype=torch.int64, device=device)
+    active = torch.full((groups,), n > 1, device=device)
+    rng = np.random.default_rng(seed)
+    with track(max_rounds, f"MergeMany, {groups} x {n} models, rounds at most", "round") as bar:
+        for _ in range(max_rounds):
+            if not active.any():
+                break
+            rows = active.nonzero().squeeze(-1)
+            shortened = torch.zeros(len(rows), dtype=torch.bool, device=device)
+            total = {key: tensor[rows].sum(1) for key, tensor in flat.items()}
+            for i in rng.permutation(n):
+                model = {key: tensor[rows, i] for key, tensor in flat.items()}
+                others = {key: (total[key] - model[key]) / (n - 1) for key in model}
+                found = weight_matching(spec, others, model, seed=int(rng.integers(2**31)))
+                # A permutation keeps the norm, so that the distance shrinks exactly when the inner product grows.
+                shortened |= found.objective - found.history[..., 0] > TOLERANCE
+                moved = found.permutation.apply(model)
+                for key, tensor in flat.items():
+                    total[key] += moved[key] - model[key]
+                    tensor[rows, i] = moved[key]
+                for group, held in index.items():
+                    held[rows, i] = torch.take_along_dim(held[rows, i], found.permutation.indices[group], -1)
+            rounds[rows] += 1
+            active[rows] = shortened
+            bar.set_postfix_str(f"{int(active.sum())} groups still moving")
+            bar.update()
+    return Merged(
+        {key: tensor.mean(1).reshape(*batch, *tensor.shape[2:]) for key, tensor in flat.items()},
+        Permutation(spec, {g: i.reshape(*batch, n, -1) for g, i in index.items()}),
+        rounds.reshape(batch),
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the hierarchy.
+
+    ``weights`` (*batch, nodes, ...); ``leaves[k]`` are the models that node ``k`` is made of; ``permutation``
+    (*batch, n) brings each model into the basin of its node, so that a node is the mean of its permuted leaves;
+    ``matching`` (*batch, pairs) tells how the stage's pairs were matched, None at stage 0.
+    """
+
+    weights: dict[str, Tensor]
+    leaves: tuple[tuple[int, ...], ...]
+    permutation: Permutation
+    matching: Matching | None
+
+
+def merge_hierarchical(
+    spec: PermutationSpec, models: Weights, seed: int = 0, shuffle: bool = False, chunk: int | None = None
+) -> list[Stage]:
+    """Merge models (*batch, n, ...) pairwise, stage by stage, into one (Hierarchical Re-Basin, Figure 1).
+
+    Stage 0 is the models. Each further stage weight-matches disjoint pairs and takes the midpoint, until one node is
+    left: 2^n models make n stages. Neighbours are paired, or with ``shuffle`` nodes at random, alike in the whole
+    batch. Of an odd number the last node passes up as it is; where two nodes own different numbers of leaves, the
+    midpoint is weighted by them. ``chunk`` pairs are matched at once, by default all.
+    Raises ValueError if the weights do not fit the spec or there are none.
+    """
+    batch = _group_shape(spec, models)
+    axis = len(batch)
+    some = models[next(iter(spec.axes))]
+    n, device = some.shape[axis], some.device
+    nodes = dict(models)
+    leaves = [(i,) for i in range(n)]
+    index = {g: torch.arange(size, device=device).repeat(*batch, n, 1) for g, size in spec.sizes.items()}
+    stages = [Stage(nodes, tuple(leaves), Permutation(spec, index), None)]
+    rng = np.random.default_rng(seed)
+    while len(leaves) > 1:
+        order = rng.permutation(len(leaves)) if shuffle else np.arange(len(leaves))
+        pairs = len(order) // 2
+        first, second, odd = order[: 2 * pairs : 2], order[1 : 2 * pairs : 2], order[2 * pairs :]
+
+        def take(positions: np.ndarray, nodes: Weights = nodes) -> dict[str, Tensor]:
+            where = torch.as_tensor(positions, device=device)
+            return {key: tensor.index_select(axis, where) for key, tensor in nodes.items()}
+
+        a, b = take(first), take(second)
+        found = weight_matching(spec, a, b, int(rng.integers(2**31)), chunk=chunk)
+        b = found.permutation.apply(b)
+        index = {group: held.clone() for group, held in index.items()}
+        for pair, node in enumerate(second):
+            for leaf in leaves[node]:
+                for group, held in index.items():
+                    moved = found.permutation.indices[group][..., pair, :]
+                    held[..., leaf, :] = torch.take_along_dim(held[..., leaf, :], moved, -1)
+        owned = [(len(leaves[i]), len(leaves[j])) for i, j in zip(first, second, strict=True)]
+        share = torch.tensor([right / (left + right) for left, right in owned], device=device)
+        passed = take(odd)
+        nodes = {
+            key: torch.cat([_lerp(a[key], b[key], share, axis), passed[key]], axis) for key in nodes
+        }
+        leaves = [leaves[i] + leaves[j] for i, j in zip(first, second, strict=True)] + [leaves[i] for i in odd]
+        stages.append(Stage(nodes, tuple(leaves), Permutation(spec, index), found))
+    return stages
+
+
+def _lerp(a: Tensor, b: Tensor, share: Tensor, axis: int) -> Tensor:
+    """``(1 - share) a + share b``, one share for each entry along ``axis``."""
+    return torch.lerp(a, b, share.to(a.dtype).reshape(-1, *[1] * (a.ndim - axis - 1)))
+
+
+def _group_shape(spec: PermutationSpec, models: Weights) -> torch.Size:
+    """``*batch`` of models stacked along a last leading axis, (*batch, n)."""
+    shape = spec.batch_shape(models, "models")
+    if not len(shape) or not shape[-1]:
+        raise ValueError("no models to merge: weights need a leading axis of one model or more")
+    return shape[:-1]
