@@ -153,9 +153,7 @@ def merge_hierarchical(
         owned = [(len(leaves[i]), len(leaves[j])) for i, j in zip(first, second, strict=True)]
         share = torch.tensor([right / (left + right) for left, right in owned], device=device)
         passed = take(odd)
-        nodes = {
-            key: torch.cat([_lerp(a[key], b[key], share, axis), passed[key]], axis) for key in nodes
-        }
+        nodes = {key: torch.cat([_lerp(a[key], b[key], share, axis), passed[key]], axis) for key in nodes}
         leaves = [leaves[i] + leaves[j] for i, j in zip(first, second, strict=True)] + [leaves[i] for i in odd]
         stages.append(Stage(nodes, tuple(leaves), Permutation(spec, index), found))
     return stages

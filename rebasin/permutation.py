@@ -127,9 +127,7 @@ class Permutation:
         cls, spec: PermutationSpec, batch: tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> Permutation:
         """Uniformly random permutations, independent for each group and entry of ``batch``."""
-        return cls(
-            spec, {g: torch.rand(*batch, n, generator=generator).argsort(-1) for g, n in spec.sizes.items()}
-        )
+        return cls(spec, {g: torch.rand(*batch, n, generator=generator).argsort(-1) for g, n in spec.sizes.items()})
 
     def apply(self, weights: Weights) -> dict[str, Tensor]:
         """The permuted weights; leading axes of both are broadcast. Raises ValueError if they do not fit."""

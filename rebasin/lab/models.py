@@ -54,7 +54,7 @@ def build(architecture: str, dataset: Dataset, width: int) -> nn.Module:
 def initial_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """Fresh weights as Flax's defaults have them: truncated LeCun-normal, zero biases."""
     weights = {key: torch.zeros_like(tensor, device="cpu") for key, tensor in model.state_dict().items()}
-    for key, tensor in weights.items():
+    for tensor in weights.values():
         if tensor.ndim > 1:
             # A normal cut at two deviations has .8796 of its deviation left.
             std = tensor[0].numel() ** -0.5 / 0.87962566103423978
