@@ -32,10 +32,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """``weights`` (snapshots, n, ...) at each asked-for epoch; ``loss`` (n, epochs), the mean training loss."""
+    """``weights`` (snapshots, n, ...) at each asked-for epoch; ``loss`` (n, epochs), the mean training loss in nats.
+
+    ``seconds`` (n,) is the wall time that each model took when it was trained: its share of its chunk's.
+    """
 
     weights: dict[str, Tensor]
     loss: Tensor
+    seconds: Tensor
 
 
 def pick_device(name: str) -> str:
@@ -92,11 +96,13 @@ def train(
                     kept = {
                         "weights": {key: tensor[:, position].clone() for key, tensor in done.weights.items()},
                         "loss": done.loss[position].clone(),
+                        "seconds": done.seconds[position].clone(),
                     }
                     write_atomically(files[number], lambda partial, kept=kept: torch.save(kept, partial))
     read = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
     weights = {key: torch.stack([one["weights"][key] for one in read], 1) for key in read[0]["weights"]}
-    return Trained(weights, torch.stack([one["loss"] for one in read]))
+    loss, seconds = (torch.stack([one[key] for one in read]) for key in ("loss", "seconds"))
+    return Trained(weights, loss, seconds)
 
 
 def _train_chunk(
@@ -110,7 +116,7 @@ def _train_chunk(
     bar,
 ) -> Trained:
     """Train the models with these numbers side by side; weights and losses come back on the CPU."""
-    starts = [initial_weights(model, _generator(recipe.seed, number)) for number in numbers]
+    starts = [initial_weights(model, _generator(recipe.seed, number, 0)) for number in numbers]
     weights = {k: torch.stack([start[k] for start in starts]).to(images.device) for k in starts[0]}
     for tensor in weights.values():
         tensor.requires_grad_()
@@ -124,6 +130,7 @@ def _train_chunk(
     loss_of_each = vmap(loss_of_one)
     kept: list[dict[str, Tensor]] = []
     losses: list[Tensor] = []
+    started = time.monotonic()
     checkpoint = folder / f"unfinished-{fingerprint(numbers, snapshots)}.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=images.device, weights_only=True)
@@ -132,11 +139,12 @@ def _train_chunk(
                 tensor.copy_(saved["weights"][key])
         optimiser.load_state_dict(saved["optimiser"])
         kept, losses = saved["kept"], saved["losses"]
+        started -= saved["seconds"]
         bar.update(len(losses) * len(numbers))
     written = time.monotonic()
     for epoch in range(len(losses), snapshots[-1]):
         order = torch.stack(
-            [torch.randperm(len(labels), generator=_generator(recipe.seed, number, epoch)) for number in numbers]
+            [torch.randperm(len(labels), generator=_generator(recipe.seed, number, epoch + 1)) for number in numbers]
         ).to(images.device)
         total = torch.zeros(len(numbers), device=images.device)
         batches = len(labels) // recipe.batch_size
@@ -157,14 +165,16 @@ def _train_chunk(
                 "optimiser": optimiser.state_dict(),
                 "kept": kept,
                 "losses": losses,
+                "seconds": time.monotonic() - started,
             }
             write_atomically(checkpoint, lambda partial: torch.save(state, partial))  # noqa: B023
             written = time.monotonic()
     checkpoint.unlink(missing_ok=True)
-    return Trained({key: torch.stack([snap[key] for snap in kept]) for key in kept[0]}, torch.stack(losses, 1))
+    seconds = torch.full((len(numbers),), (time.monotonic() - started) / len(numbers))
+    return Trained({key: torch.stack([s[key] for s in kept]) for key in kept[0]}, torch.stack(losses, 1), seconds)
 
 
-def _generator(*key: int) -> torch.Generator:
-    """A generator of its own for each key, unrelated to those of neighbouring keys."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+def _generator(seed: int, number: int, purpose: int) -> torch.Generator:
+    """A generator of its own for each model and purpose (0 the start, e the order of epoch e)."""
+    state = np.random.SeedSequence((seed, number, purpose)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
