@@ -51,7 +51,7 @@ def cached(kind: str, key: str, build: Callable[[], Any]) -> Any:
 
 def code_fingerprint(*modules: str) -> str:
     """A fingerprint of what these modules do: comments, docstrings and blank lines do not count."""
-    return fingerprint(*(_bare_code(_source(name)) for name in sorted(modules)))
+    return fingerprint(*(bare_code(_source(name)) for name in sorted(modules)))
 
 
 def imported_modules(source: str) -> set[str]:
@@ -84,7 +84,7 @@ def _source(name: str) -> str:
     return Path(importlib.util.find_spec(name).origin).read_text()
 
 
-def _bare_code(source: str) -> str:
+def bare_code(source: str) -> str:
     """The source without docstrings, comments and blank lines, the same under every Python version."""
     lines = source.splitlines(keepends=True)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

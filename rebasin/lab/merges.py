@@ -1,0 +1,125 @@
+"""Every merge that an experiment compares: the hierarchy, MergeMany and naive averages, of 2, 4, 8, ... leaves.
+
+Node ``k`` of size ``s`` owns the leaves ``k s`` to ``(k + 1) s - 1`` under each algorithm, so that nodes pair up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rebasin.lab.cache import cached, code_fingerprint, fingerprint
+from rebasin.merging import alignment, average, merge_hierarchical, merge_many
+from rebasin.permutation import PermutationSpec, Weights
+from rebasin.progress import track
+
+ALGORITHMS = ("tree", "merge_many", "naive")
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """All merges by one algorithm at one size, on the CPU.
+
+    ``weights`` (nodes, ...); ``alignment`` (nodes,), the mean inner product of pairs of permuted leaves; ``effort``
+    (nodes,), sweeps of the node's own matching for the hierarchy, rounds for MergeMany, 0 for naive averages.
+    """
+
+    algorithm: str
+    n_leaves: int
+    weights: dict[str, Tensor]
+    alignment: Tensor
+    effort: Tensor
+
+
+def merge_all(
+    spec: PermutationSpec,
+    leaves: Weights,
+    key: str,
+    tree_leaves: int,
+    seed: int = 0,
+    device: str = "cpu",
+    chunk: int = 32,
+) -> list[Nodes]:
+    """Merge ``leaves`` (n, ...) by each algorithm into nodes of 2, 4, ..., ``tree_leaves`` leaves.
+
+    ``key`` tells the leaves' content: finished parts are kept in the cache, so that an interrupted run resumes.
+    ``chunk`` pairs or groups go through at once. Raises ValueError if ``tree_leaves`` is no power of two
+    from 2, or does not divide n.
+    """
+    n = len(leaves[next(iter(spec.axes))])
+    if tree_leaves < 2 or tree_leaves & (tree_leaves - 1) or n % tree_leaves:
+        raise ValueError(f"tree_leaves must be a power of two from 2 that divides the {n} models, got {tree_leaves}")
+    sizes = [2**stage for stage in range(1, tree_leaves.bit_length())]
+    code = code_fingerprint("rebasin.permutation", "rebasin.assignment", "rebasin.matching", "rebasin.merging")
+
+    def kept(algorithm: str, size: int, build) -> Nodes:
+        name = fingerprint(key, n, algorithm, size, tree_leaves if algorithm == "tree" else None, seed, code)
+        return Nodes(algorithm, size, **cached("merges", name, build))
+
+    found = []
+    built: dict[int, dict[str, Any]] = {}
+    for size in sizes:
+
+        def tree(size: int = size) -> dict[str, Any]:
+            if not built:
+                built.update(_tree(spec, leaves, tree_leaves, seed, device, chunk))
+            return built[size]
+
+        found.append(kept("tree", size, tree))
+    for size in sizes:
+        found.append(kept("merge_many", size, lambda size=size: _merge_many(spec, leaves, size, seed, device, chunk)))
+    for size in sizes:
+        groups = _grouped(leaves, size)
+        found.append(
+            Nodes("naive", size, average(spec, groups), alignment(spec, groups), torch.zeros(n // size, dtype=int))
+        )
+    return found
+
+
+def _tree(
+    spec: PermutationSpec, leaves: Weights, tree_leaves: int, seed: int, device: str, chunk: int
+) -> dict[int, dict[str, Any]]:
+    models = {key: tensor.to(device) for key, tensor in _grouped(leaves, tree_leaves).items()}
+    stages = merge_hierarchical(spec, models, seed=seed, chunk=chunk)
+    nodes = {}
+    for number, stage in enumerate(stages[1:], 1):
+        permuted = stage.permutation.apply(models)
+        groups = _grouped({key: tensor.flatten(0, 1) for key, tensor in permuted.items()}, 2**number)
+        nodes[2**number] = {
+            "weights": {key: tensor.flatten(0, 1).cpu() for key, tensor in stage.weights.items()},
+            "alignment": alignment(spec, groups).cpu(),
+            "effort": stage.matching.sweeps.flatten().cpu(),
+        }
+    return nodes
+
+
+def _merge_many(
+    spec: PermutationSpec, leaves: Weights, size: int, seed: int, device: str, chunk: int
+) -> dict[str, Any]:
+    groups = _grouped(leaves, size)
+    count = len(groups[next(iter(groups))])
+    parts = []
+    with track(count if count > chunk else 0, f"MergeMany of {size}", "group") as bar:
+        for start in range(0, count, chunk):
+            some = {key: tensor[start : start + chunk].to(device) for key, tensor in groups.items()}
+            merged = merge_many(spec, some, seed=seed)
+            parts.append(
+                {
+                    "weights": {key: tensor.cpu() for key, tensor in merged.weights.items()},
+                    "alignment": alignment(spec, merged.permutation.apply(some)).cpu(),
+                    "effort": merged.rounds.cpu(),
+                }
+            )
+            bar.update(len(merged.rounds))
+    return {
+        "weights": {key: torch.cat([part["weights"][key] for part in parts]) for key in groups},
+        **{name: torch.cat([part[name] for part in parts]) for name in ("alignment", "effort")},
+    }
+
+
+def _grouped(leaves: Weights, size: int) -> dict[str, Tensor]:
+    """Neighbouring leaves (n, ...) in groups: (n / size, size, ...)."""
+    return {key: tensor.unflatten(0, (-1, size)) for key, tensor in leaves.items()}

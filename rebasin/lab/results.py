@@ -1,0 +1,187 @@
+"""Tidy tables with their provenance: what was measured, from what, by which code, on what kind of machine."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from rebasin.lab.cache import ROOT, bare_code, code_fingerprint, fingerprint, imported_modules, write_atomically
+from rebasin.lab.data import Dataset
+
+NOTEBOOKS = ROOT / "notebooks"
+CLAIMS = ROOT / "book" / "claims.yml"
+# Modules that carry or show numbers and cannot change them: a table stays current when one of these is edited.
+BOOKKEEPING = {"rebasin.progress", "rebasin.lab.cache", "rebasin.lab.figures", "rebasin.lab.results"}
+VERSIONS = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One execution of a notebook: its name, its checked parameters, and when it began."""
+
+    name: str
+    parameters: dict[str, Any]
+    started: float
+
+
+def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
+    """Check the parameters that notebook ``name`` was given, found in its ``globals()``.
+
+    Raises ValueError for a parameter that the notebook does not have, or of another type than its default.
+    """
+    declared = declared_parameters(name)
+    for source in namespace.get("In", []):
+        # papermill puts what it was told into a cell of its own, which begins so.
+        if source.startswith("# Parameters"):
+            check_known(name, _assigned(source))
+    values = {key: namespace[key] for key in declared}
+    for key, default in declared.items():
+        accepted = (float, int) if isinstance(default, float) else type(default)
+        if not isinstance(values[key], accepted) or isinstance(values[key], bool) != isinstance(default, bool):
+            kind = type(default).__name__
+            raise ValueError(f"parameter {key!r} must be of type {kind}, as {default!r} is: got {values[key]!r}")
+    return Experiment(name, values, time.monotonic())
+
+
+def declared_parameters(name: str) -> dict[str, Any]:
+    """The parameters of a notebook and their defaults, from its cell tagged ``parameters``."""
+    for cell in _code_cells(name):
+        if "parameters" in cell["metadata"].get("tags", []):
+            return _assigned("".join(cell["source"]))
+    raise ValueError(f"notebooks/{name}.ipynb has no cell tagged 'parameters'")
+
+
+def check_known(name: str, given: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the nearest name, if notebook ``name`` does not have one of these parameters."""
+    declared = declared_parameters(name)
+    for key in given:
+        if key not in declared:
+            near = difflib.get_close_matches(key, declared, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(declared)}"
+            raise ValueError(f"unknown parameter {key!r} of notebooks/{name}.ipynb: {hint}")
+
+
+def step_key(name: str, parameters: Mapping[str, Any]) -> str:
+    """What a notebook's tables depend on: its code, its parameters, and the modules it imports.
+
+    Every notebook builds the models it misses, so these cover whatever an earlier notebook would have made.
+    """
+    cells = [c for c in _code_cells(name) if "parameters" not in c["metadata"].get("tags", [])]
+    sources = [bare_code("".join(cell["source"])) for cell in cells]
+    modules = imported_modules("\n".join(sources)) - BOOKKEEPING
+    return fingerprint(sources, dict(parameters), code_fingerprint(*modules))
+
+
+def results_folder() -> Path:
+    """Where tables are kept: ``REBASIN_RESULTS``, by default results/ in the project's folder."""
+    return Path(os.environ.get("REBASIN_RESULTS") or ROOT / "results")
+
+
+def finish(experiment: Experiment, dataset: Dataset, **tables: pd.DataFrame) -> None:
+    """Write the tables as results/<run>/<notebook>-<table>.parquet, and their provenance beside them.
+
+    The provenance is written last and names each table's content: an interrupted write leaves the old result whole.
+    """
+    folder = results_folder() / experiment.parameters["run"]
+    digests = {}
+    for table, frame in tables.items():
+        path = folder / f"{experiment.name}-{table}.parquet"
+        write_atomically(path, lambda partial, frame=frame: frame.to_parquet(partial, index=False))
+        digests[table] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    provenance = {
+        "notebook": f"notebooks/{experiment.name}.ipynb",
+        "key": step_key(experiment.name, experiment.parameters),
+        "parameters": experiment.parameters,
+        "tables": digests,
+        "dataset": {"name": dataset.name, "title": dataset.title, "fingerprint": dataset.fingerprint},
+        "commit": _git("rev-parse", "HEAD"),
+        "clean": _git("status", "--porcelain", "--untracked-files=no") == "",
+        "claims": hashlib.sha256(CLAIMS.read_bytes()).hexdigest()[:16],
+        "date": datetime.date.today().isoformat(),
+        "hardware": _hardware(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONS},
+        },
+        "wall_seconds": round(time.monotonic() - experiment.started, 1),
+        "peak_memory_gb": round(_peak_memory() / 1e9, 2),
+    }
+    text = json.dumps(provenance, indent=1) + "\n"
+    write_atomically(folder / f"{experiment.name}.json", lambda partial: partial.write_text(text))
+
+
+def read(run: str, name: str, table: str) -> pd.DataFrame:
+    """A table of a run. Raises FileNotFoundError if the run has none, ValueError if it is not the one written."""
+    path = results_folder() / run / f"{name}-{table}.parquet"
+    if provenance(run, name) is None or not path.exists():
+        raise FileNotFoundError(f"no table {table!r} of notebook {name!r} in run {run!r} ({path.parent})")
+    if hashlib.sha256(path.read_bytes()).hexdigest()[:16] != provenance(run, name)["tables"].get(table):
+        raise ValueError(f"{path} is not the table that {name}.json was written with: run the notebook again")
+    return pd.read_parquet(path)
+
+
+def provenance(run: str, name: str) -> dict[str, Any] | None:
+    """The provenance of a notebook's tables in a run, or None if there are none."""
+    path = results_folder() / run / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def is_current(run: str, name: str, key: str) -> bool:
+    """Whether the run holds this notebook's tables, whole, and made with this key."""
+    made = provenance(run, name)
+    if made is None or made["key"] != key:
+        return False
+    folder = results_folder() / run
+    return all((folder / f"{name}-{table}.parquet").exists() for table in made["tables"])
+
+
+def _code_cells(name: str) -> list[dict[str, Any]]:
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no notebook {path}")
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def _assigned(source: str) -> dict[str, Any]:
+    """Names and literal values that a cell of plain assignments sets."""
+    statements = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in statements}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _hardware() -> dict[str, Any]:
+    """The kind of machine, never its name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    processor = models[0].split(":")[1].strip() if models else platform.machine()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": processor, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def _peak_memory() -> int:
+    """Bytes of resident memory at the peak of this process; Linux counts in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
