@@ -10,7 +10,9 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from rebasin.lab.data import Split
+from rebasin.merging import interpolate
 from rebasin.permutation import Weights
+from rebasin.progress import track
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,30 @@ def evaluate(
             each = labels.expand(len(logits), -1)
             loss[window] = cross_entropy(logits.flatten(0, 1), each.flatten(), reduction="none").view_as(each).cpu()
     return Evaluation(correct, loss)
+
+
+def evaluate_path(
+    model: nn.Module, a: Weights, b: Weights, lams: Tensor, split: Split, device: str = "cpu", chunk: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Accuracy and mean loss at the points ``(1 - lam) a + lam b`` for pairs (n, ...): (n, points) each."""
+    accuracy, loss = [], []
+    with track(len(lams), f"{len(next(iter(a.values())))} paths, {len(split.labels)} images", "point") as bar:
+        for lam in lams.tolist():
+            at = evaluate(model, interpolate(a, b, lam), split, device, chunk)
+            accuracy.append(at.correct.double().mean(1))
+            loss.append(at.loss.double().mean(1))
+            bar.update()
+    return torch.stack(accuracy, 1), torch.stack(loss, 1)
+
+
+def barrier(values: Tensor, lams: Tensor) -> tuple[Tensor, Tensor]:
+    """Two barriers along paths ``values`` (*batch, points), of a quantity that is better when lower.
+
+    First the largest value minus the mean of the two ends (Git Re-Basin, definition 2.2), then the largest height above
+    the straight line between the ends: (*batch,) each. Raises ValueError unless the ends are among the points.
+    """
+    if lams[0] != 0 or lams[-1] != 1:
+        raise ValueError("the points of a path must begin at 0 and end at 1")
+    start, end = values[..., :1], values[..., -1:]
+    line = (1 - lams) * start + lams * end
+    return (values - (start + end) / 2).amax(-1), (values - line).amax(-1)

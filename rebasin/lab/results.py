@@ -94,10 +94,13 @@ def results_folder() -> Path:
     return Path(os.environ.get("REBASIN_RESULTS") or ROOT / "results")
 
 
-def finish(experiment: Experiment, dataset: Dataset, **tables: pd.DataFrame) -> None:
+def finish(
+    experiment: Experiment, dataset: Dataset, tables: Mapping[str, pd.DataFrame], training_seconds: float = 0.0
+) -> None:
     """Write the tables as results/<run>/<notebook>-<table>.parquet, and their provenance beside them.
 
-    The provenance is written last and names each table's content: an interrupted write leaves the old result whole.
+    ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook. The provenance
+    is written last and names each table's content, so that a table of an interrupted write is never taken for whole.
     """
     folder = results_folder() / experiment.parameters["run"]
     digests = {}
@@ -120,6 +123,7 @@ def finish(experiment: Experiment, dataset: Dataset, **tables: pd.DataFrame) -> 
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in VERSIONS},
         },
+        "training_seconds": round(training_seconds, 1),
         "wall_seconds": round(time.monotonic() - experiment.started, 1),
         "peak_memory_gb": round(_peak_memory() / 1e9, 2),
     }

@@ -1,0 +1,40 @@
+"""One comparison of the hierarchy with MergeMany, as it is and after REPAIR."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from rebasin.merging import average, merge_hierarchical, merge_many
+from rebasin.permutation import PermutationSpec, Weights
+from rebasin.repair import repair
+
+LEAVES = 8
+
+
+def merge_and_repair(
+    model: nn.Module, leaves: Weights, inputs: Tensor, seed: int, device: str, chunk: int
+) -> dict[tuple[str, bool], dict[str, Tensor]]:
+    """Nodes of eight leaves by (algorithm, repaired): (n / 8, ...) each, and the leaves (n, ...) as they are.
+
+    ``inputs`` (m, channels, height, width) are what REPAIR takes its statistics on. Raises ValueError if
+    n is no multiple of eight.
+    """
+    n = len(next(iter(leaves.values())))
+    if n % LEAVES:
+        raise ValueError(f"trees of {LEAVES} leaves need a multiple of {LEAVES} models, got {n}")
+    model, inputs = model.to(device).eval(), inputs.to(device)
+    spec = PermutationSpec.feed_forward(model)
+    groups = {key: tensor.to(device).unflatten(0, (-1, LEAVES)) for key, tensor in leaves.items()}
+    top = merge_hierarchical(spec, groups, seed=seed, chunk=chunk)[-1]
+    tree = {key: tensor.squeeze(1) for key, tensor in top.weights.items()}
+    many = merge_many(spec, groups, seed=seed)
+    merges = {
+        "tree": (tree, top.permutation.apply(groups)),
+        "merge_many": (many.weights, many.permutation.apply(groups)),
+        "naive": (average(spec, groups), groups),
+    }
+    found = {("unmerged", False): dict(leaves)}
+    for algorithm, (merged, parents) in merges.items():
+        found[algorithm, False] = merged
+        found[algorithm, True] = repair(model, merged, parents, inputs)
+    return found

@@ -1,0 +1,58 @@
+"""Intervals over training runs and test images, the training set held fixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+FEWEST_FOR_INTERVAL = 4
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over ``n`` nodes with its 95 % interval, NaN where there are too few nodes for one."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def interval(values: np.ndarray) -> Interval:
+    """The 95 % interval of the mean of ``values``: (n,) one per node, or (n, m) one per node and test image.
+
+    Student's t over nodes. With images, nodes and images are crossed random effects: the variance of the mean is
+    (MS_nodes + MS_images - MS_rest) / (n m), its degrees of freedom Satterthwaite's (1946). Nodes must be independent:
+    made of disjoint leaves. Below four nodes there is no interval. Raises ValueError for no or non-finite values.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim not in (1, 2) or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs finite values, (nodes,) or (nodes, images): got shape {values.shape}")
+    n, mean = len(values), float(values.mean())
+    if n < FEWEST_FOR_INTERVAL:
+        return Interval(mean, np.nan, np.nan, n)
+    if values.ndim == 1 or values.shape[1] == 1:
+        variance, freedom = float(values.reshape(n).var(ddof=1)) / n, n - 1.0
+    else:
+        variance, freedom = _crossed(values)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def _crossed(values: np.ndarray) -> tuple[float, float]:
+    """Variance of the grand mean of (nodes, images), both random, and its degrees of freedom."""
+    n, m = values.shape
+    rows, columns = values.mean(1), values.mean(0)
+    rest = values - rows[:, None] - columns[None, :] + values.mean()
+    squares = np.array([m * rows.var(ddof=1), n * columns.var(ddof=1), (rest**2).sum() / ((n - 1) * (m - 1))])
+    freedoms = np.array([n - 1, m - 1, (n - 1) * (m - 1)])
+    signs = np.array([1, 1, -1])
+    # Sampling noise can make the combination smaller than one of its two sources alone: then that one counts.
+    if signs @ squares <= squares[:2].max():
+        larger = int(squares[:2].argmax())
+        return float(squares[larger]) / (n * m), float(freedoms[larger])
+    total = float(signs @ squares)
+    freedom = total**2 / float((squares**2 / freedoms).sum())
+    return total / (n * m), freedom
