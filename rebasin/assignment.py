@@ -21,7 +21,8 @@ def solve_assignment(scores: Tensor) -> Tensor:
         raise ValueError(f"scores must be square matrices, got shape {tuple(scores.shape)}")
     if not torch.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinite values")
-    matrices = scores.detach().cpu().reshape(-1, *scores.shape[-2:]).numpy()
+    # scipy solves in float64 whatever it is given.
+    matrices = scores.detach().to("cpu", torch.float64).reshape(-1, *scores.shape[-2:]).numpy()
 
     def solve(matrix: np.ndarray) -> np.ndarray:
         return linear_sum_assignment(matrix, maximize=True)[1]

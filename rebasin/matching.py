@@ -65,8 +65,12 @@ def weight_matching(
     for key in spec.axes:
         if a[key].shape != b[key].shape:
             raise ValueError(f"{key!r}: a has shape {tuple(a[key].shape)}, b has {tuple(b[key].shape)}")
+        if a[key].dtype != b[key].dtype:
+            raise ValueError(f"{key!r}: a is {a[key].dtype}, b is {b[key].dtype}")
     pairs = batch.numel()
-    chunk = chunk or pairs
+    chunk = pairs if chunk is None else chunk
+    if pairs < 1 or chunk < 1:
+        raise ValueError(f"nothing to match: {pairs} pairs, {chunk} at once")
     flat_a, flat_b = (
         {key: t.reshape(pairs, *t.shape[len(batch) :]) for key, t in weights.items()} for weights in (a, b)
     )

@@ -14,7 +14,9 @@ from rebasin.progress import track
 
 
 def interpolate(a: Weights, b: Weights, lam: float) -> dict[str, Tensor]:
-    """The point ``(1 - lam) a + lam b``; the two share keys and shapes."""
+    """The point ``(1 - lam) a + lam b``. Raises ValueError, naming the first key, if the two have different keys."""
+    for key in a.keys() ^ b.keys():
+        raise ValueError(f"{key!r} is in one of the two models only")
     return {key: torch.lerp(a[key], b[key], lam) for key in a}
 
 
@@ -151,7 +153,7 @@ def merge_hierarchical(
                     moved = found.permutation.indices[group][..., pair, :]
                     held[..., leaf, :] = torch.take_along_dim(held[..., leaf, :], moved, -1)
         owned = [(len(leaves[i]), len(leaves[j])) for i, j in zip(first, second, strict=True)]
-        share = torch.tensor([right / (left + right) for left, right in owned], device=device)
+        share = torch.tensor([right / (left + right) for left, right in owned], dtype=torch.float64, device=device)
         passed = take(odd)
         nodes = {key: torch.cat([_lerp(a[key], b[key], share, axis), passed[key]], axis) for key in nodes}
         leaves = [leaves[i] + leaves[j] for i, j in zip(first, second, strict=True)] + [leaves[i] for i in odd]
@@ -167,6 +169,6 @@ def _lerp(a: Tensor, b: Tensor, share: Tensor, axis: int) -> Tensor:
 def _group_shape(spec: PermutationSpec, models: Weights) -> torch.Size:
     """``*batch`` of models stacked along a last leading axis, (*batch, n)."""
     shape = spec.batch_shape(models, "models")
-    if not len(shape) or not shape[-1]:
+    if not len(shape) or not shape.numel():
         raise ValueError("no models to merge: weights need a leading axis of one model or more")
     return shape[:-1]

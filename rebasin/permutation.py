@@ -34,13 +34,22 @@ class PermutationSpec:
             for group in named:
                 if group not in self.sizes:
                     raise ValueError(f"{key!r} names the group {group!r}, which has no size")
+        used = {group for groups in self.axes.values() for group in groups}
+        for group in self.sizes:
+            if group not in used:
+                raise ValueError(f"group {group!r} has a size, but no parameter carries it")
 
     @classmethod
     def feed_forward(cls, model: nn.Module) -> PermutationSpec:
         """The spec of a plain chain of linear layers: one group per hidden layer.
 
-        Raises ValueError if the model has parameters outside ``nn.Linear``, or its layers do not form a chain.
+        Raises ValueError if the model is no ``nn.Sequential`` of linear layers and parts without parameters, or the
+        layers do not form a chain.
         """
+        for name, module in model.named_modules():
+            if not isinstance(module, nn.Sequential) and next(module.children(), None) is not None:
+                what = f"{name!r}, a {type(module).__name__}" if name else f"a {type(module).__name__}"
+                raise ValueError(f"not a plain feed-forward network: {what} is no nn.Sequential of layers in order")
         layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         axes: dict[str, tuple[str | None, ...]] = {}
         sizes: dict[str, int] = {}
@@ -111,6 +120,8 @@ class Permutation:
         if self.indices.keys() != self.spec.sizes.keys():
             raise ValueError(f"groups {sorted(self.indices)} given, the spec has {sorted(self.spec.sizes)}")
         for group, index in self.indices.items():
+            if index.dtype != torch.int64:
+                raise ValueError(f"group {group!r}: indices must be int64, got {index.dtype}")
             units = torch.arange(self.spec.sizes[group], device=index.device)
             if index.shape[-1:] != units.shape or not (index.sort(-1).values == units).all():
                 raise ValueError(f"group {group!r}: not a permutation of {self.spec.sizes[group]} units")
@@ -148,7 +159,12 @@ class Permutation:
         return Permutation(self.spec, {group: index.argsort(-1) for group, index in self.indices.items()})
 
     def compose(self, first: Permutation) -> Permutation:
-        """``first``, then this one: ``p.compose(q).apply(w) == p.apply(q.apply(w))``."""
+        """``first``, then this one: ``p.compose(q).apply(w) == p.apply(q.apply(w))``.
+
+        Raises ValueError if the two are of different specs.
+        """
+        if first.spec != self.spec:
+            raise ValueError("the two permutations are of different specs")
         return Permutation(
             self.spec, {g: torch.take_along_dim(first.indices[g], index, -1) for g, index in self.indices.items()}
         )

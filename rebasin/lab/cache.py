@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import io
 import json
 import os
-import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +48,7 @@ def cached(kind: str, key: str, build: Callable[[], Any]) -> Any:
 
 
 def code_fingerprint(*modules: str) -> str:
-    """A fingerprint of what these modules do: comments, docstrings and blank lines do not count."""
+    """A fingerprint of what these modules do: comments, docstrings and layout do not count."""
     return fingerprint(*(bare_code(_source(name)) for name in sorted(modules)))
 
 
@@ -85,15 +83,19 @@ def _source(name: str) -> str:
 
 
 def bare_code(source: str) -> str:
-    """The source without docstrings, comments and blank lines, the same under every Python version."""
-    lines = source.splitlines(keepends=True)
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column] + "\n"
-    for node in ast.walk(ast.parse(source)):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    """What the source does: its syntax tree without docstrings, written alike under every Python version."""
+
+    def written(node: Any) -> str:
+        if isinstance(node, list):
+            return f"[{' '.join(written(part) for part in node)}]"
+        if not isinstance(node, ast.AST):
+            return repr(node)
+        fields = dict(ast.iter_fields(node))
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            fields["body"] = fields["body"][1:]
+        # Later versions add fields, which are empty for code that earlier ones can read.
+        told = (f"{name}={written(value)}" for name, value in fields.items() if value is not None and value != [])
+        return f"{type(node).__name__}({' '.join(told)})"
+
+    return written(ast.parse(source))

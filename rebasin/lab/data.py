@@ -116,7 +116,7 @@ def _cifar10() -> Dataset:
 def _opened(kind: type, folder: Path, download: bool, train: bool):
     try:
         return kind(root=folder, train=train, download=download)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # missing, or cut short somewhere
         raise RuntimeError(
             f"{kind.__name__} could not be had from {folder}: {error}. Without a network, let REBASIN_DATA name a "
             "folder that holds it"
@@ -138,13 +138,18 @@ def _cifar10_from_images(source: Path) -> Dataset:
         labels: dict[str, list] = {"train": [], "test": []}
         with track(60000, "decode CIFAR-10", "image") as bar:
             for name, content in _image_files(source):
-                split, label = name.split("/")[-3:-1]
+                split, label = ["", "", *name.split("/")][-3:-1]
                 if split not in images or label not in CIFAR10_CLASSES:
                     raise RuntimeError(f"{source}: {name!r} is not <train or test>/<class>/<image>")
                 try:
-                    images[split].append(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+                    image = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
                 except (UnidentifiedImageError, OSError) as error:
                     raise RuntimeError(f"{source}: the image {name!r} is corrupt ({error})") from error
+                if image.shape != (32, 32, 3):
+                    raise RuntimeError(
+                        f"{source}: the image {name!r} is {image.shape[1]} x {image.shape[0]}, not 32 x 32"
+                    )
+                images[split].append(image)
                 labels[split].append(CIFAR10_CLASSES.index(label))
                 bar.update()
         if not images["train"] or not images["test"]:
@@ -168,9 +173,7 @@ def _image_files(source: Path):
     try:
         with tarfile.open(source) as archive:
             contents = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise RuntimeError(f"the archive {source} is corrupt: {error}") from error
-    except Exception as error:  # lzma and zlib each raise an error class of their own
+    except Exception as error:  # tarfile, lzma and zlib each raise an error class of their own
         raise RuntimeError(f"the archive {source} is corrupt: {error}") from error
     yield from sorted(contents.items())
 

@@ -10,6 +10,7 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from rebasin.lab.data import Split
+from rebasin.lab.device import pick_device
 from rebasin.merging import interpolate
 from rebasin.permutation import Weights
 from rebasin.progress import track
@@ -25,15 +26,16 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, weights: Weights, split: Split, device: str = "cpu", chunk: int = 1, batch: int = 5000
+    model: nn.Module, weights: Weights, split: Split, device: str = "auto", chunk: int = 1, batch: int = 5000
 ) -> Evaluation:
     """Evaluate models (n, ...) of one architecture on a split, ``chunk`` models and ``batch`` images at once.
 
-    Raises ValueError for no models, no images, or non-finite outputs.
+    Raises ValueError for no models, no images, or non-finite outputs, RuntimeError for a GPU that is not there.
     """
     n = len(next(iter(weights.values())))
     if not n or not len(split.labels):
         raise ValueError(f"nothing to evaluate: {n} models, {len(split.labels)} images")
+    device = pick_device(device)
     model = model.to(device).eval()
     outputs = vmap(lambda one, x: functional_call(model, one, (x,)), in_dims=(0, None))
     correct = torch.empty(n, len(split.labels), dtype=torch.bool)
@@ -54,7 +56,7 @@ def evaluate(
 
 
 def evaluate_path(
-    model: nn.Module, a: Weights, b: Weights, lams: Tensor, split: Split, device: str = "cpu", chunk: int = 1
+    model: nn.Module, a: Weights, b: Weights, lams: Tensor, split: Split, device: str = "auto", chunk: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Accuracy and mean loss at the points ``(1 - lam) a + lam b`` for pairs (n, ...): (n, points) each."""
     accuracy, loss = [], []

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from rebasin.lab.cache import cache_folder, code_fingerprint, fingerprint, write_atomically
 from rebasin.lab.data import Dataset
+from rebasin.lab.device import pick_device
 from rebasin.lab.models import build, initial_weights
 from rebasin.progress import track
 
@@ -40,15 +41,6 @@ class Trained:
     weights: dict[str, Tensor]
     loss: Tensor
     seconds: Tensor
-
-
-def pick_device(name: str) -> str:
-    """``auto`` is the GPU where there is one. Raises RuntimeError for a GPU that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RuntimeError(f"device {name!r} was asked for, but torch sees no GPU here: use 'cpu' or 'auto'")
-    return name
 
 
 def recipe_key(recipe: Recipe, dataset: Dataset) -> str:
@@ -99,6 +91,7 @@ def train(
                         "seconds": done.seconds[position].clone(),
                     }
                     write_atomically(files[number], lambda partial, kept=kept: torch.save(kept, partial))
+                _checkpoint(folder, numbers, snapshots).unlink(missing_ok=True)
     read = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
     weights = {key: torch.stack([one["weights"][key] for one in read], 1) for key in read[0]["weights"]}
     loss, seconds = (torch.stack([one[key] for one in read]) for key in ("loss", "seconds"))
@@ -131,7 +124,7 @@ def _train_chunk(
     kept: list[dict[str, Tensor]] = []
     losses: list[Tensor] = []
     started = time.monotonic()
-    checkpoint = folder / f"unfinished-{fingerprint(numbers, snapshots)}.pt"
+    checkpoint = _checkpoint(folder, numbers, snapshots)
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=images.device, weights_only=True)
         with torch.no_grad():
@@ -169,9 +162,13 @@ def _train_chunk(
             }
             write_atomically(checkpoint, lambda partial: torch.save(state, partial))  # noqa: B023
             written = time.monotonic()
-    checkpoint.unlink(missing_ok=True)
     seconds = torch.full((len(numbers),), (time.monotonic() - started) / len(numbers))
     return Trained({key: torch.stack([s[key] for s in kept]) for key in kept[0]}, torch.stack(losses, 1), seconds)
+
+
+def _checkpoint(folder: Path, numbers: list[int], snapshots: tuple[int, ...]) -> Path:
+    """Where the unfinished training of these models is kept."""
+    return folder / f"unfinished-{fingerprint(numbers, snapshots)}.pt"
 
 
 def _generator(seed: int, number: int, purpose: int) -> torch.Generator:

@@ -1,0 +1,244 @@
+"""Sentences and tables of the book's chapters, made from results: no number in them is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import pandas as pd
+
+from rebasin.lab import results
+from rebasin.lab.accuracy_figures import barriers, node_drops
+from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, NOT_RUN, REPLICATED, contrast, decide
+from rebasin.lab.figures import LABELS
+from rebasin.lab.merges import ALGORITHMS
+from rebasin.lab.pipeline import STEPS, load_preset
+from rebasin.lab.report import points, runs
+from rebasin.lab.statistics import Interval, interval
+
+# What counts as a zero barrier in this book: points of accuracy, nats of loss.
+ZERO = {"accuracy": 0.5, "loss": 0.02}
+
+
+def hierarchy_facts(run: str) -> dict[str, str]:
+    """The findings of the hierarchy's chapter: one paragraph each, by name."""
+    return {
+        "hierarchy_finding": _hierarchy_finding(run),
+        "drop_finding": _drop_finding(run),
+        "path_finding": _path_finding(run),
+    }
+
+
+def _hierarchy_finding(run: str) -> str:
+    claims = {claim.id: claim for claim in decide(run)}
+    gap = claims["H2"].conditions[0]
+    lost = claims["H3"].conditions[0].effect
+    images = results.read(run, "accuracy", "images")
+    tree, many = (interval(contrast(images, [_term(name, 8)], 8)) for name in ("tree", "merge_many"))
+    title = results.provenance(run, "accuracy")["dataset"]["title"]
+    evidence = (
+        f"eight networks merged into one classify {tree.mean:.1f} % of the test images of {title} correctly by the "
+        f"hierarchy, {many.mean:.1f} % by MergeMany"
+    )
+    if gap.verdict == REPLICATED:
+        opening = f"<strong>The hierarchy beats MergeMany</strong>, as the paper says: {evidence}"
+    elif gap.verdict == NOT_REPLICATED:
+        opening = f"<strong>MergeMany beats the hierarchy</strong>, against the paper's main claim: {evidence}"
+    elif gap.effect.n < FEWEST_FOR_VERDICT:
+        opening = (
+            f"<strong>This run has too few networks to tell the hierarchy from MergeMany</strong> "
+            f"(n = {gap.effect.n}, {FEWEST_FOR_VERDICT} are needed): {evidence}"
+        )
+    else:
+        opening = f"<strong>The hierarchy and MergeMany cannot be told apart</strong>: {evidence}"
+    return (
+        f"{opening}, a gap of {points(gap.effect, signed=True)} points (n = {gap.effect.n}). Both pay for merging: the "
+        f"hierarchy's node is {points(lost)} points below the mean of its own eight networks."
+    )
+
+
+def _drop_finding(run: str) -> str:
+    nodes = results.read(run, "accuracy", "nodes")
+    largest = int(nodes["n_leaves"].max())
+    lost = {a: interval(node_drops(nodes, a, largest, "test", "accuracy")) for a in ALGORITHMS}
+    told = ", ".join(f"{LABELS[a]} {points(drop)}" for a, drop in lost.items())
+    opening = "<strong>The cost grows with every doubling.</strong> " if _grows(nodes) else ""
+    return f"{opening}Points of test accuracy lost by nodes of {largest} leaves (n = {lost['tree'].n}): {told}."
+
+
+def _grows(nodes: pd.DataFrame) -> bool:
+    """Whether the hierarchy and MergeMany each lose more accuracy at every doubling."""
+    sizes = sorted(nodes["n_leaves"].unique())[1:]
+    for algorithm in ("tree", "merge_many"):
+        lost = [node_drops(nodes, algorithm, size, "test", "accuracy").mean() for size in sizes]
+        if lost != sorted(lost):
+            return False
+    return True
+
+
+def _path_finding(run: str) -> str:
+    found = barriers(results.read(run, "accuracy", "paths"))
+    pairs = found[(found["n_leaves"] == 2) & (found["split"] == "test")]
+
+    def height(algorithm: str, metric: str) -> Interval:
+        return interval(pairs[(pairs["algorithm"] == algorithm) & (pairs["metric"] == metric)]["barrier"].to_numpy())
+
+    accuracy, loss = height("tree", "accuracy"), height("tree", "loss")
+    zero = [metric for metric, value in (("accuracy", accuracy), ("loss", loss)) if value.mean < ZERO[metric]]
+    opening = {
+        0: "Matching lowers the barrier between two trained networks but does not remove it",
+        1: f"Matching removes the barrier between two trained networks in {''.join(zero)} alone",
+        2: "Matching removes the barrier between two trained networks",
+    }[len(zero)]
+    return (
+        f"<strong>{opening}</strong>: {points(accuracy)} points of test accuracy are left of "
+        f"{points(height('naive', 'accuracy'))}, and {_nats(loss)} nats of test loss of "
+        f"{_nats(height('naive', 'loss'))} (n = {accuracy.n} pairs; zero means under {ZERO['accuracy']} points or "
+        f"{ZERO['loss']} nats)."
+    )
+
+
+def accuracy_table(run: str) -> pd.DataFrame:
+    """Test accuracy by number of leaves and algorithm, and the hierarchy's gap to MergeMany, as texts."""
+    images = results.read(run, "accuracy", "images")
+    rows = []
+    for size in sorted(images["n_leaves"].unique()):
+        if size == 1:
+            alone = interval(contrast(images, [_term("unmerged", 1)], 1))
+            rows.append({"models": "1 (unmerged)", "hierarchy": points(alone), "n": alone.n})
+            continue
+        row = {"models": size}
+        for algorithm in ALGORITHMS:
+            row[LABELS[algorithm]] = points(interval(contrast(images, [_term(algorithm, size)], size)))
+        gap = interval(contrast(images, [_term("tree", size), _term("merge_many", size, -1)], size))
+        rows.append(row | {"gap": points(gap, signed=True), "n": gap.n})
+    return pd.DataFrame(rows).fillna("")[["models", *(LABELS[a] for a in ALGORITHMS), "gap", "n"]]
+
+
+def _term(algorithm: str, n_leaves: int, weight: int = 1) -> dict[str, object]:
+    return {"algorithm": algorithm, "n_leaves": n_leaves, "weight": weight}
+
+
+def verdict_table(run: str | None, ids: Sequence[str] | None = None) -> pd.DataFrame:
+    """Claims, verdicts and effects as texts: those with these ids, or all."""
+    rows = []
+    for claim in decide(run):
+        if ids is not None and claim.id not in ids:
+            continue
+        effects = [
+            f"{c.name}: {points(c.effect, signed=True)}, bound {c.above:g}, n = {c.effect.n}: <em>{c.verdict}</em>"
+            for c in claim.conditions
+        ]
+        rows.append(
+            {
+                "": claim.id,
+                "claim": f"{claim.claim} <small>({claim.source})</small>",
+                "verdict": claim.verdict if claim.verdict == NOT_RUN else f"<strong>{claim.verdict}</strong>",
+                "effect": "<br>".join(effects) or f"<small>{claim.statistic}</small>",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def barrier_table(run: str) -> pd.DataFrame:
+    """Barriers of pairs by both definitions, on both splits, in accuracy and loss, as texts."""
+    found = barriers(results.read(run, "accuracy", "paths"))
+    rows = []
+    for (algorithm, size, split), group in found.groupby(["algorithm", "n_leaves", "split"]):
+        row = {"path": "two leaves, as they are" if algorithm == "naive" else f"into a node of {size}", "split": split}
+        for metric, unit in (("accuracy", "points"), ("loss", "nats")):
+            one = group[group["metric"] == metric]
+            for column, title in (("barrier", "from mean"), ("above_line", "above line")):
+                value = interval(one[column].to_numpy())
+                row[f"{metric}, {title} ({unit})"] = points(value) if metric == "accuracy" else _nats(value)
+        rows.append(row | {"n": len(group) // 2})
+    return pd.DataFrame(rows)
+
+
+def _nats(value: Interval) -> str:
+    if value.low != value.low:
+        return f"{value.mean:.3f}".replace("-", "−")
+    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]".replace("-", "−")
+
+
+def conditions_table(run: str) -> pd.DataFrame:
+    """Test accuracy of eight-leaf nodes under every recipe, as they are and after REPAIR, as texts."""
+    rows = []
+    for (width, epochs, weight_decay), row in _by_recipe(run).iterrows():
+        text = {"width": width, "epochs": epochs, "weight decay": f"{weight_decay:g}"}
+        text["unmerged"] = f"{row['unmerged', False]:.1f}"
+        for repaired in (False, True):
+            after = " after REPAIR" if repaired else ""
+            for algorithm in ("tree", "merge_many"):
+                text[LABELS[algorithm] + after] = f"{row[algorithm, repaired]:.1f}"
+            gap = row["tree", repaired] - row["merge_many", repaired]
+            text["gap" + after] = f"{gap:+.1f}".replace("-", "−")
+        rows.append(text)
+    return pd.DataFrame(rows)
+
+
+def _by_recipe(run: str) -> pd.DataFrame:
+    """Mean test accuracy in percent: a row per recipe, a column per (algorithm, repaired)."""
+    table = results.read(run, "conditions", "conditions")
+    accuracy = table[table["metric"] == "accuracy"]
+    recipe = ["width", "epochs", "weight_decay"]
+    return 100 * accuracy.pivot_table(index=recipe, columns=["algorithm", "repair"], values="value")
+
+
+def conditions_finding(run: str) -> str:
+    """In how many recipes the hierarchy is ahead of MergeMany, with and without REPAIR."""
+    found = _by_recipe(run)
+    gaps = {flag: found["tree", flag] - found["merge_many", flag] for flag in (False, True)}
+    ahead = {flag: int((gap > 0).sum()) for flag, gap in gaps.items()}
+    made = results.provenance(run, "conditions")
+    trees = made["parameters"]["condition_models"] // 8
+    count = len(found)
+    if not ahead[False] and not ahead[True]:
+        opening = f"Under none of the {count} recipes tried is the hierarchy ahead of MergeMany"
+    elif ahead[False] == ahead[True] == count:
+        opening = f"Under each of the {count} recipes tried the hierarchy is ahead of MergeMany"
+    else:
+        opening = (
+            f"Which of the two is ahead depends on the recipe: the hierarchy in {ahead[False]} of {count} as merged, "
+            f"in {ahead[True]} of {count} after REPAIR"
+        )
+    spread = {flag: f"from {gap.min():+.1f} to {gap.max():+.1f}".replace("-", "−") for flag, gap in gaps.items()}
+    return (
+        f"<strong>{opening}.</strong> The gap at eight leaves lies {spread[False]} points as merged and {spread[True]} "
+        f"after REPAIR ({made['dataset']['title']}; {trees} tree{'s' if trees > 1 else ''} a recipe"
+        f"{', so these are points without intervals' if trees < 4 else ''})."
+    )
+
+
+def conditions_missing(run: str) -> str:
+    """Which recipes of the full plan, that of preset gpu, this run did not reach."""
+    plan = load_preset("gpu")
+    axes = ("condition_widths", "condition_epochs", "condition_weight_decays")
+    made = results.provenance(run, "conditions")
+    if made["dataset"]["name"] != plan["dataset"]:
+        return f"This run is a small one, on {made['dataset']['title']}."
+    missing = set(product(*(plan[axis] for axis in axes))) - set(_by_recipe(run).index)
+    if not missing:
+        return "Every recipe of the plan was run."
+    told = "; ".join(f"width {w}, {e} epochs, weight decay {d:g}" for w, e, d in sorted(missing))
+    return f"Planned and not run here ({len(missing)} of the plan's recipes): {told}."
+
+
+def costs() -> pd.DataFrame:
+    """What every table of the book cost to make, as texts."""
+    rows = []
+    for step in STEPS:
+        for run in runs(step):
+            made = results.provenance(run, step)
+            hardware = made["hardware"]
+            rows.append(
+                {
+                    "run": run,
+                    "notebook": step,
+                    "training": f"{made['training_seconds'] / 60:.1f} min",
+                    "notebook time": f"{made['wall_seconds'] / 60:.1f} min",
+                    "memory": f"{made['peak_memory_gb']:.1f} GB",
+                    "on": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
+                }
+            )
+    return pd.DataFrame(rows).sort_values("run", kind="stable")

@@ -1,0 +1,83 @@
+"""What every chapter needs: which runs to show, a tab for each, and under each what it was measured on."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable
+
+import pandas as pd
+from IPython.display import HTML
+
+from rebasin.lab import results
+from rebasin.lab.statistics import Interval
+
+# The largest first: a chapter takes the first of these that was run.
+PREFERRED = ("gpu", "cpu", "smoke")
+
+
+def runs(name: str) -> list[str]:
+    """The runs that hold the tables of notebook ``name``, the one to show first.
+
+    That is the run ``REBASIN_RUN`` names, else the largest preset that was run; other runs are not shown.
+    """
+    own = os.environ.get("REBASIN_RUN")
+    wanted = ([own] if own else []) + [run for run in PREFERRED if run != own]
+    return [run for run in wanted if results.provenance(run, name) is not None]
+
+
+def shown_run(name: str) -> str:
+    """The run that a chapter speaks of. Raises FileNotFoundError if notebook ``name`` was never run."""
+    found = runs(name)
+    if not found:
+        raise FileNotFoundError(f"no run holds the tables of notebooks/{name}.ipynb: `make reproduce` makes one")
+    return found[0]
+
+
+def tabs(name: str, show: Callable[[str], HTML]) -> HTML:
+    """``show(run)`` for every run of notebook ``name``, each in a tab, with its provenance below it."""
+    parts = []
+    group = f"{name}-{show.__name__}"
+    for position, run in enumerate(runs(name)):
+        item = f"{group}-{run}"
+        checked = ' checked="checked"' if position == 0 else ""
+        parts.append(
+            f'<input{checked} id="{item}" name="{group}" type="radio"><label class="sd-tab-label" for="{item}">{run}'
+            f'</label><div class="sd-tab-content docutils">{show(run).data}{measured_on(run, name)}</div>'
+        )
+    return HTML(f'<div class="sd-tab-set docutils">{"".join(parts)}</div>')
+
+
+def measured_on(run: str, name: str) -> str:
+    """One line of HTML: what a run's tables were measured on, with a link to the notebook that made them."""
+    made = results.provenance(run, name)
+    hardware = made["hardware"]
+    machine = hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores"
+    parameters = made["parameters"]
+    models = parameters.get("n_models") or parameters.get("condition_models")
+    commit = (made["commit"] or "no commit")[:10] + ("" if made["clean"] else " with uncommitted changes")
+    facts = [
+        f"preset {run}",
+        f"{models} {parameters['architecture'].upper()}s",
+        f"{made['dataset']['title']} ({made['dataset']['fingerprint']})",
+        machine,
+        f"commit {commit}",
+        made["date"],
+    ]
+    link = f'<a href="../notebooks/{name}.html">notebooks/{name}.ipynb</a>'
+    return f'<p class="measured-on">Measured on: {html.escape(" · ".join(facts))} · {link}</p>'
+
+
+def table(frame: pd.DataFrame) -> HTML:
+    """A table of ready-made texts, that scrolls inside itself on a phone."""
+    body = frame.to_html(index=False, escape=False, border=0, classes="table", justify="left")
+    return HTML(f'<div class="wide-table">{body}</div>')
+
+
+def points(value: Interval, signed: bool = False) -> str:
+    """An interval in words: ``45.7 [44.9, 46.5]``, the mean alone where there are too few nodes for an interval."""
+    form = "{:+.1f}" if signed else "{:.1f}"
+    if value.low != value.low:
+        return form.format(value.mean).replace("-", "−")
+    text = f"{form} [{form}, {form}]".format(value.mean, value.low, value.high)
+    return text.replace("-", "−")

@@ -1,0 +1,144 @@
+"""A file in the cache is whole or absent, and a code fingerprint changes with the code alone."""
+
+import errno
+
+import pytest
+import torch
+
+from rebasin.lab.cache import bare_code, cached, code_fingerprint, fingerprint, imported_modules, write_atomically
+
+
+def write_half(path):
+    path.write_text("ha")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_no_partial_file(tmp_path):
+    path = tmp_path / "table"
+    path.write_text("old")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_atomically(path, write_half)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_first_write_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="No space left on device"):
+        write_atomically(tmp_path / "table", write_half)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_succeeds_replaces_the_file_and_makes_its_folder(tmp_path):
+    path = tmp_path / "folder" / "table"
+    for content in ("old", "new"):
+        write_atomically(path, lambda partial, content=content: partial.write_text(content))
+        assert path.read_text() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_was_built_once_is_read_the_second_time():
+    built = []
+
+    def build():
+        built.append(torch.arange(3))
+        return {"numbers": built[-1]}
+
+    for _ in range(2):
+        assert cached("kind", "key", build)["numbers"].tolist() == [0, 1, 2]
+    assert len(built) == 1
+    cached("kind", "other key", build)
+    assert len(built) == 2
+
+
+def test_a_build_that_fails_leaves_nothing_in_the_cache():
+    with pytest.raises(ZeroDivisionError):
+        cached("kind", "key", lambda: 1 / 0)
+    assert cached("kind", "key", lambda: {"value": 1}) == {"value": 1}
+
+
+def test_a_fingerprint_depends_on_every_part_and_not_on_the_order_of_a_dict():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    others = [("x", 1), ("x", 2), ("y", 1), (1, "x"), ("x",), (["x", 1],), ("x", "1")]
+    assert len({fingerprint(*parts) for parts in others}) == len(others)
+
+
+PLAIN = """\
+def area(r):
+    if r < 0:
+        return "# no circle"
+    return 3 * r**2
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""A module."""\n\n' + PLAIN,
+        PLAIN.replace("(r):\n", '(r):\n    """The area\n\n    of a circle.\n    """\n'),
+        PLAIN.replace("(r):", "(r):  # of a circle"),
+        PLAIN.replace("    return 3", "    # roughly\n    return 3"),
+        PLAIN.replace("    return 3", "\n\n    return 3"),
+        PLAIN.replace("\n", "  \n"),
+    ],
+)
+def test_docstrings_comments_and_blank_lines_do_not_count(source):
+    assert source != PLAIN
+    assert bare_code(source) == bare_code(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        PLAIN.replace("3", "4"),
+        PLAIN.replace("area", "volume"),
+        PLAIN.replace("# no circle", "# no square"),
+        PLAIN.replace('"# no circle"', '""'),
+        PLAIN.replace("    return 3", "        return 3"),
+        PLAIN.replace("    if r < 0:\n", '    """A circle."""\n    if r <= 0:\n'),
+        PLAIN + "area(1)\n",
+    ],
+)
+def test_code_counts(source):
+    assert source != PLAIN
+    assert bare_code(source) != bare_code(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('class Missing(KeyError): "No key."\n', 'class Missing(ValueError): "No key."\n'),
+        ('def f(x): "Double."; return 2 * x\n', 'def f(x): "Double."; return 3 * x\n'),
+        ('def f(x):\n    "Double."; return 2 * x\n', 'def f(x):\n    "Double."; return 3 * x\n'),
+    ],
+)
+def test_code_on_the_line_of_a_docstring_counts(one, other):
+    assert bare_code(one) != bare_code(other)
+
+
+def test_blank_lines_inside_a_string_count():
+    assert bare_code('text = """a\n\nb"""\n') != bare_code('text = """a\nb"""\n')
+
+
+def test_a_code_fingerprint_does_not_depend_on_the_order_of_the_modules():
+    one, other = "rebasin.matching", "rebasin.merging"
+    assert code_fingerprint(one, other) == code_fingerprint(other, one) != code_fingerprint(one)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from rebasin.merging import merge_many",
+        "from rebasin import merging",
+        "import rebasin.merging",
+        "def later():\n    import rebasin.merging as m",
+    ],
+)
+def test_imports_are_followed_through_one_another(source):
+    found = imported_modules(f"import torch\nfrom pathlib import Path\n{source}\n")
+    # merging imports matching, which imports assignment; none of them knows the lab.
+    assert found >= {"rebasin.merging", "rebasin.matching", "rebasin.assignment", "rebasin.permutation"}
+    assert not any(name.startswith("rebasin.lab") or not name.startswith("rebasin") for name in found)
+
+
+def test_source_without_imports_of_this_package_has_none():
+    assert imported_modules("import torch\nimport rebasin_book\nx = 'import rebasin.merging'\n") == set()
