@@ -10,7 +10,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 BIN := .venv/bin
 
-.PHONY: reproduce book test lint lock clean
+.PHONY: reproduce book test notebooks lock clean
 
 reproduce: .venv/ready  ## train, merge, evaluate at PRESET (smoke, cpu, gpu), then build the book
 	$(BIN)/python -m rebasin.lab.pipeline $(PRESET)
@@ -24,6 +24,9 @@ test: .venv/ready  ## all tests, the notebooks' stored outputs included
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/nbval.cfg notebooks
+
+notebooks: .venv/ready  ## run the notebooks at their defaults and store the outputs that `make test` compares
+	$(BIN)/python -m rebasin.lab.outputs
 
 lock: .venv/ready  ## choose dependency versions anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra test --upgrade \

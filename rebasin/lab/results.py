@@ -84,9 +84,9 @@ def step_key(name: str, parameters: Mapping[str, Any]) -> str:
     Every notebook builds the models it misses, so these cover whatever an earlier notebook would have made.
     """
     cells = [c for c in _code_cells(name) if "parameters" not in c["metadata"].get("tags", [])]
-    sources = [bare_code("".join(cell["source"])) for cell in cells]
-    modules = imported_modules("\n".join(sources)) - BOOKKEEPING
-    return fingerprint(sources, dict(parameters), code_fingerprint(*modules))
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    modules = imported_modules(source) - BOOKKEEPING
+    return fingerprint(bare_code(source), dict(parameters), code_fingerprint(*modules))
 
 
 def results_folder() -> Path:
