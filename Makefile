@@ -6,11 +6,13 @@ PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE
 # An inherited non-interactive backend would silently drop every figure of the book.
 unexport MPLBACKEND
+# Waiting threads sleep rather than spin: beside another busy process, spinning made small networks ten times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 BIN := .venv/bin
 
-.PHONY: reproduce book test notebooks lock clean
+.PHONY: reproduce book test outputs lock clean
 
 reproduce: .venv/ready  ## train, merge, evaluate at PRESET (smoke, cpu, gpu), then build the book
 	$(BIN)/python -m rebasin.lab.pipeline $(PRESET)
@@ -25,7 +27,7 @@ test: .venv/ready  ## all tests, the notebooks' stored outputs included
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/nbval.cfg notebooks
 
-notebooks: .venv/ready  ## run the notebooks at their defaults and store the outputs that `make test` compares
+outputs: .venv/ready  ## store anew what the repository keeps: the notebooks' outputs, the README's picture
 	$(BIN)/python -m rebasin.lab.outputs
 
 lock: .venv/ready  ## choose dependency versions anew

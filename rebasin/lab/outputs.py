@@ -1,23 +1,42 @@
-"""Run the notebooks at their defaults and store their outputs, which the tests compare: ``make notebooks``."""
+"""What the repository stores and tests compare: the notebooks' outputs at their defaults, and the README's picture."""
 
 from __future__ import annotations
 
 import nbformat
 from nbclient import NotebookClient
 
+from rebasin.lab import report, results
+from rebasin.lab.accuracy_figures import accuracy_by_leaves
+from rebasin.lab.cache import ROOT
+from rebasin.lab.figures import house_style
 from rebasin.lab.pipeline import STEPS
-from rebasin.lab.results import NOTEBOOKS
+
+PICTURE = ROOT / "book" / "_static" / "accuracy_by_leaves.svg"
+
+
+def store_notebook(step: str) -> None:
+    """Run a notebook as it is and keep its outputs."""
+    path = results.NOTEBOOKS / f"{step}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    # Times would make every stored notebook differ from the last.
+    NotebookClient(notebook, record_timing=False, resources={"metadata": {"path": results.NOTEBOOKS}}).execute()
+    notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.write(notebook, path)
+
+
+def store_picture() -> None:
+    """Draw the README's picture from the largest run."""
+    nodes = results.read(report.shown_run("accuracy"), "accuracy", "nodes")
+    with house_style():
+        accuracy_by_leaves(nodes).savefig(PICTURE, bbox_inches="tight", facecolor="white", metadata={"Date": None})
 
 
 def main() -> None:
     for step in STEPS:
-        path = NOTEBOOKS / f"{step}.ipynb"
-        notebook = nbformat.read(path, as_version=4)
-        # Times would make every stored notebook differ from the last.
-        NotebookClient(notebook, record_timing=False, resources={"metadata": {"path": NOTEBOOKS}}).execute()
-        notebook.metadata["language_info"] = {"name": "python"}
-        nbformat.write(notebook, path)
-        print(f"stored the outputs of {path.name}", flush=True)
+        store_notebook(step)
+        print(f"stored the outputs of notebooks/{step}.ipynb", flush=True)
+    store_picture()
+    print(f"stored {PICTURE.relative_to(ROOT)}", flush=True)
 
 
 if __name__ == "__main__":

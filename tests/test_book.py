@@ -1,0 +1,379 @@
+"""The book says what the results say: its sentences turn with them, and no measured number is typed into its prose."""
+
+import base64
+import html
+import re
+import time
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from IPython.display import HTML
+from test_claims import SWAPPED, TREE_LOSES, TREE_WINS, plant, planted_images
+
+from rebasin.lab import accuracy_figures, book, chapter, report, results
+from rebasin.lab.cache import ROOT
+from rebasin.lab.claims import NOT_RUN, stated_claims
+from rebasin.lab.data import load
+from rebasin.lab.figures import hierarchy_scheme, house_style, themed
+from rebasin.lab.pipeline import load_preset
+from rebasin.lab.statistics import Interval
+
+# The confidence level is a constant of the code (rebasin/lab/statistics.py), and nothing that was measured.
+ALLOWED = {"95 %"}
+EVEN = {kind: (0.8 if kind[0] in SWAPPED else share) for kind, share in TREE_WINS.items()}
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("REBASIN_RUN", raising=False)
+
+
+def prose(page):
+    """A chapter's Markdown without its front matter, its code cells, and what is set in code or in formulas."""
+    text = (ROOT / "book" / f"{page}.md").read_text()
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"^```\{code-cell\}.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`|\$[^$\n]*\$", "", text)
+
+
+@pytest.mark.parametrize("page", ["index", "hierarchy", "conditions"])
+def test_no_measured_number_is_typed_into_a_chapter(page):
+    found = re.findall(r"\d+[.,]\d+(?: ?%)?|\d+ ?(?:%|percent\b|points\b|nats\b)", prose(page).replace("\n", " "))
+    assert set(found) <= ALLOWED, found
+    assert len(prose(page)) > 200
+
+
+def test_every_page_of_the_contents_is_there():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    pages = [contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])]
+    for page in pages:
+        assert [suffix for suffix in (".md", ".ipynb") if (ROOT / f"{page}{suffix}").is_file()], page
+    assert len(pages) == len(set(pages))
+    written = {path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / "book").glob("*.md")}
+    assert written <= set(pages), "a page that no reader can reach"
+
+
+def curves(middle):
+    """The table ``paths``: pairs of leaves whose accuracy and loss at the midpoint are ``middle[algorithm]``."""
+    rows = []
+    for (algorithm, metric), value in middle.items():
+        ends = 0.9 if metric == "accuracy" else 0.3
+        for node in range(4):
+            for lam, at in ((0.0, ends), (0.5, value + 0.001 * node), (1.0, ends)):
+                rows += [(algorithm, 2, node, split, lam, metric, at) for split in ("train", "test")]
+    return pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "lam", "metric", "value"])
+
+
+HIGH = {
+    ("tree", "accuracy"): 0.7, ("tree", "loss"): 0.6, ("naive", "accuracy"): 0.2, ("naive", "loss"): 2.0
+}  # fmt: skip
+
+
+def plant_accuracy(run, accuracy, trees, middle=HIGH):
+    """Let a run have all tables of notebooks/accuracy.ipynb; losses are twice the errors."""
+    images = planted_images(accuracy, trees)
+    rows = []
+    for one in images.itertuples():
+        share = np.unpackbits(np.frombuffer(one.correct, np.uint8), count=one.images).mean()
+        for metric, value in (("accuracy", share), ("loss", 2 * (1 - share))):
+            rows += [(one.algorithm, one.n_leaves, one.node, split, metric, value) for split in ("train", "test")]
+    nodes = pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "metric", "value"])
+    plant(run, {"images": images, "nodes": nodes, "paths": curves(middle)})
+
+
+def plant_conditions(run, gaps, models=8, **parameters):
+    """Let a run have the tables of notebooks/conditions.ipynb, with these gaps in points: (as merged, after REPAIR)."""
+    rows = []
+    for width, both in zip((32, 64, 128), gaps, strict=False):
+        rows.append((width, 3, 0.0, "unmerged", False, 0, "accuracy", 0.9))
+        for repaired, gap in zip((False, True), both, strict=True):
+            for algorithm, value in (("tree", 0.5 + gap / 100), ("merge_many", 0.5), ("naive", 0.2)):
+                rows.append((width, 3, 0.0, algorithm, repaired, 0, "accuracy", value))
+    columns = ["width", "epochs", "weight_decay", "algorithm", "repair", "node", "metric", "value"]
+    given = results.declared_parameters("conditions") | {"run": run, "condition_models": models} | parameters
+    table = pd.DataFrame(rows, columns=columns)
+    results.finish(results.Experiment("conditions", given, time.monotonic()), load("digits"), {"conditions": table})
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "trees", "opening"),
+    [
+        (TREE_WINS, 8, "<strong>The hierarchy beats MergeMany</strong>, as the paper says: "),
+        (TREE_LOSES, 8, "<strong>MergeMany beats the hierarchy</strong>, against the paper's main claim: "),
+        (EVEN, 8, "<strong>The hierarchy and MergeMany cannot be told apart</strong>: "),
+        (
+            TREE_WINS,
+            7,
+            "<strong>This run has too few networks to tell the hierarchy from MergeMany</strong> "
+            "(n = 7, 8 are needed): ",
+        ),
+        (
+            TREE_LOSES,
+            1,
+            "<strong>This run has too few networks to tell the hierarchy from MergeMany</strong> "
+            "(n = 1, 8 are needed): ",
+        ),
+    ],
+    ids=["wins", "loses", "even", "seven trees", "one tree"],
+)
+def test_the_main_finding_turns_with_the_results(accuracy, trees, opening):
+    plant_accuracy("mine", accuracy, trees)
+    found = chapter.hierarchy_facts("mine")["hierarchy_finding"]
+    assert found.startswith(opening)
+    gap = chapter.decide("mine")[1].conditions[0].effect
+    assert f"a gap of {report.points(gap, signed=True)} points (n = {trees})" in found
+    assert "nan" not in found
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "grows"),
+    [(TREE_WINS, True), (TREE_WINS | {("tree", 4): 0.7}, False), (TREE_WINS | {("merge_many", 4): 0.5}, False)],
+)
+def test_the_cost_is_said_to_grow_only_where_it_does(accuracy, grows):
+    plant_accuracy("mine", accuracy, trees=4)
+    found = chapter.hierarchy_facts("mine")["drop_finding"]
+    assert ("The cost grows with every doubling" in found) == grows
+    assert "Points of test accuracy lost by nodes of 8 leaves (n = 4): hierarchy " in found
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "opening"),
+    [
+        (0.7, 0.6, "Matching lowers the barrier between two trained networks but does not remove it"),
+        (0.899, 0.6, "Matching removes the barrier between two trained networks in accuracy alone"),
+        (0.7, 0.301, "Matching removes the barrier between two trained networks in loss alone"),
+        (0.899, 0.301, "Matching removes the barrier between two trained networks"),
+    ],
+)
+def test_the_barrier_is_said_to_vanish_only_where_it_does(accuracy, loss, opening):
+    plant_accuracy("mine", TREE_WINS, 1, HIGH | {("tree", "accuracy"): accuracy, ("tree", "loss"): loss})
+    found = chapter.hierarchy_facts("mine")["path_finding"]
+    assert found.startswith(f"<strong>{opening}</strong>: ")
+    assert "(n = 4 pairs; zero means under 0.5 points or 0.02 nats)" in found
+
+
+def test_matching_that_raises_the_barrier_is_not_said_to_lower_it():
+    plant_accuracy("mine", TREE_WINS, 1, HIGH | {("tree", "accuracy"): 0.1, ("tree", "loss"): 3.0})
+    assert "lowers the barrier" not in chapter.hierarchy_facts("mine")["path_finding"]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "opening"),
+    [
+        ([(-3, -1), (-0.5, -2)], "Under none of the 2 recipes tried is the hierarchy ahead of MergeMany"),
+        ([(3, 1), (0.5, 2)], "Under each of the 2 recipes tried the hierarchy is ahead of MergeMany"),
+        (
+            [(-3, 1), (-0.5, -2), (1, 2)],
+            "Which of the two is ahead depends on the recipe: "
+            "the hierarchy in 1 of 3 as merged, in 2 of 3 after REPAIR",
+        ),
+    ],
+)
+def test_the_finding_on_recipes_turns_with_the_results(gaps, opening):
+    plant_conditions("mine", gaps)
+    found = chapter.conditions_finding("mine")
+    assert found.startswith(f"<strong>{opening}.</strong> ")
+    plain = sorted(gap for gap, _ in gaps)
+    spread = f"from {plain[0]:+.1f} to {plain[-1]:+.1f} points as merged".replace("-", "−")
+    assert spread in found
+    assert "1 tree a recipe, so these are points without intervals" in found
+
+
+def test_a_run_of_four_trees_a_recipe_is_not_said_to_lack_intervals():
+    plant_conditions("mine", [(1, 1)], models=32)
+    assert "4 trees a recipe)." in chapter.conditions_finding("mine")
+
+
+def test_recipes_that_were_planned_and_not_run_are_told():
+    plant_conditions("mine", [(1, 1)])
+    assert chapter.conditions_missing("mine") == "This run is a small one, on scikit-learn's digits."
+
+
+def test_recipes_of_the_plan_that_a_run_did_not_reach_are_counted(monkeypatch):
+    plan = load_preset("gpu") | {
+        "dataset": "digits", "condition_widths": [32, 64], "condition_epochs": [3], "condition_weight_decays": [0.0]
+    }  # fmt: skip
+    monkeypatch.setattr(chapter, "load_preset", lambda name: plan)
+    plant_conditions("mine", [(1, 1)])
+    told = "Planned and not run here (1 of the plan's recipes): width 64, 3 epochs, weight decay 0."
+    assert chapter.conditions_missing("mine") == told
+    plant_conditions("mine", [(1, 1), (1, 1)])
+    assert chapter.conditions_missing("mine") == "Every recipe of the plan was run."
+
+
+def test_the_verdicts_of_no_run_are_all_open():
+    table = chapter.verdict_table(None)
+    assert list(table[""]) == [claim["id"] for claim in stated_claims()]
+    assert set(table["verdict"]) == {NOT_RUN}
+    assert list(table["effect"]) == [f"<small>{claim['statistic']}</small>" for claim in stated_claims()]
+
+
+def test_the_verdicts_of_a_run_tell_effect_bound_and_n():
+    plant_accuracy("mine", TREE_WINS, 8)
+    table = chapter.verdict_table("mine", ("H1", "H3")).set_index("")
+    assert list(table.index) == ["H1", "H3"]
+    assert set(table["verdict"]) == {"<strong>replicated</strong>"}
+    effect = chapter.decide("mine")[2].conditions[0].effect
+    told = f"drop at 8 leaves above 1 point: {report.points(effect, signed=True)}, bound 1, n = 8: <em>replicated</em>"
+    assert table.loc["H3", "effect"] == told
+
+
+@pytest.mark.parametrize("trees", [1, 8])
+def test_every_table_and_figure_can_be_made_of_few_networks_and_of_many(trees):
+    plant_accuracy("mine", TREE_WINS, trees)
+    plant_conditions("mine", [(-1, 1)], models=8 * trees)
+    nodes, paths = (results.read("mine", "accuracy", name) for name in ("nodes", "paths"))
+    conditions = results.read("mine", "conditions", "conditions")
+    texts = [chapter.accuracy_table("mine"), chapter.barrier_table("mine"), chapter.conditions_table("mine")]
+    for table in texts:
+        assert len(table)
+        assert "nan" not in table.to_string().lower()
+    for draw in (
+        lambda: accuracy_figures.accuracy_by_leaves(nodes),
+        lambda: accuracy_figures.drop_by_leaves(nodes),
+        lambda: accuracy_figures.paths(paths, "test"),
+        lambda: accuracy_figures.gap_by_condition(conditions),
+        hierarchy_scheme,
+    ):
+        assert len(svgs(themed(draw, "alt"))) == 2
+    assert plt.get_fignums() == []
+
+
+def test_the_accuracy_table_has_the_planted_accuracies():
+    plant_accuracy("mine", TREE_WINS, 8)
+    table = chapter.accuracy_table("mine").set_index("models")
+    nodes = results.read("mine", "accuracy", "nodes").query("split == 'test' and metric == 'accuracy'")
+    for column, algorithm in (("hierarchy", "tree"), ("MergeMany", "merge_many"), ("naive average", "naive")):
+        mean = 100 * nodes[(nodes["algorithm"] == algorithm) & (nodes["n_leaves"] == 8)]["value"].mean()
+        assert table.loc[8, column].startswith(f"{mean:.1f} [")
+    assert list(table["n"]) == [64, 16, 8]
+
+
+def parts(shown):
+    """Label and content of each tab, and which of them is open."""
+    labels = re.findall(r'<label class="sd-tab-label" for="[^"]*">([^<]*)</label>', shown.data)
+    contents = shown.data.split('<div class="sd-tab-content docutils">')[1:]
+    checked = ["checked" in tag for tag in re.findall(r"<input[^>]*>", shown.data)]
+    return labels, contents, checked
+
+
+def show(run):
+    return HTML(f"<p>shown of {run}</p>")
+
+
+def test_there_is_a_tab_for_each_run_with_what_it_was_measured_on():
+    for run in ("smoke", "gpu", "other", "cpu"):
+        plant_accuracy(run, TREE_WINS, 1)
+    labels, contents, checked = parts(report.tabs("accuracy", show))
+    assert labels == ["gpu", "cpu", "smoke"], "the largest preset first; runs of somebody's own only when asked for"
+    assert checked == [True, False, False]
+    made = results.provenance("cpu", "accuracy")
+    for run, content in zip(labels, contents, strict=True):
+        assert f"<p>shown of {run}</p>" in content
+        measured = re.search(r'<p class="measured-on">Measured on: (.*)</p>', content)[1]
+        for fact in (f"preset {run}", "8 MLPs", made["date"], (made["commit"] or "no commit")[:10]):
+            assert fact in measured
+        assert html.escape(f"scikit-learn's digits ({made['dataset']['fingerprint']})") in measured
+        assert '<a href="../notebooks/accuracy.html">notebooks/accuracy.ipynb</a>' in measured
+    inputs = re.findall(r'id="([^"]*)"', report.tabs("accuracy", show).data)
+    assert len(inputs) == len(set(inputs)) == 3
+
+
+def test_a_table_from_uncommitted_code_says_so():
+    plant_accuracy("smoke", TREE_WINS, 1)
+    path = results.results_folder() / "smoke" / "accuracy.json"
+    for state in ("true", "false"):
+        path.write_text(re.sub('"clean": (true|false)', f'"clean": {state}', path.read_text()))
+        assert ("with uncommitted changes" in report.measured_on("smoke", "accuracy")) == (state == "false")
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("", ["cpu", "smoke"]),
+        ("mine", ["mine", "cpu", "smoke"]),
+        ("smoke", ["smoke", "cpu"]),
+        ("never", ["cpu", "smoke"]),
+    ],
+)
+def test_a_run_of_ones_own_comes_first_where_it_is_asked_for(monkeypatch, own, expected):
+    for run in ("smoke", "cpu", "mine"):
+        plant_accuracy(run, TREE_WINS, 1)
+    monkeypatch.setenv("REBASIN_RUN", own)
+    assert report.runs("accuracy") == expected
+    assert report.shown_run("accuracy") == expected[0]
+    assert parts(report.tabs("accuracy", show))[0] == expected
+
+
+def test_a_chapter_without_any_run_says_how_to_make_one():
+    with pytest.raises(
+        FileNotFoundError, match="no run holds the tables of notebooks/accuracy.ipynb: `make reproduce`"
+    ):
+        report.shown_run("accuracy")
+
+
+def test_a_book_of_a_run_that_is_not_there_is_refused(monkeypatch):
+    plant_accuracy("smoke", TREE_WINS, 1)
+    monkeypatch.setenv("REBASIN_RUN", "mien")
+    with pytest.raises(SystemExit, match="rebasin: there is no run 'mien' under results/: there are smoke"):
+        book.main()
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [
+        (Interval(45.678, 44.91, 46.54, 8), False, "45.7 [44.9, 46.5]"),
+        (Interval(1.24, -0.31, 2.79, 8), True, "+1.2 [−0.3, +2.8]"),
+        (Interval(-8.55, -9.0, -8.1, 8), False, "−8.6 [−9.0, −8.1]"),
+        (Interval(45.678, np.nan, np.nan, 3), False, "45.7"),
+        (Interval(-1.24, np.nan, np.nan, 1), True, "−1.2"),
+    ],
+)
+def test_an_interval_is_written_with_a_true_minus_and_alone_where_there_is_none(value, signed, text):
+    assert report.points(value, signed) == text
+
+
+def svgs(shown):
+    return [base64.b64decode(part) for part in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", shown.data)]
+
+
+def draw_something():
+    figure, axes = plt.subplots()
+    axes.plot([0, 1], label="line")
+    axes.legend()
+    return figure
+
+
+def test_a_figure_is_drawn_for_light_and_for_dark_pages():
+    shown = themed(draw_something, "a line")
+    light, dark = svgs(shown)
+    assert re.findall(r'<img class="([^"]*)"', shown.data) == ["only-light", "only-dark"]
+    assert b"#1f2328" in light and b"#1f2328" not in dark
+    assert b"#e6e6e6" in dark and b"#e6e6e6" not in light
+    assert plt.get_fignums() == [], "a figure that stays open is kept in memory"
+
+
+def test_what_a_figure_shows_is_told_in_words_whatever_they_are():
+    alt = 'a "line" of <b> & x > 0'
+    shown = themed(draw_something, alt).data
+    assert shown.count(f'alt="{html.escape(alt)}"') == 2
+    assert alt not in shown
+
+
+def test_the_same_figure_is_the_same_file():
+    plant_accuracy("mine", TREE_WINS, 1)
+    nodes = results.read("mine", "accuracy", "nodes")
+    first, second = (themed(lambda: accuracy_figures.accuracy_by_leaves(nodes), "alt").data for _ in range(2))
+    assert first == second
+    assert b"<dc:date>" not in svgs(themed(draw_something, "alt"))[0]
+
+
+def test_the_house_style_ends_with_its_block():
+    before = dict(plt.rcParams)
+    with house_style(dark=True):
+        assert plt.rcParams["text.color"] == "#E6E6E6"
+    assert dict(plt.rcParams) == before
