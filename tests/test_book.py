@@ -164,8 +164,8 @@ def test_matching_that_raises_the_barrier_is_not_said_to_lower_it():
 @pytest.mark.parametrize(
     ("gaps", "opening"),
     [
-        ([(-3, -1), (-0.5, -2)], "Under none of the 2 recipes tried is the hierarchy ahead of MergeMany"),
-        ([(3, 1), (0.5, 2)], "Under each of the 2 recipes tried the hierarchy is ahead of MergeMany"),
+        ([(-3, -1), (-0.5, -2)], "The hierarchy is ahead of MergeMany in none of the 2 recipes tried"),
+        ([(3, 1), (0.5, 2)], "The hierarchy is ahead of MergeMany in all of the 2 recipes tried"),
         (
             [(-3, 1), (-0.5, -2), (1, 2)],
             "Which of the two is ahead depends on the recipe: "

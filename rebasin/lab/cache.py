@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,24 @@ def fingerprint(*parts: Any) -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a temporary file, then rename it: ``path`` is never half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    write_together({path: write})
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """Fill a temporary file for each path, in order, and rename them only when all are written.
+
+    A full disk or a failing writer leaves every old file as it was.
+    """
+    partials = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in writers}
     try:
-        write(partial)
-        partial.replace(path)
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(partials[path])
+        for path, partial in partials.items():
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def cached(kind: str, key: str, build: Callable[[], Any]) -> Any:

@@ -13,8 +13,8 @@ from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, NOT_RUN, REPL
 from rebasin.lab.figures import LABELS
 from rebasin.lab.merges import ALGORITHMS
 from rebasin.lab.pipeline import STEPS, load_preset
-from rebasin.lab.report import points, runs
-from rebasin.lab.statistics import Interval, interval
+from rebasin.lab.report import decimal, points, runs
+from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
 ZERO = {"accuracy": 0.5, "loss": 0.02}
@@ -52,8 +52,8 @@ def _hierarchy_finding(run: str) -> str:
     else:
         opening = f"<strong>The hierarchy and MergeMany cannot be told apart</strong>: {evidence}"
     return (
-        f"{opening}, a gap of {points(gap.effect, signed=True)} points (n = {gap.effect.n}). Both pay for merging: the "
-        f"hierarchy's node is {points(lost)} points below the mean of its own eight networks."
+        f"{opening}, a gap of {points(gap.effect, signed=True)} points (n = {gap.effect.n}). The hierarchy's node lies "
+        f"{points(lost)} points below the mean of its own eight networks."
     )
 
 
@@ -85,11 +85,14 @@ def _path_finding(run: str) -> str:
 
     accuracy, loss = height("tree", "accuracy"), height("tree", "loss")
     zero = [metric for metric, value in (("accuracy", accuracy), ("loss", loss)) if value.mean < ZERO[metric]]
+    lower = accuracy.mean < height("naive", "accuracy").mean and loss.mean < height("naive", "loss").mean
     opening = {
         0: "Matching lowers the barrier between two trained networks but does not remove it",
         1: f"Matching removes the barrier between two trained networks in {''.join(zero)} alone",
         2: "Matching removes the barrier between two trained networks",
     }[len(zero)]
+    if not lower:
+        opening = "Matching does not lower the barrier between two trained networks"
     return (
         f"<strong>{opening}</strong>: {points(accuracy)} points of test accuracy are left of "
         f"{points(height('naive', 'accuracy'))}, and {_nats(loss)} nats of test loss of "
@@ -156,9 +159,8 @@ def barrier_table(run: str) -> pd.DataFrame:
 
 
 def _nats(value: Interval) -> str:
-    if value.low != value.low:
-        return f"{value.mean:.3f}".replace("-", "−")
-    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]".replace("-", "−")
+    mean, low, high = (decimal(bound, 3) for bound in (value.mean, value.low, value.high))
+    return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
 
 
 def conditions_table(run: str) -> pd.DataFrame:
@@ -172,7 +174,7 @@ def conditions_table(run: str) -> pd.DataFrame:
             for algorithm in ("tree", "merge_many"):
                 text[LABELS[algorithm] + after] = f"{row[algorithm, repaired]:.1f}"
             gap = row["tree", repaired] - row["merge_many", repaired]
-            text["gap" + after] = f"{gap:+.1f}".replace("-", "−")
+            text["gap" + after] = decimal(gap, 1, signed=True)
         rows.append(text)
     return pd.DataFrame(rows)
 
@@ -194,15 +196,18 @@ def conditions_finding(run: str) -> str:
     trees = made["parameters"]["condition_models"] // 8
     count = len(found)
     if not ahead[False] and not ahead[True]:
-        opening = f"Under none of the {count} recipes tried is the hierarchy ahead of MergeMany"
+        opening = f"The hierarchy is ahead of MergeMany in none of the {count} recipes tried"
     elif ahead[False] == ahead[True] == count:
-        opening = f"Under each of the {count} recipes tried the hierarchy is ahead of MergeMany"
+        opening = f"The hierarchy is ahead of MergeMany in all of the {count} recipes tried"
     else:
         opening = (
             f"Which of the two is ahead depends on the recipe: the hierarchy in {ahead[False]} of {count} as merged, "
             f"in {ahead[True]} of {count} after REPAIR"
         )
-    spread = {flag: f"from {gap.min():+.1f} to {gap.max():+.1f}".replace("-", "−") for flag, gap in gaps.items()}
+    spread = {
+        flag: f"from {decimal(gap.min(), 1, signed=True)} to {decimal(gap.max(), 1, signed=True)}"
+        for flag, gap in gaps.items()
+    }
     return (
         f"<strong>{opening}.</strong> The gap at eight leaves lies {spread[False]} points as merged and {spread[True]} "
         f"after REPAIR ({made['dataset']['title']}; {trees} tree{'s' if trees > 1 else ''} a recipe"

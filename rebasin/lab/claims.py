@@ -51,10 +51,10 @@ def decide(run: str | None) -> list[Claim]:
     images = None if run is None else results.read(run, "accuracy", "images")
     decided = []
     for stated in stated_claims():
-        rules = stated.pop("conditions") if images is not None else stated.pop("conditions") and []
+        rules = stated.pop("conditions")
         conditions = tuple(
             _condition(rule["name"], rule["above"], interval(contrast(images, rule["contrast"], rule["block"])))
-            for rule in rules
+            for rule in (rules if images is not None else [])
         )
         decided.append(Claim(**stated, conditions=conditions, verdict=combine([c.verdict for c in conditions])))
     return decided
@@ -100,6 +100,8 @@ def contrast(images: pd.DataFrame, terms: Sequence[dict[str, Any]], block: int) 
 def _block_accuracy(images: pd.DataFrame, algorithm: str, n_leaves: int, block: int) -> np.ndarray:
     """Accuracy per block and image, in percent, of one algorithm's nodes of one size: (blocks, images)."""
     chosen = images[(images["algorithm"] == algorithm) & (images["n_leaves"] == n_leaves)].sort_values("node")
+    if chosen["node"].tolist() != list(range(len(chosen))):
+        raise ValueError(f"the {algorithm} nodes of {n_leaves} leaves are not numbered from 0 without a gap")
     per_block = block // n_leaves
     blocks = len(chosen) // per_block
     if not blocks:

@@ -25,12 +25,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("steps", nargs="*", help=f"only these of: {', '.join(STEPS)}")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
     parser.add_argument("--script", action="store_true", help="execute the code cells without a notebook kernel")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
-        given = load_preset(options.preset) | {name: yaml.safe_load(value) for name, value in options.p}
+        given = load_preset(options.preset) | {name: _value(text) for name, text in options.p}
         run_steps(given, options.steps or STEPS, options.script)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"rebasin: {error}")
+
+
+def _value(text: str) -> Any:
+    """A parameter's value as YAML has it, save that YAML takes ``1e-3`` for a word."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def load_preset(name: str) -> dict[str, Any]:

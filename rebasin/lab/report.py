@@ -10,7 +10,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from rebasin.lab import results
-from rebasin.lab.statistics import Interval
+from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval
 
 # The largest first: a chapter takes the first of these that was run.
 PREFERRED = ("gpu", "cpu", "smoke")
@@ -39,10 +39,10 @@ def tabs(name: str, show: Callable[[str], HTML]) -> HTML:
     parts = []
     group = f"{name}-{show.__name__}"
     for position, run in enumerate(runs(name)):
-        item = f"{group}-{run}"
+        item, label = html.escape(f"{group}-{run}"), html.escape(run)
         checked = ' checked="checked"' if position == 0 else ""
         parts.append(
-            f'<input{checked} id="{item}" name="{group}" type="radio"><label class="sd-tab-label" for="{item}">{run}'
+            f'<input{checked} id="{item}" name="{group}" type="radio"><label class="sd-tab-label" for="{item}">{label}'
             f'</label><div class="sd-tab-content docutils">{show(run).data}{measured_on(run, name)}</div>'
         )
     return HTML(f'<div class="sd-tab-set docutils">{"".join(parts)}</div>')
@@ -76,8 +76,11 @@ def table(frame: pd.DataFrame) -> HTML:
 
 def points(value: Interval, signed: bool = False) -> str:
     """An interval in words: ``45.7 [44.9, 46.5]``, the mean alone where there are too few nodes for an interval."""
-    form = "{:+.1f}" if signed else "{:.1f}"
-    if value.low != value.low:
-        return form.format(value.mean).replace("-", "−")
-    text = f"{form} [{form}, {form}]".format(value.mean, value.low, value.high)
-    return text.replace("-", "−")
+    mean, low, high = (decimal(bound, 1, signed) for bound in (value.mean, value.low, value.high))
+    return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
+
+
+def decimal(value: float, places: int, signed: bool = False) -> str:
+    """A number with a true minus sign, and no sign where it is rounded to zero."""
+    text = f"{value:{'+' if signed else ''}.{places}f}"
+    return text.lstrip("+-") if not text.strip("+-0.") else text.replace("-", "−")

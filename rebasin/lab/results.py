@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from rebasin.lab.cache import ROOT, bare_code, code_fingerprint, fingerprint, imported_modules, write_atomically
+from rebasin.lab.cache import ROOT, bare_code, code_fingerprint, fingerprint, imported_modules, write_together
 from rebasin.lab.data import Dataset
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -99,24 +100,35 @@ def finish(
 ) -> None:
     """Write the tables as results/<run>/<notebook>-<table>.parquet, and their provenance beside them.
 
-    ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook. The provenance
-    is written last and names each table's content, so that a table of an interrupted write is never taken for whole.
+    ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook. All files are
+    written before any takes its place, and the provenance names each table's content: what is read is whole.
     """
     folder = results_folder() / experiment.parameters["run"]
-    digests = {}
-    for table, frame in tables.items():
-        path = folder / f"{experiment.name}-{table}.parquet"
-        write_atomically(path, lambda partial, frame=frame: frame.to_parquet(partial, index=False))
-        digests[table] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    provenance = {
+    digests: dict[str, str] = {}
+
+    def write_table(table: str, path: Path) -> None:
+        tables[table].to_parquet(path, index=False)
+        digests[table] = _digest(path)
+
+    def write_provenance(path: Path) -> None:
+        path.write_text(json.dumps(_provenance(experiment, dataset, digests, training_seconds), indent=1) + "\n")
+
+    writers = {folder / f"{experiment.name}-{table}.parquet": partial(write_table, table) for table in tables}
+    write_together(writers | {folder / f"{experiment.name}.json": write_provenance})
+
+
+def _provenance(
+    experiment: Experiment, dataset: Dataset, digests: Mapping[str, str], training_seconds: float
+) -> dict[str, Any]:
+    return {
         "notebook": f"notebooks/{experiment.name}.ipynb",
         "key": step_key(experiment.name, experiment.parameters),
         "parameters": experiment.parameters,
-        "tables": digests,
+        "tables": dict(digests),
         "dataset": {"name": dataset.name, "title": dataset.title, "fingerprint": dataset.fingerprint},
         "commit": _git("rev-parse", "HEAD"),
         "clean": _git("status", "--porcelain", "--untracked-files=no") == "",
-        "claims": hashlib.sha256(CLAIMS.read_bytes()).hexdigest()[:16],
+        "claims": _digest(CLAIMS),
         "date": datetime.date.today().isoformat(),
         "hardware": _hardware(),
         "versions": {
@@ -127,8 +139,6 @@ def finish(
         "wall_seconds": round(time.monotonic() - experiment.started, 1),
         "peak_memory_gb": round(_peak_memory() / 1e9, 2),
     }
-    text = json.dumps(provenance, indent=1) + "\n"
-    write_atomically(folder / f"{experiment.name}.json", lambda partial: partial.write_text(text))
 
 
 def read(run: str, name: str, table: str) -> pd.DataFrame:
@@ -136,7 +146,7 @@ def read(run: str, name: str, table: str) -> pd.DataFrame:
     path = results_folder() / run / f"{name}-{table}.parquet"
     if provenance(run, name) is None or not path.exists():
         raise FileNotFoundError(f"no table {table!r} of notebook {name!r} in run {run!r} ({path.parent})")
-    if hashlib.sha256(path.read_bytes()).hexdigest()[:16] != provenance(run, name)["tables"].get(table):
+    if _digest(path) != provenance(run, name)["tables"].get(table):
         raise ValueError(f"{path} is not the table that {name}.json was written with: run the notebook again")
     return pd.read_parquet(path)
 
@@ -152,8 +162,12 @@ def is_current(run: str, name: str, key: str) -> bool:
     made = provenance(run, name)
     if made is None or made["key"] != key:
         return False
-    folder = results_folder() / run
-    return all((folder / f"{name}-{table}.parquet").exists() for table in made["tables"])
+    files = {results_folder() / run / f"{name}-{table}.parquet": digest for table, digest in made["tables"].items()}
+    return all(path.exists() and _digest(path) == digest for path, digest in files.items())
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _code_cells(name: str) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def interval(values: np.ndarray) -> Interval:
     else:
         variance, freedom = _crossed(values)
     half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
-    return Interval(mean, mean - half, mean + half, n)
+    return Interval(mean, float(mean - half), float(mean + half), n)
 
 
 def _crossed(values: np.ndarray) -> tuple[float, float]:
