@@ -14,9 +14,12 @@ from rebasin.progress import track
 
 
 def interpolate(a: Weights, b: Weights, lam: float) -> dict[str, Tensor]:
-    """The point ``(1 - lam) a + lam b``. Raises ValueError, naming the first key, if the two have different keys."""
-    for key in a.keys() ^ b.keys():
-        raise ValueError(f"{key!r} is in one of the two models only")
+    """The point ``(1 - lam) a + lam b``. Raises ValueError, naming the first key, if keys or shapes differ."""
+    for key in [*a, *b]:
+        if key not in a or key not in b:
+            raise ValueError(f"{key!r} is in one of the two models only")
+        if a[key].shape != b[key].shape:
+            raise ValueError(f"{key!r}: a has shape {tuple(a[key].shape)}, b has {tuple(b[key].shape)}")
     return {key: torch.lerp(a[key], b[key], lam) for key in a}
 
 

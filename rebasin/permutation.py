@@ -15,6 +15,13 @@ from torch import Tensor, nn
 Weights = Mapping[str, Tensor]
 
 
+# Functions of one unit at a time: they commute with every permutation of the units.
+UNITWISE = (
+    nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Tanh, nn.Sigmoid,
+    nn.Hardtanh, nn.Identity, nn.Dropout,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PermutationSpec:
     """The permutation group of each axis of each parameter (Git Re-Basin, section 3.1).
@@ -43,14 +50,20 @@ class PermutationSpec:
     def feed_forward(cls, model: nn.Module) -> PermutationSpec:
         """The spec of a plain chain of linear layers: one group per hidden layer.
 
-        Raises ValueError if the model is no ``nn.Sequential`` of linear layers and parts without parameters, or the
-        layers do not form a chain.
+        Raises ValueError unless the model is an ``nn.Sequential`` that holds, from the first linear layer on, nothing
+        but linear layers that form a chain and functions that act on each unit alone.
         """
         for name, module in model.named_modules():
             if not isinstance(module, nn.Sequential) and next(module.children(), None) is not None:
                 what = f"{name!r}, a {type(module).__name__}" if name else f"a {type(module).__name__}"
                 raise ValueError(f"not a plain feed-forward network: {what} is no nn.Sequential of layers in order")
-        layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        parts = [(name, part) for name, part in model.named_modules() if not isinstance(part, nn.Sequential)]
+        layers = [(name, part) for name, part in parts if isinstance(part, nn.Linear)]
+        first = next((i for i, (_, part) in enumerate(parts) if isinstance(part, nn.Linear)), len(parts))
+        for name, part in parts[first:]:
+            if not isinstance(part, (nn.Linear, *UNITWISE)):
+                what = f"{name!r}, a {type(part).__name__},"
+                raise ValueError(f"not a plain feed-forward network: {what} is not known to act on each unit alone")
         axes: dict[str, tuple[str | None, ...]] = {}
         sizes: dict[str, int] = {}
         below: str | None = None
@@ -159,14 +172,14 @@ class Permutation:
         return Permutation(self.spec, {group: index.argsort(-1) for group, index in self.indices.items()})
 
     def compose(self, first: Permutation) -> Permutation:
-        """``first``, then this one: ``p.compose(q).apply(w) == p.apply(q.apply(w))``.
+        """``first``, then this one: ``p.compose(q).apply(w) == p.apply(q.apply(w))``; leading axes are broadcast.
 
         Raises ValueError if the two are of different specs.
         """
         if first.spec != self.spec:
             raise ValueError("the two permutations are of different specs")
         return Permutation(
-            self.spec, {g: torch.take_along_dim(first.indices[g], index, -1) for g, index in self.indices.items()}
+            self.spec, {g: permute_axis(first.indices[g], index, 0, own_axes=1) for g, index in self.indices.items()}
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from rebasin.permutation import Weights
+from rebasin.permutation import PermutationSpec, Weights
 
 
 @torch.no_grad()
@@ -16,13 +16,19 @@ def repair(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor) 
     ``merged`` is (b, ...) and ``parents`` (b, n, ...), already in the merge's basin: unit i of each parent is unit i of
     the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each hidden unit's pre-activation is given the
     parents' average mean and average standard deviation over the inputs; the output layer stays. Units that never
-    vary in the merge are shifted alone. Raises ValueError for fewer than two inputs.
+    vary in the merge are shifted alone. Raises ValueError for fewer than two inputs, a hidden layer without a bias,
+    and weights that do not fit the model.
     """
     if len(inputs) < 2:
         raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {len(inputs)}")
+    spec = PermutationSpec.feed_forward(model)
+    spec.batch_shape(merged, "the merge")
+    spec.batch_shape(parents, "the parents")
     repaired = {key: tensor.clone() for key, tensor in merged.items()}
     hidden = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][:-1]
     for name in hidden:
+        if f"{name}.bias" not in repaired:
+            raise ValueError(f"REPAIR shifts units by their bias, and {name!r} has none")
         goal_mean, goal_std = (s.mean(1) for s in _statistics(model, name, parents, inputs))
         mean, std = _statistics(model, name, repaired, inputs)
         scale = torch.where(std > 0, goal_std / std, torch.ones_like(std))

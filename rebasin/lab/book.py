@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rebasin.lab import results
 from rebasin.lab.cache import ROOT
+from rebasin.lab.pipeline import STEPS
 
 # What a failed cell leaves on a page even where the build itself does not notice.
 FAILURE = "Traceback (most recent call last)"
@@ -19,6 +20,9 @@ def main() -> None:
     if own and not (results.results_folder() / own).is_dir():
         there = sorted(path.name for path in results.results_folder().glob("*/"))
         sys.exit(f"rebasin: there is no run {own!r} under results/: there are {', '.join(there) or 'none'}")
+    for step in STEPS if own else ():
+        if results.provenance(own, step) is None:
+            print(f"run {own} has no tables of notebooks/{step}.ipynb: chapters that need them show another run")
     command = [str(Path(sys.executable).parent / "jupyter-book"), "build", ".", "--warningiserror", "--nitpick"]
     print("building the book ...", flush=True)
     built = subprocess.run([*command, "--keep-going", "--all"], cwd=ROOT, capture_output=True, text=True)

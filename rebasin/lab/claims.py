@@ -47,17 +47,26 @@ def stated_claims() -> list[dict[str, Any]]:
 
 
 def decide(run: str | None) -> list[Claim]:
-    """Every claim with its verdict on a run; with None, for no run at all, every verdict is "not run yet"."""
+    """Every claim with its verdict on a run; with None, for no run at all, every verdict is "not run yet".
+
+    A condition that the run has no nodes for is left out.
+    """
     images = None if run is None else results.read(run, "accuracy", "images")
     decided = []
     for stated in stated_claims():
         rules = stated.pop("conditions")
         conditions = tuple(
             _condition(rule["name"], rule["above"], interval(contrast(images, rule["contrast"], rule["block"])))
-            for rule in (rules if images is not None else [])
+            for rule in rules
+            if images is not None and all(_has_block(images, term, rule["block"]) for term in rule["contrast"])
         )
         decided.append(Claim(**stated, conditions=conditions, verdict=combine([c.verdict for c in conditions])))
     return decided
+
+
+def _has_block(images: pd.DataFrame, term: dict[str, Any], block: int) -> bool:
+    chosen = (images["algorithm"] == term["algorithm"]) & (images["n_leaves"] == term["n_leaves"])
+    return int(chosen.sum()) * term["n_leaves"] >= block
 
 
 def _condition(name: str, above: float, effect: Interval) -> Condition:

@@ -29,9 +29,6 @@ class Split:
     images: Tensor
     labels: Tensor
 
-    def to(self, device: str | torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device))
-
     def sample(self, m: int, seed: int = 0) -> Split:
         """``m`` of the images, the same ones for the same seed; all where there are no more."""
         chosen = np.random.default_rng(seed).permutation(len(self.labels))[:m]

@@ -27,7 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--script", action="store_true", help="execute the code cells without a notebook kernel")
     options = parser.parse_intermixed_args(arguments)
     try:
-        given = load_preset(options.preset) | {name: _value(text) for name, text in options.p}
+        changed = {name: _value(text) for name, text in options.p}
+        if changed and "run" not in changed:
+            raise ValueError(
+                f"results/{options.preset} is for the preset as it is: name a run of your own, -p run NAME"
+            )
+        given = load_preset(options.preset) | changed
         run_steps(given, options.steps or STEPS, options.script)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"rebasin: {error}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
@@ -19,11 +20,13 @@ PREFERRED = ("gpu", "cpu", "smoke")
 def runs(name: str) -> list[str]:
     """The runs that hold the tables of notebook ``name``, the one to show first.
 
-    That is the run ``REBASIN_RUN`` names, else the largest preset that was run; other runs are not shown.
+    That is the run ``REBASIN_RUN`` names, else the largest preset that was run. Other runs are not shown, nor a
+    reference run, cpu or gpu, that was made with uncommitted changes.
     """
     own = os.environ.get("REBASIN_RUN")
     wanted = ([own] if own else []) + [run for run in PREFERRED if run != own]
-    return [run for run in wanted if results.provenance(run, name) is not None]
+    made = {run: results.provenance(run, name) for run in wanted}
+    return [run for run, told in made.items() if told and (told["clean"] or run in (own, "smoke"))]
 
 
 def shown_run(name: str) -> str:
@@ -36,6 +39,8 @@ def shown_run(name: str) -> str:
 
 def tabs(name: str, show: Callable[[str], HTML]) -> HTML:
     """``show(run)`` for every run of notebook ``name``, each in a tab, with its provenance below it."""
+    if not runs(name):
+        return HTML("<p>Not run yet.</p>")
     parts = []
     group = f"{name}-{show.__name__}"
     for position, run in enumerate(runs(name)):
@@ -56,9 +61,13 @@ def measured_on(run: str, name: str) -> str:
     parameters = made["parameters"]
     models = parameters.get("n_models") or parameters.get("condition_models")
     commit = (made["commit"] or "no commit")[:10] + ("" if made["clean"] else " with uncommitted changes")
+    if made["key"] != results.step_key(name, results.declared_parameters(name) | parameters):
+        commit += ", the code has changed since"
+    if made["claims"] != results.claims_digest():
+        commit += ", the rules of the claims have changed since"
     facts = [
-        f"preset {run}",
-        f"{models} {parameters['architecture'].upper()}s",
+        f"run {run}",
+        f"{models} {parameters['architecture'].upper()}s, {_recipe(parameters)}",
         f"{made['dataset']['title']} ({made['dataset']['fingerprint']})",
         machine,
         f"commit {commit}",
@@ -66,6 +75,15 @@ def measured_on(run: str, name: str) -> str:
     ]
     link = f'<a href="../notebooks/{name}.html">notebooks/{name}.ipynb</a>'
     return f'<p class="measured-on">Measured on: {html.escape(" · ".join(facts))} · {link}</p>'
+
+
+def _recipe(parameters: Mapping[str, Any]) -> str:
+    """How the models were trained, as far as it is one recipe."""
+    told = [f"width {parameters['width']}, {parameters['epochs']} epochs"] if "epochs" in parameters else []
+    told += [f"batch {parameters['batch_size']}", f"Adam at {parameters['learning_rate']:g}"]
+    if "weight_decay" in parameters:
+        told.append(f"weight decay {parameters['weight_decay']:g}")
+    return ", ".join(told)
 
 
 def table(frame: pd.DataFrame) -> HTML:

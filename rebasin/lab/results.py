@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -35,17 +36,19 @@ VERSIONS = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn")
 
 @dataclass(frozen=True)
 class Experiment:
-    """One execution of a notebook: its name, its checked parameters, and when it began."""
+    """One execution of a notebook: its name, its checked parameters, when it began, and the code as it was then."""
 
     name: str
     parameters: dict[str, Any]
     started: float
+    code: dict[str, Any]
 
 
 def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
     """Check the parameters that notebook ``name`` was given, found in its ``globals()``.
 
-    Raises ValueError for a parameter that the notebook does not have, or of another type than its default.
+    Raises ValueError for a parameter that the notebook does not have, or of another type than its default, and for
+    a run whose name is no plain folder name.
     """
     declared = declared_parameters(name)
     for source in namespace.get("In", []):
@@ -58,7 +61,23 @@ def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
         if not isinstance(values[key], accepted) or isinstance(values[key], bool) != isinstance(default, bool):
             kind = type(default).__name__
             raise ValueError(f"parameter {key!r} must be of type {kind}, as {default!r} is: got {values[key]!r}")
-    return Experiment(name, values, time.monotonic())
+    if not re.fullmatch(r"\w[\w.-]*", values["run"]):
+        raise ValueError(
+            f"run must be a plain folder name, of letters, digits, '_', '.' and '-': got {values['run']!r}"
+        )
+    # Read now: the files may be edited while a long run goes on.
+    code = {
+        "key": step_key(name, values),
+        "commit": _git("rev-parse", "HEAD"),
+        "clean": _git("status", "--porcelain", "--untracked-files=no") == "",
+        "claims": claims_digest(),
+    }
+    return Experiment(name, values, time.monotonic(), code)
+
+
+def claims_digest() -> str:
+    """A fingerprint of the file that holds the claims and their rules."""
+    return _digest(CLAIMS)
 
 
 def declared_parameters(name: str) -> dict[str, Any]:
@@ -122,18 +141,15 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "notebook": f"notebooks/{experiment.name}.ipynb",
-        "key": step_key(experiment.name, experiment.parameters),
+        **experiment.code,
         "parameters": experiment.parameters,
         "tables": dict(digests),
         "dataset": {"name": dataset.name, "title": dataset.title, "fingerprint": dataset.fingerprint},
-        "commit": _git("rev-parse", "HEAD"),
-        "clean": _git("status", "--porcelain", "--untracked-files=no") == "",
-        "claims": _digest(CLAIMS),
         "date": datetime.date.today().isoformat(),
         "hardware": _hardware(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in VERSIONS},
+            **{name: _version(name) for name in VERSIONS},
         },
         "training_seconds": round(training_seconds, 1),
         "wall_seconds": round(time.monotonic() - experiment.started, 1),
@@ -181,6 +197,13 @@ def _assigned(source: str) -> dict[str, Any]:
     """Names and literal values that a cell of plain assignments sets."""
     statements = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
     return {node.targets[0].id: ast.literal_eval(node.value) for node in statements}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:
