@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import product
 
@@ -15,6 +16,7 @@ from rebasin.lab.merges import ALGORITHMS
 from rebasin.lab.pipeline import STEPS, load_preset
 from rebasin.lab.report import decimal, points, runs
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
+from rebasin.merging import merge_many
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
 ZERO = {"accuracy": 0.5, "loss": 0.02}
@@ -26,6 +28,7 @@ def hierarchy_facts(run: str) -> dict[str, str]:
         "hierarchy_finding": _hierarchy_finding(run),
         "drop_finding": _drop_finding(run),
         "path_finding": _path_finding(run),
+        "rounds_note": _rounds_note(run),
     }
 
 
@@ -110,6 +113,21 @@ def _path_finding(run: str) -> str:
         f"{_nats(height('naive', 'loss'))} (n = {accuracy.n} pairs; zero means under {ZERO['accuracy']} points or "
         f"{ZERO['loss']} nats)."
     )
+
+
+def _rounds_note(run: str) -> str:
+    """How often MergeMany was stopped by its limit of rounds rather than by finding nothing to improve."""
+    if results.provenance(run, "merge") is None:
+        return ""
+    limit = inspect.signature(merge_many).parameters["max_rounds"].default
+    table = results.read(run, "merge", "nodes")
+    rounds = table[(table["algorithm"] == "merge_many") & (table["metric"] == "effort")]
+    stopped = rounds[rounds["value"] >= limit].groupby("n_leaves").size()
+    if not len(stopped):
+        return "MergeMany always went on until a round shortened no distance."
+    groups = rounds.groupby("n_leaves").size()
+    told = ", ".join(f"{count} of {groups[size]} groups of {size} models" for size, count in stopped.items())
+    return f"MergeMany was stopped after {limit} rounds, while still gaining, in {told}."
 
 
 def accuracy_table(run: str) -> pd.DataFrame:
