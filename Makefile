@@ -32,7 +32,7 @@ outputs: .venv/ready  ## store anew what the repository keeps: the notebooks' ou
 
 lock: .venv/ready  ## choose dependency versions anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra test --upgrade \
-	    --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+	    --no-header pyproject.toml -o requirements.lock
 
 clean:  ## remove the built book and the run's intermediate files; keeps results and cached weights
 	rm -rf _build
