@@ -148,9 +148,21 @@ def test_the_cost_is_said_to_grow_only_where_it_does(accuracy, grows):
 @pytest.mark.parametrize(
     ("accuracy", "loss", "opening"),
     [
-        (0.7, 0.6, "Matching lowers the barrier between two trained networks but does not remove it"),
-        (0.899, 0.6, "Matching removes the barrier between two trained networks in accuracy alone"),
-        (0.7, 0.301, "Matching removes the barrier between two trained networks in loss alone"),
+        (
+            0.7,
+            0.6,
+            "Matching lowers the barrier between two trained networks: in accuracy it is still there, in loss still there",
+        ),
+        (
+            0.899,
+            0.6,
+            "Matching lowers the barrier between two trained networks: in accuracy it is gone, in loss still there",
+        ),
+        (
+            0.7,
+            0.301,
+            "Matching lowers the barrier between two trained networks: in accuracy it is still there, in loss gone",
+        ),
         (0.899, 0.301, "Matching removes the barrier between two trained networks"),
     ],
 )

@@ -95,18 +95,16 @@ def _path_finding(run: str) -> str:
 
     accuracy, loss = height("tree", "accuracy"), height("tree", "loss")
     both = (("accuracy", accuracy), ("loss", loss))
+    state = {metric: _state(value, ZERO[metric]) for metric, value in both}
     if any(value.mean >= height("naive", metric).mean for metric, value in both):
         opening = "Matching does not lower the barrier between two trained networks"
-    elif all(value.high < ZERO[metric] for metric, value in both):
+    elif set(state.values()) == {"gone"}:
         opening = "Matching removes the barrier between two trained networks"
-    elif all(value.low > ZERO[metric] for metric, value in both):
-        opening = "Matching lowers the barrier between two trained networks but does not remove it"
-    elif accuracy.high < ZERO["accuracy"] and loss.low > ZERO["loss"]:
-        opening = "Matching removes the barrier between two trained networks in accuracy alone"
-    elif loss.high < ZERO["loss"] and accuracy.low > ZERO["accuracy"]:
-        opening = "Matching removes the barrier between two trained networks in loss alone"
     else:
-        opening = "Matching lowers the barrier between two trained networks; whether it is zero is not decided for both"
+        opening = (
+            "Matching lowers the barrier between two trained networks: "
+            f"in accuracy it is {state['accuracy']}, in loss {state['loss']}"
+        )
     return (
         f"<strong>{opening}</strong>: {points(accuracy)} points of test accuracy are left of "
         f"{points(height('naive', 'accuracy'))}, and {_nats(loss)} nats of test loss of "
@@ -128,6 +126,13 @@ def _rounds_note(run: str) -> str:
     groups = rounds.groupby("n_leaves").size()
     told = ", ".join(f"{count} of {groups[size]} groups of {size} models" for size, count in stopped.items())
     return f"MergeMany was stopped after {limit} rounds, while still gaining, in {told}."
+
+
+def _state(barrier: Interval, zero: float) -> str:
+    """What the interval says of a barrier, given what counts as zero."""
+    if barrier.high < zero:
+        return "gone"
+    return "still there" if barrier.low > zero else "not decided"
 
 
 def accuracy_table(run: str) -> pd.DataFrame:
