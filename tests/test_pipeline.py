@@ -75,6 +75,7 @@ def times(folder):
     [
         (["smok"], "there is no preset 'smok': there are cpu, gpu, smoke"),
         (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
+        (["cpu", "-p", "epochs", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
         (["smoke", "-p", "epoch", "3"], "unknown parameter 'epoch': the notebooks have architecture, barrier_images"),
     ],
 )

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     try:
         changed = {name: _value(text) for name, text in options.p}
-        if changed and "run" not in changed:
+        if changed and "run" not in changed and options.preset in results.REFERENCE:
             raise ValueError(
                 f"results/{options.preset} is for the preset as it is: name a run of your own, -p run NAME"
             )

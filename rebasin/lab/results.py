@@ -31,6 +31,8 @@ NOTEBOOKS = ROOT / "notebooks"
 CLAIMS = ROOT / "book" / "claims.yml"
 # Modules that carry or show numbers and cannot change them: a table stays current when one of these is edited.
 BOOKKEEPING = {"rebasin.progress", "rebasin.lab.cache", "rebasin.lab.figures", "rebasin.lab.results"}
+# Runs that are committed with the book; every other run is its maker's own.
+REFERENCE = ("cpu", "gpu")
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn")
 
 
