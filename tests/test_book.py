@@ -149,21 +149,9 @@ def test_the_cost_is_said_to_grow_only_where_it_does(accuracy, grows):
 @pytest.mark.parametrize(
     ("accuracy", "loss", "opening"),
     [
-        (
-            0.7,
-            0.6,
-            LOWERS + "still there, in loss still there",
-        ),
-        (
-            0.899,
-            0.6,
-            LOWERS + "gone, in loss still there",
-        ),
-        (
-            0.7,
-            0.301,
-            LOWERS + "still there, in loss gone",
-        ),
+        (0.7, 0.6, LOWERS + "still there, in loss still there"),
+        (0.899, 0.6, LOWERS + "gone, in loss still there"),
+        (0.7, 0.301, LOWERS + "still there, in loss gone"),
         (0.899, 0.301, "Matching removes the barrier between two trained networks"),
     ],
 )
@@ -428,3 +416,22 @@ def test_the_house_style_ends_with_its_block():
     with house_style(dark=True):
         assert plt.rcParams["text.color"] == "#E6E6E6"
     assert dict(plt.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("rounds", "told"),
+    [
+        ([7, 99], "MergeMany always came to a round that shortened no distance."),
+        ([7, 100], "MergeMany used up its 100 rounds, and may not have been done, in 1 of 2 groups of 4 models."),
+    ],
+)
+def test_it_is_told_where_mergemany_used_up_its_rounds(rounds, told):
+    plant_accuracy("mine", TREE_WINS, 1)
+    assert chapter.hierarchy_facts("mine")["rounds_note"] == ""
+    table = pd.DataFrame({"value": rounds, "node": [0, 1]})
+    # The hierarchy's sweeps are another matter, however many there were.
+    table = pd.concat([table.assign(algorithm="merge_many"), table.assign(algorithm="tree", value=100)])
+    given = results.declared_parameters("merge") | {"run": "mine"}
+    nodes = table.assign(metric="effort", n_leaves=4)
+    results.finish(clean(results.begin("merge", given)), load("digits"), {"nodes": nodes})
+    assert chapter.hierarchy_facts("mine")["rounds_note"] == told

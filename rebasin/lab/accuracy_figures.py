@@ -169,5 +169,5 @@ def gap_by_condition(conditions: pd.DataFrame) -> Figure:
     for algorithm in ("tree", "merge_many", "unmerged"):
         axes.plot([], [], MARKERS[algorithm], color=COLOURS[algorithm], label=LABELS[algorithm])
     axes.plot([], [], "o", color=plt.rcParams["text.color"], markerfacecolor="none", label="after REPAIR")
-    figure.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.54, 0.0))
+    figure.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.54, -0.03))
     return figure

@@ -114,7 +114,7 @@ def _path_finding(run: str) -> str:
 
 
 def _rounds_note(run: str) -> str:
-    """How often MergeMany was stopped by its limit of rounds rather than by finding nothing to improve."""
+    """How often MergeMany used up its rounds, so that it may not have been done."""
     if results.provenance(run, "merge") is None:
         return ""
     limit = inspect.signature(merge_many).parameters["max_rounds"].default
@@ -122,10 +122,10 @@ def _rounds_note(run: str) -> str:
     rounds = table[(table["algorithm"] == "merge_many") & (table["metric"] == "effort")]
     stopped = rounds[rounds["value"] >= limit].groupby("n_leaves").size()
     if not len(stopped):
-        return "MergeMany always went on until a round shortened no distance."
+        return "MergeMany always came to a round that shortened no distance."
     groups = rounds.groupby("n_leaves").size()
     told = ", ".join(f"{count} of {groups[size]} groups of {size} models" for size, count in stopped.items())
-    return f"MergeMany was stopped after {limit} rounds, while still gaining, in {told}."
+    return f"MergeMany used up its {limit} rounds, and may not have been done, in {told}."
 
 
 def _state(barrier: Interval, zero: float) -> str:
