@@ -1,4 +1,4 @@
-"""From per-image correctness to verdicts, by the rules of book/claims.yml."""
+"""From measurements to verdicts, by the rules of book/claims.yml."""
 
 from __future__ import annotations
 
@@ -16,15 +16,28 @@ from rebasin.lab.statistics import Interval, interval
 FEWEST_FOR_VERDICT = 8
 REPLICATED, NOT_REPLICATED, PARTLY = "replicated", "not replicated", "partly"
 INCONCLUSIVE, NOT_RUN = "inconclusive", "not run yet"
+# What a rule can be about: the notebook and the table that measure it, and the unit of its effect.
+MEASURES = {
+    "accuracy": ("accuracy", "images", "points"),
+    "worst_case": ("attack", "images", "points"),
+    "perturbed": ("perturbations", "images", "points"),
+    "l2_norm": ("regularisation", "nodes", "%"),
+    "lipschitz": ("regularisation", "nodes", "%"),
+}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of a claim: its effect in percentage points, the bound it is held against, and the verdict."""
+    """One condition of a claim: its effect, in points or percent, the bound it is held against, and the verdict.
+
+    A claim whose ``decisive`` condition fails is not replicated, whatever its others say.
+    """
 
     name: str
     effect: Interval
+    unit: str
     above: float
+    decisive: bool
     verdict: str
 
 
@@ -51,26 +64,34 @@ def decide(run: str | None) -> list[Claim]:
 
     A condition that the run has no nodes for is left out.
     """
-    images = None if run is None else results.read(run, "accuracy", "images")
     decided = []
     for stated in stated_claims():
         rules = stated.pop("conditions")
         conditions = tuple(
-            _condition(rule["name"], rule["above"], interval(contrast(images, rule["contrast"], rule["block"])))
-            for rule in rules
-            if images is not None and all(_has_block(images, term, rule["block"]) for term in rule["contrast"])
+            condition for rule in rules if run is not None and (condition := _condition(run, rule)) is not None
         )
-        decided.append(Claim(**stated, conditions=conditions, verdict=combine([c.verdict for c in conditions])))
+        verdict = combine([c.verdict for c in conditions], [c.decisive for c in conditions])
+        decided.append(Claim(**stated, conditions=conditions, verdict=verdict))
     return decided
 
 
-def _has_block(images: pd.DataFrame, term: dict[str, Any], block: int) -> bool:
-    chosen = (images["algorithm"] == term["algorithm"]) & (images["n_leaves"] == term["n_leaves"])
-    return int(chosen.sum()) * term["n_leaves"] >= block
-
-
-def _condition(name: str, above: float, effect: Interval) -> Condition:
-    return Condition(name, effect, above, judge(effect, above))
+def _condition(run: str, rule: dict[str, Any]) -> Condition | None:
+    """A rule applied to a run; None if the run does not have its measurements."""
+    notebook, table, unit = MEASURES[rule["measure"]]
+    if results.provenance(run, notebook) is None:
+        return None
+    measured = results.read(run, notebook, table)
+    if "epsilon" in rule:
+        measured = measured[measured["epsilon"] == rule["epsilon"]]
+    if unit == "%":
+        measured = measured[measured["metric"] == rule["measure"]]
+    if not _shared_blocks(measured, rule["contrast"], rule["block"]):
+        return None
+    effect = interval(contrast(measured, rule["contrast"], rule["block"]))
+    if unit == "%":
+        effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
+    verdict = judge(effect, rule["above"])
+    return Condition(rule["name"], effect, unit, rule["above"], rule.get("decisive", False), verdict)
 
 
 def judge(effect: Interval, above: float) -> str:
@@ -82,39 +103,64 @@ def judge(effect: Interval, above: float) -> str:
     return NOT_REPLICATED if effect.high < above else INCONCLUSIVE
 
 
-def combine(verdicts: Sequence[str]) -> str:
-    """A claim holds if all its conditions do, in part if some do, and not at all if none does and one fails."""
+def combine(verdicts: Sequence[str], decisive: Sequence[bool]) -> str:
+    """A claim holds if all its conditions do, in part if some do, and not at all if none does and one fails.
+
+    Nor does it hold if a decisive condition fails.
+    """
     if not verdicts:
         return NOT_RUN
+    if NOT_REPLICATED in [verdict for verdict, decides in zip(verdicts, decisive, strict=True) if decides]:
+        return NOT_REPLICATED
     if REPLICATED in verdicts:
         return REPLICATED if set(verdicts) == {REPLICATED} else PARTLY
     return NOT_REPLICATED if NOT_REPLICATED in verdicts else INCONCLUSIVE
 
 
-def contrast(images: pd.DataFrame, terms: Sequence[dict[str, Any]], block: int) -> np.ndarray:
-    """A weighted sum of accuracies over shared blocks of ``block`` leaves: (blocks, images), in percentage points.
+def contrast(measured: pd.DataFrame, terms: Sequence[dict[str, Any]], block: int) -> np.ndarray:
+    """A weighted sum of measurements over shared blocks of ``block`` leaves: (blocks, images).
 
-    Each term names an algorithm, a number of leaves and a weight; its nodes within a block are averaged.
-    Raises ValueError if there are no such nodes, or a node is larger than the block.
+    Each term names an algorithm, a number of leaves and a weight; the nodes measured in a block are averaged. What is
+    measured image by image counts in percentage points, over the images that all terms have, which are the first ones;
+    what is measured once per node, (blocks, 1), as its logarithm. Raises ValueError if no block has nodes of all terms,
+    or a node is larger than the block.
     """
+    shared = _shared_blocks(measured, terms, block)
+    if not shared:
+        told = ", ".join(f"{term['algorithm']} of {term['n_leaves']}" for term in terms)
+        raise ValueError(f"no block of {block} leaves has the nodes of all terms: {told}")
     parts = []
     for term in terms:
-        if block % term["n_leaves"]:
-            raise ValueError(f"nodes of {term['n_leaves']} leaves do not fill blocks of {block}")
-        parts.append(term["weight"] * _block_accuracy(images, term["algorithm"], term["n_leaves"], block))
-    shared = min(len(part) for part in parts)
-    return sum(part[:shared] for part in parts)
+        nodes = _nodes(measured, term, block)
+        means = [np.mean([_values(row) for row in nodes[number].itertuples()], axis=0) for number in shared]
+        parts.append(term["weight"] * np.stack(means))
+    images = min(part.shape[1] for part in parts)
+    return sum(part[:, :images] for part in parts)
 
 
-def _block_accuracy(images: pd.DataFrame, algorithm: str, n_leaves: int, block: int) -> np.ndarray:
-    """Accuracy per block and image, in percent, of one algorithm's nodes of one size: (blocks, images)."""
-    chosen = images[(images["algorithm"] == algorithm) & (images["n_leaves"] == n_leaves)].sort_values("node")
-    if chosen["node"].tolist() != list(range(len(chosen))):
-        raise ValueError(f"the {algorithm} nodes of {n_leaves} leaves are not numbered from 0 without a gap")
-    per_block = block // n_leaves
-    blocks = len(chosen) // per_block
-    if not blocks:
-        raise ValueError(f"no block of {block} leaves has all its {algorithm} nodes of {n_leaves} leaves")
-    bits = np.stack([np.frombuffer(correct, np.uint8) for correct in chosen["correct"]])
-    correct = np.unpackbits(bits, axis=1, count=int(chosen["images"].iloc[0]))
-    return 100 * correct[: blocks * per_block].reshape(blocks, per_block, -1).mean(1)
+def _shared_blocks(measured: pd.DataFrame, terms: Sequence[dict[str, Any]], block: int) -> list[int]:
+    """The blocks in which every term has as many nodes as in any block."""
+    whole = []
+    for term in terms:
+        nodes = _nodes(measured, term, block)
+        most = max(map(len, nodes.values()), default=0)
+        whole.append({number for number, rows in nodes.items() if len(rows) == most})
+    return sorted(set.intersection(*whole))
+
+
+def _nodes(measured: pd.DataFrame, term: dict[str, Any], block: int) -> dict[int, pd.DataFrame]:
+    """The rows of a term's nodes by the block that they lie in."""
+    if block % term["n_leaves"]:
+        raise ValueError(f"nodes of {term['n_leaves']} leaves do not fill blocks of {block}")
+    chosen = measured[(measured["algorithm"] == term["algorithm"]) & (measured["n_leaves"] == term["n_leaves"])]
+    return dict(list(chosen.groupby(chosen["node"] * term["n_leaves"] // block)))
+
+
+def _values(row: Any) -> np.ndarray:
+    """What one row of a table holds for each image, in percent; the logarithm of what it holds for the node."""
+    if hasattr(row, "value"):
+        return np.array([np.log(row.value)])
+    counts = np.frombuffer(row.correct, np.uint8)
+    if hasattr(row, "out_of"):
+        return 100 * counts / row.out_of
+    return 100.0 * np.unpackbits(counts, count=row.images)
