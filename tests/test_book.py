@@ -3,6 +3,7 @@
 import base64
 import html
 import re
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,18 +11,33 @@ import pandas as pd
 import pytest
 import yaml
 from IPython.display import HTML
-from test_claims import SWAPPED, TREE_LOSES, TREE_WINS, clean, plant, planted_images
+from test_claims import (
+    REGULAR,
+    ROBUST,
+    SWAPPED,
+    TREE_LOSES,
+    TREE_WINS,
+    clean,
+    digits,
+    plant,
+    plant_attack,
+    plant_regularisation,
+    planted_images,
+)
 
 from rebasin.lab import accuracy_figures, book, chapter, report, results
 from rebasin.lab.cache import ROOT
 from rebasin.lab.claims import NOT_RUN, stated_claims
-from rebasin.lab.data import load
 from rebasin.lab.figures import hierarchy_scheme, house_style, themed
-from rebasin.lab.pipeline import load_preset
+from rebasin.lab.models import INITIAL
+from rebasin.lab.pipeline import PRESETS, load_preset
 from rebasin.lab.statistics import Interval
 
 # The confidence level is a constant of the code (rebasin/lab/statistics.py), and nothing that was measured.
 ALLOWED = {"95 %"}
+# MergeMany of four networks at most, the others of eight.
+NO_MANY_AT_8 = {kind: share for kind, share in TREE_WINS.items() if kind != ("merge_many", 8)}
+NO_MANY = {kind: share for kind, share in NO_MANY_AT_8.items() if kind[0] != "merge_many"}
 EVEN = {kind: (0.8 if kind[0] in SWAPPED else share) for kind, share in TREE_WINS.items()}
 
 
@@ -91,18 +107,23 @@ def own_run(monkeypatch):
     monkeypatch.setenv("REBASIN_RUN", "mine")
 
 
-def plant_conditions(run, gaps, models=8, **parameters):
-    """Let a run have the tables of notebooks/conditions.ipynb, with these gaps in points: (as merged, after REPAIR)."""
+def plant_conditions(run, gaps, models=8, initial="torch"):
+    """Let a run have the table of notebooks/conditions.ipynb, with these gaps in points: (as merged, after REPAIR).
+
+    They are those of widths 32, 64 and 128, or by recipe: (width, initial weights, epochs, weight decay).
+    """
+    if not isinstance(gaps, dict):
+        gaps = {(width, initial, 3, 0.0): both for width, both in zip((32, 64, 128), gaps, strict=False)}
     rows = []
-    for width, both in zip((32, 64, 128), gaps, strict=False):
-        rows.append((width, 3, 0.0, "unmerged", False, 0, "accuracy", 0.9))
+    for recipe, both in gaps.items():
+        rows.append((*recipe, "unmerged", False, 0, "accuracy", 0.9))
         for repaired, gap in zip((False, True), both, strict=True):
             for algorithm, value in (("tree", 0.5 + gap / 100), ("merge_many", 0.5), ("naive", 0.2)):
-                rows.append((width, 3, 0.0, algorithm, repaired, 0, "accuracy", value))
-    columns = ["width", "epochs", "weight_decay", "algorithm", "repair", "node", "metric", "value"]
-    given = results.declared_parameters("conditions") | {"run": run, "condition_models": models} | parameters
+                rows.append((*recipe, algorithm, repaired, 0, "accuracy", value))
+    columns = ["width", "initial", "epochs", "weight_decay", "algorithm", "repair", "node", "metric", "value"]
+    given = results.declared_parameters("conditions") | {"run": run, "condition_models": models}
     table = pd.DataFrame(rows, columns=columns)
-    results.finish(clean(results.begin("conditions", given)), load("digits"), {"conditions": table})
+    results.finish(clean(results.begin("conditions", given)), digits(), {"conditions": table})
 
 
 @pytest.mark.parametrize(
@@ -144,6 +165,73 @@ def test_the_cost_is_said_to_grow_only_where_it_does(accuracy, grows):
     found = chapter.hierarchy_facts("mine")["drop_finding"]
     assert ("The more models, the higher the cost" in found) == grows
     assert "Points of test accuracy lost by nodes of 8 leaves (n = 4): hierarchy " in found
+    assert found.count("n = ") == 1
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "grows"),
+    [
+        (NO_MANY_AT_8, True),
+        (NO_MANY_AT_8 | {("tree", 8): 0.9}, False),
+        (NO_MANY_AT_8 | {("merge_many", 4): 0.99}, False),
+        (NO_MANY, False),
+    ],
+    ids=["grows", "tree gets better", "MergeMany loses nothing", "no MergeMany"],
+)
+def test_the_cost_is_told_where_each_algorithm_ends(accuracy, grows):
+    plant_accuracy("mine", accuracy, trees=4)
+    found = chapter.hierarchy_facts("mine")["drop_finding"]
+    assert ("The more models, the higher the cost" in found) == grows
+    told = found.split("Points of test accuracy lost ")[1]
+    number = r"-?\d+\.\d \[.*?\]".replace("-", "−")
+    largest = rf"by nodes of 8 leaves \(n = 4\): hierarchy {number}, naive average {number}"
+    smaller = rf"; by nodes of 4 leaves \(n = 8\): hierarchy {number}, MergeMany {number}, naive average {number}"
+    assert re.fullmatch(largest + ("" if accuracy is NO_MANY else smaller) + r"\.", told), told
+
+
+def test_a_run_without_mergemany_of_eight_says_so():
+    plant_accuracy("mine", NO_MANY_AT_8, 8)
+    finding = chapter.hierarchy_facts("mine")["hierarchy_finding"]
+    assert finding == "<strong>Run mine has no MergeMany of eight leaves</strong>, on which the claims are decided."
+    verdicts = chapter.verdict_table("mine", ("H1", "H2", "H3")).set_index("")["verdict"]
+    assert list(verdicts) == ["<strong>replicated</strong>", NOT_RUN, "<strong>replicated</strong>"]
+
+
+def test_the_accuracy_table_leaves_cells_of_mergemany_empty_where_it_was_not_run():
+    plant_accuracy("mine", TREE_WINS, 8)
+    whole = chapter.accuracy_table("mine").set_index("models")
+    plant_accuracy("mine", NO_MANY_AT_8, 8)
+    table = chapter.accuracy_table("mine").set_index("models")
+    assert list(table.loc[8, ["MergeMany", "gap"]]) == ["", ""]
+    whole.loc[8, ["MergeMany", "gap"]] = ""
+    assert table.equals(whole)
+    plant_accuracy("mine", NO_MANY, 8)
+    assert set(chapter.accuracy_table("mine")["gap"]) == set(chapter.accuracy_table("mine")["MergeMany"]) == {""}
+
+
+@pytest.mark.parametrize("accuracy", [NO_MANY_AT_8, NO_MANY], ids=["up to 4 leaves", "never"])
+@pytest.mark.parametrize("trees", [1, 4])
+def test_figures_show_mergemany_as_far_as_it_was_run(accuracy, trees):
+    plant_accuracy("mine", accuracy, trees)
+    nodes = results.read("mine", "accuracy", "nodes")
+    for draw, count in ((accuracy_figures.accuracy_by_leaves, 1), (accuracy_figures.drop_by_leaves, 2)):
+        figure = draw(nodes)
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert any(label.startswith("MergeMany") for label in labels) == (accuracy is NO_MANY_AT_8)
+        assert len(figure.axes) == count
+        ticks = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+        assert ticks == ["1", "4", "8"][count - 1 :], "the others go on"
+        plt.close(figure)
+
+
+def test_points_of_mergemany_stand_at_its_own_numbers_of_leaves():
+    plant_accuracy("mine", NO_MANY_AT_8, 4)
+    figure = accuracy_figures.drop_by_leaves(results.read("mine", "accuracy", "nodes"))
+    drawn = {bars.get_label(): bars.lines[0].get_xdata() for bars in figure.axes[0].containers}
+    assert drawn["hierarchy, test"] == pytest.approx([-0.08, 0.92])
+    assert drawn["MergeMany, test"] == pytest.approx([0])
+    assert drawn["naive average, test"] == pytest.approx([0.08, 1.08])
+    plt.close(figure)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +277,38 @@ def test_the_finding_on_recipes_turns_with_the_results(own_run, gaps, opening):
     assert "run mine, scikit-learn's digits; means over 1 tree a recipe, without intervals" in found
 
 
+def test_recipes_differ_by_their_initial_weights_too(own_run):
+    recipes = {(32, "lecun_normal", 3, 0.0): (-2, -1), (32, "torch", 3, 0.0): (3, 4), (32, "torch", 9, 0.0): (-1, 2)}
+    plant_conditions("mine", recipes)
+    opening = (
+        "Which of the two is ahead depends on the recipe: the hierarchy in 1 of 3 (1 of 2 from PyTorch's default, "
+        "0 of 1 from LeCun-normal) as merged, in 2 of 3 (2 of 2 from PyTorch's default, 0 of 1 from LeCun-normal) "
+        "after REPAIR"
+    )
+    found = chapter.conditions_finding()
+    assert found.startswith(f"<strong>{opening}.</strong> ")
+    assert "from −2.0 to +3.0 points as merged and from −1.0 to +4.0 after REPAIR" in found
+    table = chapter.conditions_table("mine")
+    assert list(table["initial weights"]) == ["PyTorch's default", "PyTorch's default", "LeCun-normal"]
+    assert list(table["epochs"]) == [3, 9, 3]
+    assert list(table["gap"]) == ["+3.0", "−1.0", "−2.0"]
+    assert list(table["gap after REPAIR"]) == ["+4.0", "+2.0", "−1.0"]
+    figure = accuracy_figures.gap_by_condition(results.read("mine", "conditions", "conditions"))
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "PyTorch's default, width 32\n3 epochs, weight decay 0",
+        "PyTorch's default, width 32\n9 epochs, weight decay 0",
+        "LeCun-normal, width 32\n3 epochs, weight decay 0",
+    ]
+    # Lines of the plot: for each recipe the leaves, then line, filled and open mark of each algorithm.
+    trees = [float(line.get_xdata()[0]) for line in figure.axes[0].lines[2:21:7]]
+    assert trees == pytest.approx([53, 49, 48])
+    plt.close(figure)
+
+
+def test_every_scheme_of_initial_weights_has_a_name_for_readers():
+    assert set(accuracy_figures.INITIALS) == set(INITIAL)
+
+
 def test_the_finding_on_recipes_tells_how_many_trees_it_is_a_mean_over(own_run):
     plant_conditions("mine", [(1, 1)], models=32)
     assert "means over 4 trees a recipe" in chapter.conditions_finding()
@@ -206,14 +326,53 @@ def test_recipes_that_were_planned_and_not_run_are_told(own_run):
 
 def test_recipes_of_the_plan_that_a_run_did_not_reach_are_counted(own_run, monkeypatch):
     plan = load_preset("gpu") | {
-        "dataset": "digits", "condition_widths": [32, 64], "condition_epochs": [3], "condition_weight_decays": [0.0]
-    }  # fmt: skip
+        "dataset": "digits",
+        "condition_widths": [32, 64],
+        "condition_initials": ["torch"],
+        "condition_epochs": [3],
+        "condition_weight_decays": [0.0],
+    }
     monkeypatch.setattr(chapter, "load_preset", lambda name: plan)
     plant_conditions("mine", [(1, 1)])
-    told = "Planned and not run here (1 of the plan's recipes): width 64, 3 epochs, weight decay 0."
-    assert chapter.conditions_missing() == told
+    assert chapter.conditions_missing() == "Planned and not run here (1 of the plan's 2 recipes): width 64."
     plant_conditions("mine", [(1, 1), (1, 1)])
     assert chapter.conditions_missing() == "Every recipe of the plan was run."
+    plant_conditions("mine", [(1, 1)], initial="lecun_normal")
+    assert chapter.conditions_missing() == "Planned and not run here (2 of the plan's 2 recipes): all."
+
+
+AXES = {
+    "condition_widths": (512, 2048),
+    "condition_initials": ("torch", "lecun_normal"),
+    "condition_epochs": (3, 9, 30),
+    "condition_weight_decays": (0.0, 0.0005),
+}
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (lambda w, i, e, d: w == 512 and e < 30, ["width 512, 30 epochs", "width 2048"]),
+        (lambda w, i, e, d: e == 3, ["9 or 30 epochs"]),
+        (lambda w, i, e, d: i == "torch" or d == 0, ["initial weights LeCun-normal, weight decay 0.0005"]),
+        (
+            lambda w, i, e, d: (w, i, e, d) != (2048, "torch", 9, 0.0),
+            ["width 2048, initial weights PyTorch's default, 9 epochs, weight decay 0"],
+        ),
+        (
+            lambda w, i, e, d: w == 512 and (i == "torch" or e == 9),
+            ["width 512, initial weights LeCun-normal, 3 or 30 epochs", "width 2048"],
+        ),
+    ],
+)
+def test_recipes_are_told_in_few_words(run, told):
+    assert chapter._in_words({recipe for recipe in product(*AXES.values()) if not run(*recipe)}, AXES) == told
+
+
+def test_the_plan_has_every_axis_of_the_notebook():
+    axes = {name for name in results.declared_parameters("conditions") if name.startswith("condition_")}
+    assert set(chapter.PLAN) == axes - {"condition_models"}
+    assert all(set(chapter.PLAN) <= set(load_preset(path.stem)) for path in PRESETS.glob("*pu.yaml"))
 
 
 def test_the_verdicts_of_no_run_are_all_open():
@@ -229,8 +388,23 @@ def test_the_verdicts_of_a_run_tell_effect_bound_and_n():
     assert list(table.index) == ["H1", "H3"]
     assert set(table["verdict"]) == {"<strong>replicated</strong>"}
     effect = chapter.decide("mine")[2].conditions[0].effect
-    told = f"drop at 8 leaves above 1 point: {report.points(effect, signed=True)}, bound 1, n = 8: <em>replicated</em>"
+    points = report.points(effect, signed=True)
+    told = f"drop at 8 leaves above 1 point: {points} points, bound 1, n = 8: <em>replicated</em>"
     assert table.loc["H3", "effect"] == told
+
+
+def test_the_verdicts_of_a_run_tell_what_is_decisive_and_what_is_in_percent():
+    plant_attack("mine", ROBUST | {("early_stopped", 8): 0.9}, 8)
+    plant_regularisation("mine", REGULAR, 8, noise=0)
+    table = chapter.verdict_table("mine").set_index("")
+    assert table.loc["H4", "verdict"] == "<strong>not replicated</strong>"
+    effects = table.loc["H4", "effect"].split("<br>")
+    assert ["<small>(decisive)</small>" in effect for effect in effects] == [False, False, True, True, False]
+    told = r"above unmerged networks of its accuracy at 2/255 <small>\(decisive\)</small>: −\d+\.\d \[.*\] points, "
+    assert re.match(told + "bound 0, n = 8: <em>not replicated</em>$", effects[2])
+    told = "norm below its leaves': +40.0 [+40.0, +40.0] %, bound 0, n = 8: <em>replicated</em>"
+    assert table.loc["H6", "effect"].split("<br>")[0] == told
+    assert set(table["verdict"].drop(["H4", "H6"])) == {NOT_RUN}
 
 
 @pytest.mark.parametrize("trees", [1, 8])
@@ -433,5 +607,5 @@ def test_it_is_told_where_mergemany_used_up_its_rounds(rounds, told):
     table = pd.concat([table.assign(algorithm="merge_many"), table.assign(algorithm="tree", value=100)])
     given = results.declared_parameters("merge") | {"run": "mine"}
     nodes = table.assign(metric="effort", n_leaves=4)
-    results.finish(clean(results.begin("merge", given)), load("digits"), {"nodes": nodes})
+    results.finish(clean(results.begin("merge", given)), digits(), {"nodes": nodes})
     assert chapter.hierarchy_facts("mine")["rounds_note"] == told

@@ -5,7 +5,15 @@ import errno
 import pytest
 import torch
 
-from rebasin.lab.cache import bare_code, cached, code_fingerprint, fingerprint, imported_modules, write_atomically
+from rebasin.lab.cache import (
+    bare_code,
+    cached,
+    code_fingerprint,
+    content,
+    fingerprint,
+    imported_modules,
+    write_atomically,
+)
 
 
 def write_half(path):
@@ -30,9 +38,9 @@ def test_a_first_write_that_fails_leaves_nothing(tmp_path):
 
 def test_a_write_that_succeeds_replaces_the_file_and_makes_its_folder(tmp_path):
     path = tmp_path / "folder" / "table"
-    for content in ("old", "new"):
-        write_atomically(path, lambda partial, content=content: partial.write_text(content))
-        assert path.read_text() == content
+    for text in ("old", "new"):
+        write_atomically(path, lambda partial, text=text: partial.write_text(text))
+        assert path.read_text() == text
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -60,6 +68,48 @@ def test_a_fingerprint_depends_on_every_part_and_not_on_the_order_of_a_dict():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     others = [("x", 1), ("x", 2), ("y", 1), (1, "x"), ("x",), (["x", 1],), ("x", "1")]
     assert len({fingerprint(*parts) for parts in others}) == len(others)
+
+
+WEIGHTS = {"bias": torch.zeros(6), "weight": torch.arange(6.0).reshape(2, 3)}
+
+
+def one_changed(key, index):
+    tensor = WEIGHTS[key].clone()
+    tensor.view(-1)[index] += 1e-6
+    return WEIGHTS | {key: tensor}
+
+
+def test_a_fingerprint_of_tensors_depends_on_every_value_shape_key_and_dtype():
+    others = [
+        WEIGHTS,
+        *(one_changed(key, index) for key in WEIGHTS for index in range(6)),
+        WEIGHTS | {"weight": WEIGHTS["weight"].reshape(3, 2)},
+        WEIGHTS | {"weight": WEIGHTS["weight"].flatten()},
+        WEIGHTS | {"weight": WEIGHTS["weight"].T},
+        WEIGHTS | {"weight": WEIGHTS["weight"].double()},
+        # The same bytes under another type.
+        WEIGHTS | {"bias": torch.zeros(6, dtype=torch.int32)},
+        {"bias": WEIGHTS["bias"], "weights": WEIGHTS["weight"]},
+        {"bias": WEIGHTS["bias"]},
+        WEIGHTS | {"more": torch.zeros(0)},
+        {},
+    ]
+    assert len({content(weights) for weights in others}) == len(others)
+
+
+def test_a_fingerprint_of_tensors_depends_on_nothing_else():
+    turned = {key: WEIGHTS[key] for key in reversed(WEIGHTS)}
+    strided = WEIGHTS | {"weight": WEIGHTS["weight"].T.contiguous().T}
+    assert not strided["weight"].is_contiguous()
+    parameters = {key: torch.nn.Parameter(tensor) for key, tensor in WEIGHTS.items()}
+    view = {key: torch.stack([tensor, tensor + 1])[0] for key, tensor in WEIGHTS.items()}
+    assert {content(weights) for weights in (turned, strided, parameters, view)} == {content(WEIGHTS)}
+
+
+def test_a_fingerprint_of_tensors_leaves_them_as_they_are():
+    before = {key: tensor.clone() for key, tensor in WEIGHTS.items()}
+    content(WEIGHTS)
+    assert all(torch.equal(WEIGHTS[key], before[key]) for key in before)
 
 
 PLAIN = """\

@@ -1,4 +1,4 @@
-"""The loaders give the pixels that are in the files, name what is corrupt, and fingerprint what they gave."""
+"""The loaders give the pixels that are in the files, set some aside, name what is corrupt, and fingerprint it all."""
 
 import struct
 import tarfile
@@ -25,7 +25,7 @@ def test_digits_are_the_same_for_everybody():
     assert digits.classes == 10
     assert (int(digits.train.images.min()), int(digits.train.images.max())) == (0, 255)
     # Pixels, labels and their split: published results carry this.
-    assert digits.fingerprint == load("digits").fingerprint == "fd921ed7d097960a"
+    assert digits.fingerprint == load("digits").fingerprint == "d5aaeae006b3c47a"
 
 
 def test_a_sample_is_some_of_the_images_the_same_for_the_same_seed():
@@ -81,6 +81,69 @@ def test_the_fingerprint_changes_with_a_single_pixel(mnist):
     assert load("mnist").fingerprint == before
 
 
+def numbered(split, images):
+    """The positions in ``images`` of the split's, and a check that the labels are theirs (MNIST's fixture)."""
+    position = {image.tobytes(): i for i, image in enumerate(images)}
+    positions = [position[image.numpy().tobytes()] for image in split.images]
+    assert split.labels.tolist() == [i % 10 for i in positions]
+    return positions
+
+
+@pytest.mark.parametrize("held_out", [1, 6, 19])
+def test_held_out_images_are_taken_from_the_training_images_and_the_rest_stays_in_order(mnist, held_out):
+    _, images = mnist
+    dataset = load("mnist", held_out)
+    aside, rest = numbered(dataset.held_out, images), numbered(dataset.train, images)
+    assert len(aside) == held_out
+    assert sorted(aside + rest) == list(range(20))
+    assert rest == sorted(rest)
+    assert dataset.held_out.images.dtype == torch.uint8
+    assert dataset.held_out.labels.dtype == torch.int64
+
+
+def test_held_out_images_are_drawn_at_random_and_not_the_first_or_last():
+    digits = load("digits", 300)
+    # The digits are shuffled, with about 10 % of each: of 300 drawn, 30 each, with a deviation of at most 5.
+    assert (digits.held_out.labels.bincount(minlength=10) - 30).abs().max() < 25
+    all_images = load("digits").train.images
+    for block in (all_images[:300], all_images[-300:]):
+        there = {image.numpy().tobytes() for image in block}
+        # A random 300 of 1347 has 67 in common with a block of 300, with a deviation of 6.
+        common = sum(image.numpy().tobytes() in there for image in digits.held_out.images)
+        assert 36 < common < 98
+
+
+def test_held_out_images_are_the_same_for_every_call():
+    np.random.seed(1)
+    first = load("digits", 300)
+    np.random.seed(2)
+    second = load("digits", 300)
+    assert first.fingerprint == second.fingerprint
+    for split in ("train", "held_out"):
+        assert torch.equal(getattr(first, split).images, getattr(second, split).images)
+        assert torch.equal(getattr(first, split).labels, getattr(second, split).labels)
+
+
+def test_nothing_is_held_out_unless_asked_for(mnist):
+    _, images = mnist
+    dataset = load("mnist")
+    assert dataset.held_out.images.shape == (0, 1, 28, 28)
+    assert dataset.held_out.labels.shape == (0,)
+    assert numbered(dataset.train, images) == list(range(20))
+    assert dataset.fingerprint == load("mnist", 0).fingerprint
+
+
+def test_the_fingerprint_changes_with_the_number_of_held_out_images(mnist):
+    assert len({load("mnist", held_out).fingerprint for held_out in (0, 1, 2, 10)}) == 4
+
+
+@pytest.mark.parametrize("held_out", [-1, 20, 21])
+def test_holding_out_fewer_than_no_or_all_images_is_refused(mnist, held_out):
+    message = f"held_out must be from 0 to below the 20 training images, got {held_out}"
+    with pytest.raises(ValueError, match=message):
+        load("mnist", held_out)
+
+
 @pytest.mark.parametrize("kept", [0, 10, 5000])
 def test_a_truncated_mnist_file_is_said_to_be_corrupt(mnist, kept):
     path, _ = mnist
@@ -124,6 +187,13 @@ def test_cifar10_has_the_pixels_and_labels_of_its_image_files(cifar10):
     # The statistics are kept with four digits.
     assert dataset.mean[1] == pytest.approx(green.mean().item(), abs=5.1e-5)
     assert dataset.std[1] == pytest.approx(green.std().item(), abs=5.1e-5)
+
+
+def test_holding_images_out_changes_neither_the_test_images_nor_the_normalisation(cifar10):
+    whole, parted = load("cifar10"), load("cifar10", 12)
+    assert torch.equal(parted.test.images, whole.test.images)
+    assert torch.equal(parted.test.labels, whole.test.labels)
+    assert (parted.mean, parted.std, parted.title) == (whole.mean, whole.std, whole.title)
 
 
 def test_cifar10_is_the_same_from_a_folder_and_from_an_archive(cifar10):

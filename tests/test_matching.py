@@ -33,7 +33,7 @@ def network(request, tmp_path_factory):
     model = build("mlp", digits, 32)
     spec = PermutationSpec.feed_forward(model)
     if request.param == "fresh":
-        return spec, initial_weights(model, torch.Generator().manual_seed(0))
+        return spec, initial_weights(model, "lecun_normal", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", str(tmp_path_factory.mktemp("cache")))
         trained = train(Recipe(width=32, batch_size=64), digits, 1, (3,), device="cpu")

@@ -1,20 +1,22 @@
-"""Stacked training is training alone; it resumes where it was; evaluation counts what a plain loop counts."""
+"""Stacked training is a plain loop's; it resumes, and is not done twice; evaluation counts what a plain loop counts."""
 
 import errno
 import math
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.func import functional_call
+from torch.nn.functional import cross_entropy
 
 from rebasin.lab import training
 from rebasin.lab.cache import cache_folder
 from rebasin.lab.data import Split, load
 from rebasin.lab.evaluation import evaluate
 from rebasin.lab.models import build
-from rebasin.lab.training import Recipe, train
+from rebasin.lab.training import Recipe, start, train, train_epoch
 
 TINY = Recipe(width=16, batch_size=256)  # five batches an epoch
 
@@ -94,7 +96,7 @@ def test_another_seed_gives_another_model(digits):
 
 def test_no_two_models_epochs_or_seeds_share_their_random_numbers():
     keys = [(seed, number, purpose) for seed in range(4) for number in range(4) for purpose in range(4)]
-    assert len({training._generator(*key).initial_seed() for key in keys}) == len(keys)
+    assert len({training._seed(*key) for key in keys}) == len(keys)
 
 
 def test_the_loss_falls_and_the_trained_models_recognise_digits(digits):
@@ -104,6 +106,140 @@ def test_the_loss_falls_and_the_trained_models_recognise_digits(digits):
     evaluation = evaluate(build("mlp", digits, 32), {k: t[0] for k, t in trained.weights.items()}, digits.test)
     # Guessing gets 10 %, these three epochs about 90 %.
     assert (evaluation.correct.float().mean(1) > 0.75).all()
+
+
+def test_the_recipe_says_how_the_weights_begin(digits):
+    still = replace(TINY, learning_rate=0.0)
+    torch_s = train(still, digits, 1, (1,), "cpu").weights
+    lecun = train(replace(still, initial="lecun_normal"), digits, 1, (1,), "cpu").weights
+    assert torch_s["layer1.bias"].any() and not lecun["layer1.bias"].any()
+    # The deviations' ratio is sqrt 3; of 1024 weights each it is known to about 3 %.
+    ratio = lecun["layer1.weight"].std() / torch_s["layer1.weight"].std()
+    assert ratio.item() == pytest.approx(3**0.5, rel=0.15)
+
+
+def test_models_of_a_data_set_with_images_held_out_see_only_the_others(digits, orders):
+    whole = train(TINY, digits, 1, (1,), "cpu")
+    orders.clear()
+    parted = load("digits", 300)
+    # Held-out images that would break every model they reached.
+    broken = replace(parted, held_out=Split(parted.held_out.images, parted.held_out.labels + 1000))
+    trained = train(TINY, broken, 1, (1,), "cpu")
+    assert [len(order) for order in orders] == [1047], "one epoch of the images that are left"
+    assert not same(one(trained, 0, 0), one(whole, 0, 0))
+
+
+PENALTIES = [{}, {"l1": 0.02}, {"l2": 0.05}, {"l1": 0.02, "l2": 0.05}]
+
+
+@pytest.mark.parametrize("penalty", [*PENALTIES, {"weight_decay": 0.1}])
+def test_training_is_what_a_plain_loop_with_the_penalty_written_out_does(digits, orders, penalty):
+    recipe = replace(TINY, learning_rate=3e-3, **penalty)
+    trained = train(recipe, digits, 1, (2,), "cpu")
+    model = build("mlp", digits, recipe.width)
+    model.load_state_dict({key: tensor[0] for key, tensor in start(model, recipe, [0], "cpu")[0].items()})
+    adam = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=False)
+    means = []
+    for order in orders:
+        losses = []
+        for picked in order[:1280].split(256):
+            loss = cross_entropy(model(digits.train.images[picked].float() / 255), digits.train.labels[picked])
+            objective = loss
+            for i in range(1, 5):
+                w = model.get_submodule(f"layer{i}").weight
+                objective = objective + recipe.l1 * w.abs().sum() + recipe.l2 * w.square().sum()
+            adam.zero_grad()
+            objective.backward()
+            adam.step()
+            losses.append(loss.item())
+        means.append(sum(losses) / len(losses))
+    # Float32 gradients round differently; ten steps of Adam amplify that a little. The penalties move weights by 0.01.
+    assert trained.loss[0].tolist() == pytest.approx(means, abs=1e-4)
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(trained.weights[key][0, 0], tensor, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES[1:])
+def test_a_penalty_adds_its_gradient_to_every_matrix_and_to_no_bias(digits, penalty):
+    model = build("mlp", digits, 16)
+    images, labels = digits.train.images, digits.train.labels
+    recipe, stepped, losses = replace(TINY, **penalty), {}, {}
+    for one_recipe in (TINY, recipe):
+        weights, _ = start(model, one_recipe, [0, 1, 2], "cpu")
+        before = {key: tensor.detach().clone() for key, tensor in weights.items()}
+        # A step of plain gradient descent at rate 1 is the gradient itself.
+        descent = torch.optim.SGD(weights.values(), lr=1.0)
+        losses[one_recipe] = next(train_epoch(model, one_recipe, weights, descent, images, labels, [0, 1, 2], 0))
+        stepped[one_recipe] = {key: before[key] - tensor.detach() for key, tensor in weights.items()}
+    assert torch.equal(losses[recipe], losses[TINY]), "the loss is recorded without the penalty"
+    for key, w in before.items():
+        added = stepped[recipe][key] - stepped[TINY][key]
+        if key.endswith("bias"):
+            assert torch.equal(stepped[recipe][key], stepped[TINY][key]), key
+        else:
+            # Differences of float32 weights of order 1.
+            torch.testing.assert_close(added, recipe.l1 * w.sign() + 2 * recipe.l2 * w, rtol=0, atol=1e-6)
+
+
+def test_the_recorded_loss_is_the_cross_entropy_without_penalty(digits):
+    # One batch an epoch: the first loss is that of the initial weights.
+    recipe = replace(TINY, batch_size=1347)
+    without = train(recipe, digits, 2, (2,), "cpu").loss
+    strong = train(replace(recipe, l1=1.0, l2=1.0), digits, 2, (2,), "cpu").loss
+    assert torch.equal(strong[:, 0], without[:, 0])
+    assert not torch.equal(strong[:, 1], without[:, 1])
+
+
+def matrices(trained):
+    return torch.cat([w.flatten() for key, w in trained.weights.items() if key.endswith("weight")])
+
+
+def test_a_strong_l1_penalty_drives_most_weights_to_zero_and_leaves_the_biases(digits):
+    recipe = replace(TINY, learning_rate=1e-2)
+    without = train(recipe, digits, 1, (20,), "cpu")
+    strong = train(replace(recipe, l1=1.0), digits, 1, (20,), "cpu")
+    # Near zero is as far as Adam swings about it: some steps of its learning rate.
+    assert (matrices(strong).abs() < 0.03).float().mean() > 0.95
+    assert (matrices(without).abs() < 0.03).float().mean() < 0.5
+    for i in range(1, 4):
+        # Uniform within +- 1/8 or 1/4 at the start: without matrices nothing pulls at them.
+        assert strong.weights[f"layer{i}.bias"].abs().max() > 0.1
+
+
+def test_a_strong_l2_penalty_shrinks_the_norm_of_the_matrices(digits):
+    recipe = replace(TINY, learning_rate=1e-2)
+    norms = [
+        matrices(train(replace(recipe, l2=l2), digits, 1, (20,), "cpu")).norm().item() for l2 in (0.0, 1e-3, 1e-2, 1.0)
+    ]
+    assert norms == sorted(norms, reverse=True)
+    assert norms[-1] < 0.1 * norms[0]
+
+
+def test_an_epoch_yields_one_loss_for_each_batch_and_changes_the_weights_in_place(digits):
+    model = build("mlp", digits, 16)
+    images, labels = digits.train.images, digits.train.labels
+    weights, optimiser = start(model, TINY, [0, 3], "cpu")
+    given = dict(weights)
+    seen = [{key: tensor.detach().clone() for key, tensor in weights.items()}]
+    losses = []
+    for loss in train_epoch(model, TINY, weights, optimiser, images, labels, [0, 3], 0):
+        losses.append(loss)
+        seen.append({key: tensor.detach().clone() for key, tensor in weights.items()})
+    assert [loss.shape for loss in losses] == [(2,)] * 5, "1347 images are five batches of 256"
+    assert not any(loss.requires_grad for loss in losses)
+    assert all(weights[key] is tensor for key, tensor in given.items())
+    for before, after in zip(seen, seen[1:], strict=False):
+        assert all((before[key] != after[key]).flatten(1).any(1).all() for key in given)
+
+
+def test_epochs_run_one_by_one_are_the_training(digits):
+    trained = train(TINY, digits, 2, (2,), "cpu", chunk=2)
+    model = build("mlp", digits, 16)
+    weights, optimiser = start(model, TINY, [0, 1], "cpu")
+    for epoch in range(2):
+        losses = train_epoch(model, TINY, weights, optimiser, digits.train.images, digits.train.labels, [0, 1], epoch)
+        assert torch.equal(torch.stack(list(losses)).mean(0), trained.loss[:, epoch])
+    assert all(torch.equal(weights[key].detach(), tensor[0]) for key, tensor in trained.weights.items())
 
 
 def test_snapshots_are_the_weights_of_shorter_trainings(digits):
@@ -121,6 +257,42 @@ def test_what_was_trained_before_is_read_and_not_trained_again(digits, orders):
     second = train(TINY, digits, 3, (2,), "cpu")
     assert len(orders) == 6, "only the third model is new"
     assert all(same(one(first, 0, i), one(second, 0, i)) for i in range(2))
+
+
+def test_some_of_the_epochs_kept_before_are_read_and_not_trained_again(digits, fresh_cache, monkeypatch):
+    whole = train(TINY, digits, 2, (1, 2, 4), "cpu")
+    read = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_train_chunk", lambda *_: pytest.fail("trained again"))
+        for n_models, epochs in [(2, (1,)), (2, (4,)), (1, (2, 4)), (2, (1, 2))]:
+            read[n_models, epochs] = train(TINY, digits, n_models, epochs, "cpu")
+    for (n_models, epochs), some in read.items():
+        fresh_cache()
+        direct = train(TINY, digits, n_models, epochs, "cpu")
+        assert same(some.weights, direct.weights)
+        assert torch.equal(some.loss, direct.loss)
+        # Every epoch takes the same time: a quarter of them a quarter of it.
+        assert torch.equal(some.seconds, whole.seconds[:n_models] * (epochs[-1] / 4))
+
+
+def test_an_epoch_that_was_not_kept_is_trained(digits, fresh_cache, orders):
+    direct = train(TINY, digits, 2, (2, 3), "cpu")
+    fresh_cache()
+    train(TINY, digits, 1, (1, 2), "cpu")
+    orders.clear()
+    more = train(TINY, digits, 2, (2, 3), "cpu")
+    assert len(orders) == 6
+    assert same(more.weights, direct.weights)
+    assert torch.equal(more.loss, direct.loss)
+
+
+def test_only_the_models_without_a_kept_epoch_are_trained_anew(digits, orders):
+    whole = train(TINY, digits, 3, (1, 2), "cpu")
+    next(cache_folder().rglob("00001-2.pt")).unlink()
+    orders.clear()
+    again = train(TINY, digits, 3, (1, 2), "cpu")
+    assert len(orders) == 2
+    assert same(again.weights, whole.weights)
 
 
 def checkpoint_every_epoch(monkeypatch):
@@ -153,11 +325,11 @@ def test_an_interrupted_training_resumes_to_the_same_weights(digits, fresh_cache
     assert not list(cache_folder().rglob("unfinished*"))
 
 
-@pytest.mark.parametrize("full_for", ["unfinished", "00000"])
+@pytest.mark.parametrize("full_for", ["unfinished", "00000-2", "00000-4"])
 def test_a_training_that_met_a_full_disk_resumes_from_the_last_checkpoint(
     digits, fresh_cache, orders, monkeypatch, full_for
 ):
-    whole = train(TINY, digits, 1, (4,), "cpu")
+    whole = train(TINY, digits, 1, (2, 4), "cpu")
     fresh_cache()
     checkpoint_every_epoch(monkeypatch)
     orders.clear()
@@ -172,9 +344,9 @@ def test_a_training_that_met_a_full_disk_resumes_from_the_last_checkpoint(
 
         patch.setattr(torch, "save", disk_full)
         with pytest.raises(OSError, match="No space left"):
-            train(TINY, digits, 1, (4,), "cpu")
+            train(TINY, digits, 1, (2, 4), "cpu")
     orders.clear()
-    resumed = train(TINY, digits, 1, (4,), "cpu")
+    resumed = train(TINY, digits, 1, (2, 4), "cpu")
     assert len(orders) < 4, "it began anew"
     assert same(resumed.weights, whole.weights)
 
@@ -228,6 +400,7 @@ def test_a_gpu_that_is_not_there_is_refused(digits, use):
     ("recipe", "n_models", "snapshots", "chunk", "message"),
     [
         (Recipe("resnet", batch_size=256), 1, (1,), 1, "unknown architecture 'resnet': there are mlp"),
+        (replace(TINY, initial="zeros"), 1, (1,), 1, "unknown initial weights 'zeros': there are torch, lecun_normal"),
         (TINY, 0, (1,), 1, "at least one model at a time can be trained, got n_models=0"),
         (TINY, 1, (1,), 0, "at least one model at a time can be trained, got n_models=1, chunk=0"),
         (TINY, 1, (), 1, r"snapshots must be ascending epochs from 1, got \(\)"),

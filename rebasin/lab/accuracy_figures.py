@@ -8,11 +8,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rebasin.lab.evaluation import barrier
-from rebasin.lab.figures import COLOURS, LABELS
+from rebasin.lab.figures import COLOURS, LABELS, MARKERS
 from rebasin.lab.merges import ALGORITHMS
 from rebasin.lab.statistics import interval
 
-MARKERS = {"tree": "o", "merge_many": "s", "naive": "^", "unmerged": "D"}
+# What readers call the schemes by which weights begin, in the order of tables and figures.
+INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
+RECIPE = ["width", "initial", "epochs", "weight_decay"]
 
 
 def accuracy_by_leaves(nodes: pd.DataFrame) -> Figure:
@@ -28,9 +30,9 @@ def accuracy_by_leaves(nodes: pd.DataFrame) -> Figure:
     axes.axhline(np.median(unmerged), linewidth=1.5, zorder=1, **median)
     _dots(axes, 0, unmerged, "unmerged")
     for offset, algorithm in zip((-0.25, 0, 0.25), ALGORITHMS, strict=True):
-        for position, size in enumerate(sizes[1:], 1):
+        for size in sizes_of(accuracy, algorithm):
             chosen = accuracy[(accuracy["algorithm"] == algorithm) & (accuracy["n_leaves"] == size)]
-            _dots(axes, position + offset, 100 * chosen["value"].to_numpy(), algorithm)
+            _dots(axes, sizes.index(size) + offset, 100 * chosen["value"].to_numpy(), algorithm)
     axes.set_xticks(range(len(sizes)), sizes)
     axes.set(xlabel="models merged into a node", ylabel="test accuracy (%)")
     axes.grid(axis="x", visible=False)
@@ -38,6 +40,11 @@ def accuracy_by_leaves(nodes: pd.DataFrame) -> Figure:
     first = dict(zip(labels, handles, strict=True))
     figure.legend(first.values(), first.keys(), loc="upper center", ncols=2, bbox_to_anchor=(0.54, 0.0))
     return figure
+
+
+def sizes_of(table: pd.DataFrame, algorithm: str) -> list[int]:
+    """The numbers of leaves that a table has nodes of: MergeMany may stop at fewer than the others."""
+    return sorted(table[table["algorithm"] == algorithm]["n_leaves"].unique().tolist())
 
 
 def _dots(axes: plt.Axes, x: float, values: np.ndarray, algorithm: str) -> None:
@@ -107,8 +114,11 @@ def drop_by_leaves(nodes: pd.DataFrame) -> Figure:
     for metric, axes in zip(("accuracy", "loss"), panels, strict=True):
         for split, style in (("test", "-"), ("train", ":")):
             for shift, algorithm in zip((-0.08, 0, 0.08), ALGORITHMS, strict=True):
-                found = [interval(node_drops(nodes, algorithm, size, split, metric)) for size in sizes]
-                positions = np.arange(len(sizes)) + shift
+                made = sizes_of(nodes, algorithm)
+                if not made:
+                    continue
+                found = [interval(node_drops(nodes, algorithm, size, split, metric)) for size in made]
+                positions = np.array([sizes.index(size) for size in made]) + shift
                 means = np.array([f.mean for f in found])
                 error = np.nan_to_num([[f.mean - f.low, f.high - f.mean] for f in found]).T
                 axes.errorbar(
@@ -143,15 +153,21 @@ def _along(table: pd.DataFrame, algorithm: str, n_leaves: int, metric: str) -> n
     return chosen.pivot(index="node", columns="lam", values="value").to_numpy()
 
 
+def by_recipe(conditions: pd.DataFrame) -> list[tuple[tuple[int, str, int, float], pd.DataFrame]]:
+    """The rows of each recipe, (width, initial weights, epochs, weight decay), in the order of tables and figures."""
+    order = list(INITIALS)
+    return sorted(conditions.groupby(RECIPE), key=lambda part: (part[0][0], order.index(part[0][1]), *part[0][2:]))
+
+
 def gap_by_condition(conditions: pd.DataFrame) -> Figure:
     """Test accuracy of eight-leaf nodes under every condition: one row each, as they are and after REPAIR."""
     accuracy = conditions[conditions["metric"] == "accuracy"]
-    settings = accuracy[["width", "epochs", "weight_decay"]].drop_duplicates().to_numpy()
-    figure, axes = plt.subplots(figsize=(5.6, 1.6 + 0.45 * len(settings)))
+    settings = by_recipe(accuracy)
+    # Narrow, since the labels beside it are wide: on a phone the whole must still be readable.
+    figure, axes = plt.subplots(figsize=(4.4, 1.6 + 0.45 * len(settings)))
     labels = []
-    for row, (width, epochs, weight_decay) in enumerate(settings):
-        here = accuracy.query("width == @width and epochs == @epochs and weight_decay == @weight_decay")
-        labels.append(f"width {width:.0f}, {epochs:.0f} epochs\nweight decay {weight_decay:g}")
+    for row, ((width, initial, epochs, weight_decay), here) in enumerate(settings):
+        labels.append(f"{INITIALS[initial]}, width {width}\n{epochs} epochs, weight decay {weight_decay:g}")
         unmerged = 100 * here[here["algorithm"] == "unmerged"]["value"].mean()
         axes.plot(unmerged, row, MARKERS["unmerged"], color=COLOURS["unmerged"], markersize=6)
         for algorithm in ("tree", "merge_many"):

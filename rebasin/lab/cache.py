@@ -26,6 +26,15 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def content(weights: Mapping[str, torch.Tensor]) -> str:
+    """A fingerprint of what these tensors hold."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(weights.items()):
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a temporary file, then rename it: ``path`` is never half written."""
     write_together({path: write})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 
 import pandas as pd
 
 from rebasin.lab import results
-from rebasin.lab.accuracy_figures import barriers, node_drops
+from rebasin.lab.accuracy_figures import INITIALS, RECIPE, barriers, by_recipe, node_drops, sizes_of
 from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, NOT_RUN, REPLICATED, contrast, decide
 from rebasin.lab.figures import LABELS
 from rebasin.lab.merges import ALGORITHMS
@@ -20,6 +21,13 @@ from rebasin.merging import merge_many
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
 ZERO = {"accuracy": 0.5, "loss": 0.02}
+# The axes of the plan of recipes: a preset's parameter for each, and its values in words.
+PLAN = {
+    "condition_widths": "width {}",
+    "condition_initials": "initial weights {}",
+    "condition_epochs": "{} epochs",
+    "condition_weight_decays": "weight decay {}",
+}
 
 
 def hierarchy_facts(run: str) -> dict[str, str]:
@@ -34,8 +42,9 @@ def hierarchy_facts(run: str) -> dict[str, str]:
 
 def _hierarchy_finding(run: str) -> str:
     claims = {claim.id: claim for claim in decide(run)}
-    if not claims["H2"].conditions or not claims["H3"].conditions:
-        return f"<strong>Run {run} has no nodes of eight leaves</strong>, on which the claims are decided."
+    for claim, made in (("H3", "no nodes"), ("H2", "no MergeMany")):
+        if not claims[claim].conditions:
+            return f"<strong>Run {run} has {made} of eight leaves</strong>, on which the claims are decided."
     gap = claims["H2"].conditions[0]
     lost = claims["H3"].conditions[0].effect
     images = results.read(run, "accuracy", "images")
@@ -64,24 +73,31 @@ def _hierarchy_finding(run: str) -> str:
 
 def _drop_finding(run: str) -> str:
     nodes, images = (results.read(run, "accuracy", table) for table in ("nodes", "images"))
-    largest = int(nodes["n_leaves"].max())
-    lost = {a: interval(contrast(images, [_term("unmerged", 1), _term(a, largest, -1)], largest)) for a in ALGORITHMS}
-    told = ", ".join(f"{LABELS[a]} {points(drop)}" for a, drop in lost.items())
+    made = {algorithm: sizes for algorithm in ALGORITHMS if (sizes := sizes_of(images, algorithm))}
+    told = []
+    # MergeMany may end before the others do: then all are told where it ends, too.
+    for size in sorted({sizes[-1] for sizes in made.values()}, reverse=True):
+        lost = {
+            LABELS[algorithm]: interval(contrast(images, [_term("unmerged", 1), _term(algorithm, size, -1)], size))
+            for algorithm, sizes in made.items()
+            if size in sizes
+        }
+        each = ", ".join(f"{label} {points(drop)}" for label, drop in lost.items())
+        told.append(f"by nodes of {size} leaves (n = {lost[LABELS['tree']].n}): {each}")
     opening = (
         "<strong>The more models, the higher the cost</strong>: in the mean, the hierarchy and MergeMany lose more "
-        "accuracy with every doubling. "
+        "accuracy with every doubling tried. "
         if _grows(nodes)
         else ""
     )
-    return f"{opening}Points of test accuracy lost by nodes of {largest} leaves (n = {lost['tree'].n}): {told}."
+    return f"{opening}Points of test accuracy lost {'; '.join(told)}."
 
 
 def _grows(nodes: pd.DataFrame) -> bool:
-    """Whether the hierarchy and MergeMany each lose more accuracy at every doubling."""
-    sizes = sorted(nodes["n_leaves"].unique())[1:]
+    """Whether the hierarchy and MergeMany, as far as each was run, lose more accuracy at every doubling."""
     for algorithm in ("tree", "merge_many"):
-        lost = [node_drops(nodes, algorithm, size, "test", "accuracy").mean() for size in sizes]
-        if lost != sorted(lost):
+        lost = [node_drops(nodes, algorithm, n, "test", "accuracy").mean() for n in sizes_of(nodes, algorithm)]
+        if not lost or [0.0, *lost] != sorted([0.0, *lost]):
             return False
     return True
 
@@ -136,21 +152,30 @@ def _state(barrier: Interval, zero: float) -> str:
 
 
 def accuracy_table(run: str) -> pd.DataFrame:
-    """Test accuracy by number of leaves and algorithm, and the hierarchy's gap to MergeMany, as texts."""
+    """Test accuracy by number of leaves and algorithm, and the hierarchy's gap to MergeMany, as texts.
+
+    A cell is empty where an algorithm was not run.
+    """
     images = results.read(run, "accuracy", "images")
+    made = {algorithm: sizes_of(images, algorithm) for algorithm in ALGORITHMS}
     rows = []
     for size in sorted(images["n_leaves"].unique()):
         if size == 1:
             alone = interval(contrast(images, [_term("unmerged", 1)], 1))
             rows.append({"models": size, LABELS["unmerged"]: points(alone), "n": alone.n})
             continue
-        row = {"models": size}
-        for algorithm in ALGORITHMS:
-            row[LABELS[algorithm]] = points(interval(contrast(images, [_term(algorithm, size)], size)))
-        gap = interval(contrast(images, [_term("tree", size), _term("merge_many", size, -1)], size))
-        rows.append(row | {"gap": points(gap, signed=True), "n": gap.n})
+        means = {
+            LABELS[algorithm]: interval(contrast(images, [_term(algorithm, size)], size))
+            for algorithm in ALGORITHMS
+            if size in made[algorithm]
+        }
+        row = {"models": size, "n": means[LABELS["tree"]].n} | {label: points(mean) for label, mean in means.items()}
+        if size in made["merge_many"]:
+            gap = interval(contrast(images, [_term("tree", size), _term("merge_many", size, -1)], size))
+            row["gap"] = points(gap, signed=True)
+        rows.append(row)
     columns = ["models", LABELS["unmerged"], *(LABELS[a] for a in ALGORITHMS), "gap", "n"]
-    return pd.DataFrame(rows, columns=columns).fillna("")
+    return pd.DataFrame([{column: row.get(column, "") for column in columns} for row in rows])
 
 
 def _term(algorithm: str, n_leaves: int, weight: int = 1) -> dict[str, object]:
@@ -164,7 +189,8 @@ def verdict_table(run: str | None, ids: Sequence[str] | None = None) -> pd.DataF
         if ids is not None and claim.id not in ids:
             continue
         effects = [
-            f"{c.name}: {points(c.effect, signed=True)}, bound {c.above:g}, n = {c.effect.n}: <em>{c.verdict}</em>"
+            f"{c.name}{' <small>(decisive)</small>' if c.decisive else ''}: {points(c.effect, signed=True)} {c.unit}, "
+            f"bound {c.above:g}, n = {c.effect.n}: <em>{c.verdict}</em>"
             for c in claim.conditions
         ]
         rows.append(
@@ -201,8 +227,9 @@ def _nats(value: Interval) -> str:
 def conditions_table(run: str) -> pd.DataFrame:
     """Test accuracy of eight-leaf nodes under every recipe, as they are and after REPAIR, as texts."""
     rows = []
-    for (width, epochs, weight_decay), row in _by_recipe(run).iterrows():
-        text = {"width": width, "epochs": epochs, "weight decay": f"{weight_decay:g}"}
+    for (width, initial, epochs, weight_decay), row in _by_recipe(run).iterrows():
+        text = {"width": width, "initial weights": INITIALS[initial], "epochs": epochs}
+        text["weight decay"] = f"{weight_decay:g}"
         text["unmerged"] = f"{row['unmerged', False]:.1f}"
         for repaired in (False, True):
             after = " after REPAIR" if repaired else ""
@@ -218,8 +245,8 @@ def _by_recipe(run: str) -> pd.DataFrame:
     """Mean test accuracy in percent: a row per recipe, a column per (algorithm, repaired)."""
     table = results.read(run, "conditions", "conditions")
     accuracy = table[table["metric"] == "accuracy"]
-    recipe = ["width", "epochs", "weight_decay"]
-    return 100 * accuracy.pivot_table(index=recipe, columns=["algorithm", "repair"], values="value")
+    means = 100 * accuracy.pivot_table(index=RECIPE, columns=["algorithm", "repair"], values="value")
+    return means.loc[[recipe for recipe, _ in by_recipe(accuracy)]]
 
 
 def conditions_finding() -> str:
@@ -239,8 +266,8 @@ def conditions_finding() -> str:
         opening = f"The hierarchy is ahead of MergeMany in all of the {count} recipes tried"
     else:
         opening = (
-            f"Which of the two is ahead depends on the recipe: the hierarchy in {ahead[False]} of {count} as merged, "
-            f"in {ahead[True]} of {count} after REPAIR"
+            f"Which of the two is ahead depends on the recipe: the hierarchy in {_ahead(gaps[False])} as merged, "
+            f"in {_ahead(gaps[True])} after REPAIR"
         )
     spread = {
         flag: f"from {decimal(gap.min(), 1, signed=True)} to {decimal(gap.max(), 1, signed=True)}"
@@ -253,21 +280,51 @@ def conditions_finding() -> str:
     )
 
 
+def _ahead(gap: pd.Series) -> str:
+    """In how many recipes the gap is positive, also by initial weights where there are several."""
+    by_initial = {name: part > 0 for name, part in gap.groupby(level="initial", sort=False)}
+    total = f"{int((gap > 0).sum())} of {len(gap)}"
+    if len(by_initial) == 1:
+        return total
+    parts = (f"{int(part.sum())} of {len(part)} from {INITIALS[name]}" for name, part in by_initial.items())
+    return f"{total} ({', '.join(parts)})"
+
+
 def conditions_missing() -> str:
     """Which recipes of the full plan, that of preset gpu, the run did not reach."""
     if not runs("conditions"):
         return ""
     run = runs("conditions")[0]
     plan = load_preset("gpu")
-    axes = ("condition_widths", "condition_epochs", "condition_weight_decays")
+    axes = {axis: tuple(plan[axis]) for axis in PLAN}
     made = results.provenance(run, "conditions")
     if made["dataset"]["name"] != plan["dataset"]:
         return f"This run is a small one, on {made['dataset']['title']}."
-    missing = set(product(*(plan[axis] for axis in axes))) - set(_by_recipe(run).index)
+    planned = set(product(*axes.values()))
+    missing = planned - set(_by_recipe(run).index)
     if not missing:
         return "Every recipe of the plan was run."
-    told = "; ".join(f"width {w}, {e} epochs, weight decay {d:g}" for w, e, d in sorted(missing))
-    return f"Planned and not run here ({len(missing)} of the plan's recipes): {told}."
+    told = "; ".join(_in_words(missing, axes))
+    return f"Planned and not run here ({len(missing)} of the plan's {len(planned)} recipes): {told or 'all'}."
+
+
+def _in_words(recipes: Collection[tuple], axes: Mapping[str, tuple]) -> list[str]:
+    """Recipes of a plan in few words: an axis is left out where all its values go with what is told."""
+    if len(recipes) == math.prod(map(len, axes.values())):
+        return [""]
+    axis, *others = axes
+    alike: dict[frozenset, list] = {}
+    for value in axes[axis]:
+        rest = frozenset(recipe[1:] for recipe in recipes if recipe[0] == value)
+        alike.setdefault(rest, []).append(value)
+    told = []
+    for rest, values in alike.items():
+        if not rest:
+            continue
+        names = [INITIALS[value] if axis == "condition_initials" else f"{value:g}" for value in values]
+        own = PLAN[axis].format(" or ".join(names)) if len(values) < len(axes[axis]) else ""
+        told += [", ".join(filter(None, (own, more))) for more in _in_words(rest, {a: axes[a] for a in others})]
+    return told
 
 
 def costs() -> pd.DataFrame:
@@ -281,7 +338,7 @@ def costs() -> pd.DataFrame:
                 {
                     "run": run,
                     "notebook": step,
-                    # Merge and accuracy read the weights that train made.
+                    # The others read the weights that train made; what they train besides is in their own time.
                     "training": f"{made['training_seconds'] / 60:.1f} min" if step in ("train", "conditions") else "",
                     "notebook time": f"{made['wall_seconds'] / 60:.1f} min",
                     "memory": f"{made['peak_memory_gb']:.1f} GB",

@@ -162,5 +162,5 @@ def _values(row: Any) -> np.ndarray:
         return np.array([np.log(row.value)])
     counts = np.frombuffer(row.correct, np.uint8)
     if hasattr(row, "out_of"):
-        return 100 * counts / row.out_of
+        return 100.0 * counts / row.out_of
     return 100.0 * np.unpackbits(counts, count=row.images)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +37,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: ``title`` says exactly what it is, ``fingerprint`` covers its files and its decoded pixels.
+    """A data set: ``title`` says exactly what it is, ``fingerprint`` covers its files, decoded pixels and splits.
 
+    ``held_out`` are images of its training set that no model is trained on: choices are made on them, not on ``test``.
     ``mean`` and ``std`` (per channel, in units of the pixel range [0, 1]) are what models of it subtract and divide by.
     """
 
     name: str
     title: str
     train: Split
+    held_out: Split
     test: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -52,18 +54,30 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        return int(self.train.labels.max()) + 1
+        return int(torch.cat([self.train.labels, self.held_out.labels, self.test.labels]).max()) + 1
 
 
-def load(name: str) -> Dataset:
-    """The data set ``digits``, ``mnist`` or ``cifar10``.
+def load(name: str, held_out: int = 0) -> Dataset:
+    """The data set ``digits``, ``mnist`` or ``cifar10``, with ``held_out`` of its training images set aside.
 
     MNIST and CIFAR-10 are looked for in the folder ``REBASIN_DATA``, then downloaded. Raises ValueError for another
-    name, FileNotFoundError if ``REBASIN_DATA`` is no folder, RuntimeError if files are corrupt.
+    name or if no image is left to train on, FileNotFoundError if ``REBASIN_DATA`` is no folder, RuntimeError if files
+    are corrupt.
     """
     if name not in LOADERS:
         raise ValueError(f"unknown data set {name!r}: there are {', '.join(LOADERS)}")
-    return LOADERS[name]()
+    dataset = LOADERS[name]()
+    images, labels = dataset.train.images, dataset.train.labels
+    if not 0 <= held_out < len(labels):
+        raise ValueError(f"held_out must be from 0 to below the {len(labels)} training images, got {held_out}")
+    order = np.random.default_rng(0).permutation(len(labels))
+    aside, rest = order[:held_out], np.sort(order[held_out:])
+    return replace(
+        dataset,
+        train=Split(images[rest], labels[rest]),
+        held_out=Split(images[aside], labels[aside]),
+        fingerprint=fingerprint(dataset.fingerprint, held_out),
+    )
 
 
 def _digits() -> Dataset:
@@ -192,7 +206,8 @@ def _dataset(name: str, title: str, train: Split, test: Split, files: str, stand
         mean, std = (tuple(round(float(v), 4) for v in stat) for stat in (unit.mean(1), unit.std(1)))
     else:
         mean, std = (0.0,) * channels, (1.0,) * channels
-    return Dataset(name, title, train, test, mean, std, fingerprint(files, pixels.hexdigest()))
+    none = Split(train.images[:0], train.labels[:0])
+    return Dataset(name, title, train, none, test, mean, std, fingerprint(files, pixels.hexdigest()))
 
 
 LOADERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}

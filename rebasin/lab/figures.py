@@ -15,8 +15,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 # One colour per way of merging, the same in every figure: Okabe and Ito's palette, safe for the colour-blind.
-COLOURS = {"tree": "#0072B2", "merge_many": "#D55E00", "naive": "#009E73", "unmerged": "#999999"}
-LABELS = {"tree": "hierarchy", "merge_many": "MergeMany", "naive": "naive average", "unmerged": "unmerged"}
+COLOURS = {
+    "tree": "#0072B2", "merge_many": "#D55E00", "naive": "#009E73", "unmerged": "#999999",
+    "early_stopped": "#CC79A7", "l1": "#E69F00", "l2": "#56B4E9", "ensemble": "#8C6BB1",
+    "tree_repaired": "#0072B2", "merge_many_repaired": "#D55E00",
+}  # fmt: skip
+LABELS = {
+    "tree": "hierarchy", "merge_many": "MergeMany", "naive": "naive average", "unmerged": "unmerged",
+    "early_stopped": "unmerged, stopped early", "l1": "trained with L1 penalty", "l2": "trained with L2 penalty",
+    "ensemble": "ensemble of the leaves", "tree_repaired": "hierarchy after REPAIR",
+    "merge_many_repaired": "MergeMany after REPAIR",
+}  # fmt: skip
+MARKERS = {
+    "tree": "o", "merge_many": "s", "naive": "^", "unmerged": "D", "early_stopped": "v", "l1": "P", "l2": "X",
+    "ensemble": "*", "tree_repaired": "o", "merge_many_repaired": "s",
+}  # fmt: skip
 
 
 @contextmanager
@@ -33,7 +46,7 @@ def house_style(dark: bool = False) -> Iterator[None]:
         "axes.titlesize": 12,
         "legend.fontsize": 11,
         "lines.linewidth": 2,
-        "axes.prop_cycle": cycler(color=COLOURS.values()),
+        "axes.prop_cycle": cycler(color=list(COLOURS.values())[:8]),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rebasin.lab.cache import cached, code_fingerprint, fingerprint
 from rebasin.merging import alignment, average, merge_hierarchical, merge_many
-from rebasin.permutation import PermutationSpec, Weights
+from rebasin.permutation import Permutation, PermutationSpec, Weights
 from rebasin.progress import track
 
 ALGORITHMS = ("tree", "merge_many", "naive")
@@ -24,7 +24,8 @@ class Nodes:
     """All merges by one algorithm at one size, on the CPU.
 
     ``weights`` (nodes, ...); ``alignment`` (nodes,), the mean inner product of pairs of permuted leaves; ``effort``
-    (nodes,), sweeps of the node's own matching for the hierarchy, rounds for MergeMany, 0 for naive averages.
+    (nodes,), sweeps of the node's own matching for the hierarchy, rounds for MergeMany, 0 for naive averages;
+    ``indices[group]`` (nodes, n_leaves, units) permute each leaf into the node's basin.
     """
 
     algorithm: str
@@ -32,6 +33,7 @@ class Nodes:
     weights: dict[str, Tensor]
     alignment: Tensor
     effort: Tensor
+    indices: dict[str, Tensor]
 
 
 def merge_all(
@@ -39,15 +41,16 @@ def merge_all(
     leaves: Weights,
     key: str,
     tree_leaves: int,
+    many_leaves: int,
     seed: int = 0,
     device: str = "cpu",
     chunk: int = 32,
 ) -> list[Nodes]:
     """Merge ``leaves`` (n, ...) by each algorithm into nodes of 2, 4, ..., ``tree_leaves`` leaves.
 
-    ``key`` tells the leaves' content: finished parts are kept in the cache, so that an interrupted run resumes.
-    ``chunk`` pairs or groups go through at once. Raises ValueError if ``tree_leaves`` is no power of two
-    from 2, or does not divide n.
+    MergeMany, the costly one, goes up to ``many_leaves``. ``key`` tells the leaves' content: finished parts are kept in
+    the cache, so that an interrupted run resumes. ``chunk`` pairs or groups go through at once. Raises ValueError if
+    ``tree_leaves`` is no power of two from 2, or does not divide n.
     """
     n = len(leaves[next(iter(spec.axes))])
     if tree_leaves < 2 or tree_leaves & (tree_leaves - 1) or n % tree_leaves:
@@ -69,29 +72,39 @@ def merge_all(
             return built[size]
 
         found.append(kept("tree", size, tree))
-    for size in sizes:
+    for size in [size for size in sizes if size <= many_leaves]:
         found.append(kept("merge_many", size, lambda size=size: _merge_many(spec, leaves, size, seed, device, chunk)))
     for size in sizes:
-        groups = _grouped(leaves, size)
-        found.append(
-            Nodes("naive", size, average(spec, groups), alignment(spec, groups), torch.zeros(n // size, dtype=int))
-        )
+        groups = grouped(leaves, size)
+        as_they_are = Permutation.identity(spec, (n // size, size)).indices
+        effort = torch.zeros(n // size, dtype=torch.int64)
+        found.append(Nodes("naive", size, average(spec, groups), alignment(spec, groups), effort, dict(as_they_are)))
     return found
+
+
+def unmerged(spec: PermutationSpec, leaves: Weights) -> Nodes:
+    """The leaves (n, ...) themselves, as nodes of one leaf; of one model there is no alignment (NaN)."""
+    n = len(leaves[next(iter(spec.axes))])
+    as_they_are = Permutation.identity(spec, (n, 1)).indices
+    return Nodes(
+        "unmerged", 1, dict(leaves), torch.full((n,), torch.nan), torch.zeros(n, dtype=torch.int64), dict(as_they_are)
+    )
 
 
 def _tree(
     spec: PermutationSpec, leaves: Weights, tree_leaves: int, seed: int, device: str, chunk: int
 ) -> dict[int, dict[str, Any]]:
-    models = {key: tensor.to(device) for key, tensor in _grouped(leaves, tree_leaves).items()}
+    models = {key: tensor.to(device) for key, tensor in grouped(leaves, tree_leaves).items()}
     stages = merge_hierarchical(spec, models, seed=seed, chunk=chunk)
     nodes = {}
     for number, stage in enumerate(stages[1:], 1):
         permuted = stage.permutation.apply(models)
-        groups = _grouped({key: tensor.flatten(0, 1) for key, tensor in permuted.items()}, 2**number)
+        groups = grouped({key: tensor.flatten(0, 1) for key, tensor in permuted.items()}, 2**number)
         nodes[2**number] = {
             "weights": {key: tensor.flatten(0, 1).cpu() for key, tensor in stage.weights.items()},
             "alignment": alignment(spec, groups).cpu(),
             "effort": stage.matching.sweeps.flatten().cpu(),
+            "indices": {g: i.cpu().reshape(-1, 2**number, i.shape[-1]) for g, i in stage.permutation.indices.items()},
         }
     return nodes
 
@@ -99,7 +112,7 @@ def _tree(
 def _merge_many(
     spec: PermutationSpec, leaves: Weights, size: int, seed: int, device: str, chunk: int
 ) -> dict[str, Any]:
-    groups = _grouped(leaves, size)
+    groups = grouped(leaves, size)
     count = len(groups[next(iter(groups))])
     parts = []
     with track(count if count > chunk else 0, f"MergeMany of {size}", "group") as bar:
@@ -111,15 +124,17 @@ def _merge_many(
                     "weights": {key: tensor.cpu() for key, tensor in merged.weights.items()},
                     "alignment": alignment(spec, merged.permutation.apply(some)).cpu(),
                     "effort": merged.rounds.cpu(),
+                    "indices": {group: index.cpu() for group, index in merged.permutation.indices.items()},
                 }
             )
             bar.update(len(merged.rounds))
     return {
         "weights": {key: torch.cat([part["weights"][key] for part in parts]) for key in groups},
+        "indices": {group: torch.cat([part["indices"][group] for part in parts]) for group in spec.sizes},
         **{name: torch.cat([part[name] for part in parts]) for name in ("alignment", "effort")},
     }
 
 
-def _grouped(leaves: Weights, size: int) -> dict[str, Tensor]:
-    """Neighbouring leaves (n, ...) in groups: (n / size, size, ...)."""
+def grouped(leaves: Weights, size: int) -> dict[str, Tensor]:
+    """Neighbouring models (n, ...) in groups: (n / size, size, ...)."""
     return {key: tensor.unflatten(0, (-1, size)) for key, tensor in leaves.items()}

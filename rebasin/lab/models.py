@@ -5,6 +5,7 @@ A model takes pixels in [0, 1]; its normalisation is part of it, so that whateve
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
 import torch
@@ -42,6 +43,7 @@ def mlp(dataset: Dataset, width: int = 512, depth: int = 3) -> nn.Sequential:
 
 
 ARCHITECTURES = {"mlp": mlp}
+INITIAL = ("torch", "lecun_normal")
 
 
 def build(architecture: str, dataset: Dataset, width: int) -> nn.Module:
@@ -51,12 +53,25 @@ def build(architecture: str, dataset: Dataset, width: int) -> nn.Module:
     return ARCHITECTURES[architecture](dataset, width)
 
 
-def initial_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    """Fresh weights as Flax's defaults have them: truncated LeCun-normal, zero biases."""
-    weights = {key: torch.zeros_like(tensor, device="cpu") for key, tensor in model.state_dict().items()}
-    for tensor in weights.values():
-        if tensor.ndim > 1:
-            # A normal cut at two deviations has .8796 of its deviation left.
-            std = tensor[0].numel() ** -0.5 / 0.87962566103423978
-            nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
-    return weights
+def initial_weights(model: nn.Module, initial: str, seed: int) -> dict[str, Tensor]:
+    """Fresh weights on the CPU, by one of the schemes of ``INITIAL``; depends on nothing but ``seed``.
+
+    ``torch`` is what PyTorch's layers do by themselves: in a linear layer everything is uniform within +- fan_in^-1/2.
+    ``lecun_normal`` is what Flax's do: matrices from a truncated normal of deviation fan_in^-1/2, sqrt 3 times that of
+    ``torch``, and zero biases. Raises ValueError for another name.
+    """
+    if initial not in INITIAL:
+        raise ValueError(f"unknown initial weights {initial!r}: there are {', '.join(INITIAL)}")
+    fresh = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # and not that of a GPU, which would stay changed
+        for module in fresh.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            if initial == "lecun_normal" and isinstance(module, nn.Linear | nn.Conv2d):
+                # A normal cut at two deviations has .8796 of its deviation left.
+                std = module.weight[0].numel() ** -0.5 / 0.87962566103423978
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    return fresh.state_dict()

@@ -13,6 +13,7 @@ from IPython.display import HTML
 from rebasin.lab import results
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval
 
+INITIAL = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
 # The largest first: a chapter takes the first of these that was run.
 PREFERRED = ("gpu", "cpu", "smoke")
 
@@ -82,7 +83,7 @@ def _recipe(parameters: Mapping[str, Any]) -> str:
     told = [f"width {parameters['width']}, {parameters['epochs']} epochs"] if "epochs" in parameters else []
     told += [f"batch {parameters['batch_size']}", f"Adam at {parameters['learning_rate']:g}"]
     if "weight_decay" in parameters:
-        told.append(f"weight decay {parameters['weight_decay']:g}")
+        told += [f"weight decay {parameters['weight_decay']:g}", f"initial weights of {INITIAL[parameters['initial']]}"]
     return ", ".join(told)
 
 

@@ -1,0 +1,107 @@
+"""PGD-20 on every node of the hierarchy over 64 models: stacked, against a peer model by model, and against the floor.
+
+``python benchmarks/attacks.py`` prints a table and keeps it in benchmarks/attacks.json. It takes the models of preset
+cpu, which it trains and merges if the cache does not hold them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import eagerpy
+import foolbox
+import torch
+from torch.func import functional_call
+
+from rebasin.lab import results
+from rebasin.lab.attacks import Attack, surviving
+from rebasin.lab.cache import fingerprint
+from rebasin.lab.data import load
+from rebasin.lab.merges import merge_all
+from rebasin.lab.models import build
+from rebasin.lab.pipeline import load_preset
+from rebasin.lab.training import Recipe, recipe_key, train
+from rebasin.permutation import PermutationSpec
+
+STEPS, IMAGES, EPSILON, PEERS = 20, 1000, 4 / 255, 6
+
+
+def main() -> None:
+    preset = results.declared_parameters("merge") | load_preset("cpu")
+    data = load(preset["dataset"], preset["held_out"])
+    recipe = Recipe("mlp", preset["width"], preset["batch_size"], preset["learning_rate"])
+    model = build("mlp", data, preset["width"]).eval()
+    spec = PermutationSpec.feed_forward(model)
+    n, epochs = preset["n_models"], preset["epochs"]
+    leaves = {key: w[-1] for key, w in train(recipe, data, n, (epochs,), "cpu").weights.items()}
+    key = fingerprint(recipe_key(recipe, data), n, epochs)
+    merged = merge_all(spec, leaves, key, preset["tree_leaves"], 0)
+    stages = [leaves, *(nodes.weights for nodes in merged if nodes.algorithm == "tree")]
+    nodes = {key: torch.cat([stage[key] for stage in stages]) for key in leaves}
+    count = len(next(iter(nodes.values())))
+    few = data.test.sample(IMAGES)
+    pixels, labels = few.images.float() / 255, few.labels
+    attack = Attack("cross_entropy", "linf", STEPS)
+
+    started = time.monotonic()
+    ours = surviving(model, nodes, pixels, labels, [EPSILON], attack, device="cpu")[:, 0]
+    stacked = time.monotonic() - started
+
+    # The peer takes minutes for all nodes, so it attacks every twentieth and is told per node.
+    chosen = list(range(0, count, count // PEERS))[:PEERS]
+    started = time.monotonic()
+    theirs = torch.stack([_foolbox(model, nodes, node, pixels, labels) for node in chosen])
+    peer = (time.monotonic() - started) / len(chosen) * count
+
+    floor = _products(nodes, len(pixels)) * STEPS * count
+    table = {
+        "what": f"PGD-{STEPS}, cross-entropy, L-infinity, {IMAGES} images, all {count} nodes of two trees of 32",
+        "stacked_seconds": round(stacked, 1),
+        "model_by_model_foolbox_seconds": round(peer, 1),
+        "matrix_products_alone_seconds": round(floor, 1),
+        "stacked_over_foolbox": round(stacked / peer, 2),
+        "stacked_over_floor": round(stacked / floor, 2),
+        "accuracy_left_stacked": round(float(ours[chosen].double().mean()), 4),
+        "accuracy_left_foolbox": round(float(theirs.double().mean()), 4),
+        "threads": torch.get_num_threads(),
+        "hardware": results._hardware(),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+    }
+    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    print(json.dumps(table, indent=1))
+
+
+def _foolbox(model: torch.nn.Module, nodes: dict, node: int, pixels: torch.Tensor, labels: torch.Tensor):
+    """Which images survive foolbox's PGD with the same steps, on one node."""
+
+    class One(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional_call(model, {key: tensor[node] for key, tensor in nodes.items()}, (x,))
+
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=2.5 / STEPS, steps=STEPS)
+    bounded = foolbox.PyTorchModel(One().eval(), bounds=(0, 1), device="cpu")
+    _, _, broken = attack(bounded, pixels, labels, epsilons=EPSILON)
+    return ~(broken.raw if isinstance(broken, eagerpy.Tensor) else broken)
+
+
+@torch.no_grad()
+def _products(nodes: dict, images: int) -> float:
+    """Seconds for the matrix products of one forward and one backward pass to the pixels, for one node."""
+    matrices = [tensor[0] for tensor in nodes.values() if tensor.ndim > 2]
+    inputs = [torch.randn(500, matrix.shape[1]) for matrix in matrices]
+    outputs = [torch.randn(500, matrix.shape[0]) for matrix in matrices]
+    best = float("inf")
+    for _ in range(20):
+        started = time.monotonic()
+        for matrix, x, g in zip(matrices, inputs, outputs, strict=True):
+            x @ matrix.T
+            g @ matrix
+        best = min(best, time.monotonic() - started)
+    return best * images / 500
+
+
+if __name__ == "__main__":
+    main()
