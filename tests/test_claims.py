@@ -416,7 +416,9 @@ def test_conditions_on_attacks_that_were_not_run_are_left_out(epsilons, names):
     plant_attack("planted", ROBUST, 8, epsilons)
     decided = next(claim for claim in decide("planted") if claim.id == "H4")
     assert [condition.name for condition in decided.conditions] == names
-    assert decided.verdict == (REPLICATED if names else NOT_RUN)
+    # What was not measured may yet fail: some conditions that hold are not the whole claim.
+    assert decided.verdict == (PARTLY if names else NOT_RUN)
+    assert len(decided.conditions) + len(decided.missing) == 5
 
 
 @pytest.mark.parametrize("missing", [kind for kind in ROBUST if kind[0] != "unmerged"])

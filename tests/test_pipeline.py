@@ -5,21 +5,38 @@ import shutil
 
 import papermill
 import pytest
+import torch
 
-from rebasin.lab import merges, pipeline, results
+from rebasin.lab import merges, pipeline, reference, results
 from rebasin.lab.pipeline import PRESETS, STEPS, load_preset, main, run_steps
 
 TINY = {
-    "run": "tiny", "n_models": 4, "tree_leaves": 4, "epochs": 2, "width": 16, "barrier_points": 3,
+    "run": "tiny", "n_models": 8, "tree_leaves": 4, "many_leaves": 4, "epochs": 2, "width": 16, "barrier_points": 3,
     "barrier_images": 100, "barrier_pairs": 2, "condition_models": 8, "condition_widths": [16],
-    "condition_epochs": [2], "condition_weight_decays": [0.0], "repair_images": 100,
+    "condition_epochs": [2], "condition_weight_decays": [0.0], "condition_initials": ["torch"], "repair_images": 100,
+    "l1_strengths": [0.001], "l2_strengths": [], "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
+    "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
+    "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
 }  # fmt: skip
 TABLES = {
     "train": ["models"],
     "merge": ["nodes"],
     "accuracy": ["images", "nodes", "paths"],
     "conditions": ["conditions"],
+    "attack": ["checks", "clean", "curves", "images", "transfer"],
+    "perturbations": ["curves", "images"],
+    "regularisation": ["layers", "nodes", "radii"],
+    "autoattack": ["nodes"],
 }
+COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_reference():
+    """AutoAttack takes seconds a network; here nothing survives it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "autoattack", lambda *args: torch.zeros(len(args[3]), dtype=torch.bool))
+        yield
 
 
 def use(patch, home):
@@ -76,7 +93,7 @@ def times(folder):
         (["smok"], "there is no preset 'smok': there are cpu, gpu, smoke"),
         (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
         (["cpu", "-p", "epochs", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
-        (["smoke", "-p", "epoch", "3"], "unknown parameter 'epoch': the notebooks have architecture, barrier_images"),
+        (["smoke", "-p", "epoch", "3"], "unknown parameter 'epoch': the notebooks have architecture, attack_chunk"),
     ],
 )
 def test_a_wrong_word_is_named_and_nothing_runs(home, executed, arguments, message):
@@ -94,6 +111,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         "train": {"run": "mine"},
         "merge": {"run": "mine", "tree_leaves": 4},
         "accuracy": {"run": "mine", "tree_leaves": 4},
+        **{step: {"run": "mine", "tree_leaves": 4} for step in COMPARED},
         "conditions": {"run": "mine", "condition_widths": [16]},
     }
 
@@ -130,7 +148,7 @@ def test_a_second_run_has_nothing_to_do(copied, executed, capsys):
     assert executed == []
     assert times(copied) == before
     assert capsys.readouterr().out.splitlines() == [
-        f"[{number}/4] {step}: up to date" for number, step in enumerate(STEPS, 1)
+        f"[{number}/{len(STEPS)}] {step}: up to date" for number, step in enumerate(STEPS, 1)
     ]
 
 
@@ -138,9 +156,11 @@ def test_a_second_run_has_nothing_to_do(copied, executed, capsys):
     ("change", "stale"),
     [
         ({"barrier_points": 5}, ["accuracy"]),
-        ({"tree_leaves": 2}, ["merge", "accuracy"]),
+        ({"tree_leaves": 2}, ["merge", "accuracy", *COMPARED]),
         ({"condition_epochs": [1]}, ["conditions"]),
-        ({"epochs": 3}, ["train", "merge", "accuracy"]),
+        ({"epochs": 3}, ["train", "merge", "accuracy", *COMPARED]),
+        ({"epsilons": [0.0, 1.0]}, ["attack"]),
+        ({"stages": [0, 1]}, COMPARED),
         ({"seed": 1}, list(STEPS)),
         ({"run": "other"}, list(STEPS)),
     ],
@@ -183,7 +203,7 @@ def test_an_interrupted_run_resumes_without_training_or_merging_again(finished, 
     kept = times(home / "cache") | times(home / "results")
     trained = [path for path in kept if path.parent.parent.name == "models"]
     merged = [path for path in kept if path.parent.name == "merges"]
-    assert len(trained) == 4 and len(merged) == 2, "four models, and the hierarchy's nodes of two and of four"
+    assert len(trained) == 8 and len(merged) == 2, "eight models, and the hierarchy's nodes of two and of four"
     monkeypatch.setattr(merges, "merge_hierarchical", interrupted)
     run_steps(TINY, ["train", "merge", "accuracy"], script=True)
     after = times(home / "cache") | times(home / "results")

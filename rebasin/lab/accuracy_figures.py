@@ -8,12 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rebasin.lab.evaluation import barrier
-from rebasin.lab.figures import COLOURS, LABELS, MARKERS
+from rebasin.lab.figures import COLOURS, INITIALS, LABELS, MARKERS
 from rebasin.lab.merges import ALGORITHMS
 from rebasin.lab.statistics import interval
 
 # What readers call the schemes by which weights begin, in the order of tables and figures.
-INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
 RECIPE = ["width", "initial", "epochs", "weight_decay"]
 
 

@@ -10,9 +10,9 @@ from itertools import product
 import pandas as pd
 
 from rebasin.lab import results
-from rebasin.lab.accuracy_figures import INITIALS, RECIPE, barriers, by_recipe, node_drops, sizes_of
+from rebasin.lab.accuracy_figures import RECIPE, barriers, by_recipe, node_drops, sizes_of
 from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, NOT_RUN, REPLICATED, contrast, decide
-from rebasin.lab.figures import LABELS
+from rebasin.lab.figures import INITIALS, LABELS
 from rebasin.lab.merges import ALGORITHMS
 from rebasin.lab.pipeline import STEPS, load_preset
 from rebasin.lab.report import decimal, points, runs
@@ -193,6 +193,7 @@ def verdict_table(run: str | None, ids: Sequence[str] | None = None) -> pd.DataF
             f"bound {c.above:g}, n = {c.effect.n}: <em>{c.verdict}</em>"
             for c in claim.conditions
         ]
+        effects += [f"{name}: <em>not measured</em>" for name in claim.missing if claim.conditions]
         rows.append(
             {
                 "": claim.id,

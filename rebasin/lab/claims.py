@@ -43,7 +43,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper with what this book says of it; no conditions where it was not run yet."""
+    """A claim of a paper with what this book says of it; ``missing`` are conditions that were not measured."""
 
     id: str
     paper: str
@@ -51,6 +51,7 @@ class Claim:
     claim: str
     statistic: str
     conditions: tuple[Condition, ...]
+    missing: tuple[str, ...]
     verdict: str
 
 
@@ -62,23 +63,24 @@ def stated_claims() -> list[dict[str, Any]]:
 def decide(run: str | None) -> list[Claim]:
     """Every claim with its verdict on a run; with None, for no run at all, every verdict is "not run yet".
 
-    A condition that the run has no nodes for is left out.
+    A condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
     """
     decided = []
     for stated in stated_claims():
         rules = stated.pop("conditions")
-        conditions = tuple(
-            condition for rule in rules if run is not None and (condition := _condition(run, rule)) is not None
-        )
-        verdict = combine([c.verdict for c in conditions], [c.decisive for c in conditions])
-        decided.append(Claim(**stated, conditions=conditions, verdict=verdict))
+        found = [None if run is None else _condition(run, rule) for rule in rules]
+        conditions = tuple(condition for condition in found if condition is not None)
+        missing = tuple(rule["name"] for rule, condition in zip(rules, found, strict=True) if condition is None)
+        verdicts = [c.verdict for c in conditions] + [INCONCLUSIVE] * (len(missing) if conditions else 0)
+        verdict = combine(verdicts, [c.decisive for c in conditions] + [False] * (len(verdicts) - len(conditions)))
+        decided.append(Claim(**stated, conditions=conditions, missing=missing, verdict=verdict))
     return decided
 
 
 def _condition(run: str, rule: dict[str, Any]) -> Condition | None:
     """A rule applied to a run; None if the run does not have its measurements."""
     notebook, table, unit = MEASURES[rule["measure"]]
-    if results.provenance(run, notebook) is None:
+    if not results.is_shown(run, notebook):
         return None
     measured = results.read(run, notebook, table)
     if "epsilon" in rule:

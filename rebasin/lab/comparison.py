@@ -71,8 +71,13 @@ def compared(
 
     Leaves, hierarchy, MergeMany and naive averages, the first two after REPAIR on ``repair_images`` training images,
     the leaves' ensemble, unmerged models stopped early at the accuracy of each node of the hierarchy, and models with
-    an L1 or L2 penalty in their loss. Raises ValueError without held-out images.
+    an L1 or L2 penalty in their loss. Raises ValueError without held-out images, or unless blocks of eight leaves come
+    out even.
     """
+    if n_models % BLOCK:
+        raise ValueError(
+            f"models are compared in blocks of {BLOCK} leaves, so that {n_models} models do not come out even"
+        )
     model = build(recipe.architecture, dataset, recipe.width).eval()
     spec = PermutationSpec.feed_forward(model)
     trained = train(recipe, dataset, n_models, (epochs,), device, chunk)

@@ -14,7 +14,7 @@ from rebasin.lab.data import Split
 # noise and rotation, which it lacks, and pixelate. Amounts are in units of the pixel range: 0 is black, 1 is white.
 PERTURBATIONS: dict[str, tuple[float, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation
-    "uniform_noise": (0.07, 0.10, 0.14, 0.16, 0.17),  # largest change; the standard deviation is gaussian_noise's
+    "uniform_noise": (0.07, 0.10, 0.14, 0.16, 0.17),  # largest change; standard deviation about gaussian_noise's
     "salt_and_pepper": (0.01, 0.02, 0.03, 0.05, 0.07),  # share of the values that become 0 or 1
     "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation of the Gaussian, in pixels
     "brightness": (0.05, 0.10, 0.15, 0.20, 0.30),  # added to a pixel's largest channel

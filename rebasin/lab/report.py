@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
 
 from rebasin.lab import results
+from rebasin.lab.figures import INITIALS
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval
 
-INITIAL = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
 # The largest first: a chapter takes the first of these that was run.
 PREFERRED = ("gpu", "cpu", "smoke")
 
@@ -26,8 +26,7 @@ def runs(name: str) -> list[str]:
     """
     own = os.environ.get("REBASIN_RUN")
     wanted = ([own] if own else []) + [run for run in PREFERRED if run != own]
-    made = {run: results.provenance(run, name) for run in wanted}
-    return [run for run, told in made.items() if told and (told["clean"] or run == own or run not in results.REFERENCE)]
+    return [run for run in wanted if results.is_shown(run, name)]
 
 
 def shown_run(name: str) -> str:
@@ -38,18 +37,22 @@ def shown_run(name: str) -> str:
     return found[0]
 
 
-def tabs(name: str, show: Callable[[str], HTML]) -> HTML:
-    """``show(run)`` for every run of notebook ``name``, each in a tab, with its provenance below it."""
+def tabs(name: str, show: Callable[[str], HTML], also: Sequence[str] = ()) -> HTML:
+    """``show(run)`` for every run of notebook ``name``, each in a tab, with its provenance below it.
+
+    So stands that of the notebooks ``also``, as far as the run has them, whose tables are shown too.
+    """
     if not runs(name):
         return HTML("<p>Not run yet.</p>")
     parts = []
     group = f"{name}-{show.__name__}"
     for position, run in enumerate(runs(name)):
+        below = "".join(measured_on(run, made) for made in (name, *also) if run in runs(made))
         item, label = html.escape(f"{group}-{run}"), html.escape(run)
         checked = ' checked="checked"' if position == 0 else ""
         parts.append(
             f'<input{checked} id="{item}" name="{group}" type="radio"><label class="sd-tab-label" for="{item}">{label}'
-            f'</label><div class="sd-tab-content docutils">{show(run).data}{measured_on(run, name)}</div>'
+            f'</label><div class="sd-tab-content docutils">{show(run).data}{below}</div>'
         )
     return HTML(f'<div class="sd-tab-set docutils">{"".join(parts)}</div>')
 
@@ -83,7 +86,10 @@ def _recipe(parameters: Mapping[str, Any]) -> str:
     told = [f"width {parameters['width']}, {parameters['epochs']} epochs"] if "epochs" in parameters else []
     told += [f"batch {parameters['batch_size']}", f"Adam at {parameters['learning_rate']:g}"]
     if "weight_decay" in parameters:
-        told += [f"weight decay {parameters['weight_decay']:g}", f"initial weights of {INITIAL[parameters['initial']]}"]
+        told += [
+            f"weight decay {parameters['weight_decay']:g}",
+            f"initial weights of {INITIALS[parameters['initial']]}",
+        ]
     return ", ".join(told)
 
 

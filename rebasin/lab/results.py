@@ -175,6 +175,15 @@ def provenance(run: str, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def is_shown(run: str, name: str) -> bool:
+    """Whether the run holds this notebook's tables, and the book may speak of them.
+
+    A reference run, cpu or gpu, that was made with uncommitted changes is only its maker's own, who names it.
+    """
+    made = provenance(run, name)
+    return made is not None and (made["clean"] or run not in REFERENCE or run == os.environ.get("REBASIN_RUN"))
+
+
 def is_current(run: str, name: str, key: str) -> bool:
     """Whether the run holds this notebook's tables, whole, and made with this key."""
     made = provenance(run, name)

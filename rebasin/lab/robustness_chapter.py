@@ -48,11 +48,16 @@ def robustness_finding(run: str, name: str) -> str:
         opening = f"Merging makes networks more robust to {what}, also than unmerged ones that are as accurate"
     elif NOT_REPLICATED in [c.verdict for c in against_equals]:
         gained = [c for c in against_leaves if c.verdict == REPLICATED]
-        opening = (
-            f"Merging does not make networks more robust to {what} than it makes them inaccurate"
-            if gained
-            else f"Merging does not make networks more robust to {what}"
-        )
+        still = "unmerged networks that were stopped at the same accuracy are more robust"
+        if not gained:
+            opening = f"Merging does not make networks more robust to {what}: {still}"
+        elif len(gained) == len(against_leaves):
+            opening = (
+                f"Merging makes networks more robust to {what}, but only by making them less accurate: {still} still"
+            )
+        else:
+            where = " and ".join(_where(c) for c in gained)
+            opening = f"Only{where} are merged networks more robust to {what} than their leaves, and {still} still"
     elif decided.verdict == INCONCLUSIVE:
         opening = f"Whether merging makes networks more robust to {what} is not decided"
     else:
@@ -65,13 +70,15 @@ def robustness_finding(run: str, name: str) -> str:
     )
 
 
+def _where(condition: Condition) -> str:
+    """At which epsilon a condition was measured: `` at 2/255``, or nothing."""
+    at = condition.name.rpartition(" at ")[2]
+    return f" at {at}" if at.endswith("/255") else ""
+
+
 def _listed(conditions: Sequence[Condition]) -> str:
-    """Effects in words: ``+1.2 [0.8, 1.6] points at 2/255 (n = 8)``."""
-    told = []
-    for condition in conditions:
-        at = condition.name.rpartition(" at ")[2]
-        where = f" at {at}" if at.endswith("/255") else ""
-        told.append(f"{points(condition.effect, signed=True)} {condition.unit}{where}")
+    """Effects in words: ``+1.2 [0.8, 1.6] points at 2/255, +0.3 [-0.1, 0.7] points at 4/255 (n = 8)``."""
+    told = [f"{points(c.effect, signed=True)} {c.unit}{_where(c)}" for c in conditions]
     return ", ".join(told) + f" (n = {conditions[0].effect.n})" if told else "not measured"
 
 
@@ -122,7 +129,7 @@ def _kind(algorithm: str, n_leaves: int, strength: float) -> str:
 
 def shown_epsilons(run: str) -> list[float]:
     """The epsilons that tables show: the usual ones, or the first few of a run that has none of them."""
-    epsilons = results.provenance(run, "attack")["parameters"]["epsilons"]
+    epsilons = sorted(results.read(run, "attack", "images")["epsilon"].unique())
     return [epsilon for epsilon in epsilons if epsilon in (2, 4, 8)] or [e for e in epsilons if e][:3]
 
 
