@@ -21,6 +21,7 @@ from rebasin.repair import repair
 
 # One node of each kind is measured in every block of so many leaves, so that kinds are compared block by block.
 BLOCK = 8
+REPAIRED_BY = ("permutation", "assignment", "matching", "merging", "repair")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def compared(
     an L1 or L2 penalty in their loss. Raises ValueError without held-out images, or unless blocks of eight leaves come
     out even.
     """
+    if not len(dataset.held_out.labels):
+        raise ValueError("models are matched in accuracy on held-out images, and there are none: set held_out")
     if n_models % BLOCK:
         raise ValueError(
             f"models are compared in blocks of {BLOCK} leaves, so that {n_models} models do not come out even"
@@ -121,7 +124,7 @@ def _repaired(
     """The group of these nodes after REPAIR."""
     group = _one_per_block(nodes, model)
     rows = list(group.nodes)
-    key = fingerprint(name, code_fingerprint("rebasin.repair", "rebasin.matching", "rebasin.merging"))
+    key = fingerprint(name, code_fingerprint(*(f"rebasin.{module}" for module in REPAIRED_BY)))
 
     def build_repaired() -> dict[str, Tensor]:
         place = pick_device(device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rebasin.lab.attacks import Attack, fgsm, surviving
-from rebasin.lab.cache import cached, content, fingerprint
+from rebasin.lab.cache import cached, code_fingerprint, content, fingerprint
 from rebasin.lab.comparison import Group
 from rebasin.lab.data import Split
 from rebasin.lab.device import pick_device
@@ -45,7 +45,8 @@ def reference_accuracy(
                     surviving(group.model, one, pixels, split.labels, [at], attack, seed, device)
                     for at, attack in [(0.0, attacks[0]), *((radius, attack) for attack in attacks)]
                 )
-                key = fingerprint(content(one), content({"pixels": pixels}), epsilon, seed)
+                code = code_fingerprint("rebasin.lab.reference")
+                key = fingerprint(content(one), content({"pixels": pixels}), epsilon, seed, code)
                 left = cached(
                     "autoattack",
                     key,

@@ -46,8 +46,8 @@ def regularity(
         for group in groups:
             kind = (group.algorithm, group.n_leaves, group.strength)
             found = _measured(group, split, gradient_images, device, chunk)
-            own = torch.stack([leaf_norms[k * group.n_leaves : (k + 1) * group.n_leaves] for k in group.nodes])
             if not group.alignment.isnan().any():
+                own = torch.stack([leaf_norms[k * group.n_leaves : (k + 1) * group.n_leaves] for k in group.nodes])
                 found["metrics"]["predicted_norm"] = predicted_norm(own, group.alignment)
             for position, node in enumerate(group.nodes):
                 nodes += [(*kind, node, metric, float(each[position])) for metric, each in found["metrics"].items()]

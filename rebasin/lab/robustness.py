@@ -99,7 +99,7 @@ def perturbed_accuracy(
     """
     rows, images = [], []
     settings = [(kind, severity) for kind in PERTURBATIONS for severity in range(1, 6)]
-    versions: dict[int, list[Split]] = {}  # by number of images, each perturbed once for all groups
+    versions: dict[str, list[Split]] = {}  # of a split, perturbed once for all groups
     with track(len(groups), "perturb", "group") as bar:
         for group, split in zip(groups, splits, strict=True):
             correct = _under_perturbations(group, split, settings, versions, seed, device, chunk)
@@ -121,22 +121,23 @@ def _under_perturbations(
     group: Group,
     split: Split,
     settings: Sequence[tuple[str, int]],
-    versions: dict[int, list[Split]],
+    versions: dict[str, list[Split]],
     seed: int,
     device: str,
     chunk: int,
 ) -> Tensor:
     """Correctness, clean and under each setting: (n, 1 + settings, m), from the cache where this was run before."""
+    of_split = content({"pixels": split.images})
     key = fingerprint(
-        content(group.weights), content({"pixels": split.images}), list(settings), seed,
+        content(group.weights), of_split, list(settings), seed,
         code_fingerprint("rebasin.lab.perturbations", "rebasin.lab.evaluation"),
     )  # fmt: skip
 
     def evaluate_all() -> Tensor:
-        m = len(split.labels)
-        if m not in versions:
-            versions[m] = [split, *(perturbed(split, kind, severity, seed) for kind, severity in settings)]
-        return torch.stack([evaluate(group.model, group.weights, v, device, chunk).correct for v in versions[m]], 1)
+        if of_split not in versions:
+            versions[of_split] = [split, *(perturbed(split, kind, severity, seed) for kind, severity in settings)]
+        tested = [evaluate(group.model, group.weights, version, device, chunk) for version in versions[of_split]]
+        return torch.stack([one.correct for one in tested], 1)
 
     return cached("perturbed", key, evaluate_all)
 
