@@ -241,5 +241,5 @@ def test_another_setting_is_computed_anew(groups, digits, cache, monkeypatch, ch
 def test_without_held_out_images_there_is_no_comparison(groups, digits, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
     none = Split(digits.held_out.images[:0], digits.held_out.labels[:0])
-    with pytest.raises(ValueError, match="0 images"):
+    with pytest.raises(ValueError, match="on held-out images, and there are none: set held_out"):
         compared(replace(digits, held_out=none), RECIPE, **SETTING)
