@@ -21,6 +21,7 @@ from rebasin.repair import repair
 
 # One node of each kind is measured in every block of so many leaves, so that kinds are compared block by block.
 BLOCK = 8
+ENSEMBLES = 2  # blocks whose ensemble is measured: each costs as much as all its members
 REPAIRED_BY = ("permutation", "assignment", "matching", "merging", "repair")
 
 
@@ -141,9 +142,9 @@ def _repaired(
 
 
 def _ensembles(model: nn.Module, leaves: Weights) -> Group:
-    """The ensemble of each block's leaves."""
+    """The ensembles of the first blocks' leaves."""
     weights = {
-        f"members.{member}.{key}": tensor[:, member]
+        f"members.{member}.{key}": tensor[:ENSEMBLES, member]
         for key, tensor in grouped(leaves, BLOCK).items()
         for member in range(BLOCK)
     }
