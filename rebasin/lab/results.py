@@ -71,7 +71,8 @@ def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
     code = {
         "key": step_key(name, values),
         "commit": _git("rev-parse", "HEAD"),
-        "clean": _git("status", "--porcelain", "--untracked-files=no") == "",
+        # An earlier step of the same run may have written its tables: they are no code.
+        "clean": _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results") == "",
         "claims": claims_digest(),
     }
     return Experiment(name, values, time.monotonic(), code)
