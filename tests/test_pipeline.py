@@ -160,7 +160,7 @@ def test_a_second_run_has_nothing_to_do(copied, executed, capsys):
         ({"condition_epochs": [1]}, ["conditions"]),
         ({"epochs": 3}, ["train", "merge", "accuracy", *COMPARED]),
         ({"epsilons": [0.0, 1.0]}, ["attack"]),
-        ({"stages": [0, 1]}, COMPARED),
+        ({"stages": [0, 1]}, COMPARED[:3]),
         ({"seed": 1}, list(STEPS)),
         ({"run": "other"}, list(STEPS)),
     ],
