@@ -47,12 +47,26 @@ def own_results(tmp_path, monkeypatch):
             "Merging makes networks more robust to attacks only in part of what was measured.",
         ),
         (
+            dict.fromkeys(ROBUST, 0.5) | {("unmerged", 1): 0.8},
+            8,
+            "Merging does not make networks more robust to attacks.",
+        ),
+        (
             dict.fromkeys(ROBUST, 0.5),
             8,
             "Whether merging makes networks more robust to attacks is not decided.",
         ),
     ],
-    ids=["holds", "only less accurate", "does not", "at one epsilon", "seven trees", "in part", "level"],
+    ids=[
+        "holds",
+        "only less accurate",
+        "does not",
+        "at one epsilon",
+        "seven trees",
+        "in part",
+        "below its leaves",
+        "level",
+    ],
 )
 def test_the_finding_on_attacks_turns_with_the_results(worst, blocks, opening):
     plant_attack("mine", worst, blocks)

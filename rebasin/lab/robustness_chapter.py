@@ -58,6 +58,8 @@ def robustness_finding(run: str, name: str) -> str:
         else:
             where = " and ".join(_where(c) for c in gained)
             opening = f"Only{where} are merged networks more robust to {what} than their leaves, and {still} still"
+    elif decided.verdict == NOT_REPLICATED:
+        opening = f"Merging does not make networks more robust to {what}"
     elif decided.verdict == INCONCLUSIVE:
         opening = f"Whether merging makes networks more robust to {what} is not decided"
     else:
@@ -288,11 +290,12 @@ def autoattack_finding() -> str:
     table = results.read(found[0], "autoattack", "nodes").pivot(index=[*KEYS, "node"], columns="attack", values="value")
     further = 100 * (table["own"] - table["autoattack"])
     parameters = results.provenance(found[0], "autoattack")["parameters"]
-    where = f"{parameters['auto_images']} test images at {parameters['auto_epsilon']:g}/255"
+    title = results.provenance(found[0], "autoattack")["dataset"]["title"]
+    where = f"{parameters['auto_images']} test images of {title} at {parameters['auto_epsilon']:g}/255"
     return (
         "<strong>AutoAttack's standard suite, the reference, leaves "
         f"{decimal(further.mean(), 1)} points less than FGSM and PGD together</strong>, in the mean over "
-        f"{len(further)} networks and {where}, and {decimal(further.max(), 1)} points less at most."
+        f"{len(further)} network{'s' if len(further) > 1 else ''} and {where}, and {decimal(further.max(), 1)} points less at most."
     )
 
 
