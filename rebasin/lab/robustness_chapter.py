@@ -294,8 +294,8 @@ def autoattack_finding() -> str:
     where = f"{parameters['auto_images']} test images of {title} at {parameters['auto_epsilon']:g}/255"
     return (
         "<strong>AutoAttack's standard suite, the reference, leaves "
-        f"{decimal(further.mean(), 1)} points less than FGSM and PGD together</strong>, in the mean over "
-        f"{len(further)} network{'s' if len(further) > 1 else ''} and {where}, and {decimal(further.max(), 1)} points less at most."
+        f"{decimal(further.mean(), 1)} points less than FGSM and PGD together</strong>, in the mean over the networks "
+        f"below (n = {len(further)}) and {where}, and {decimal(further.max(), 1)} points less at most."
     )
 
 
