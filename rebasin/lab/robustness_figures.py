@@ -153,6 +153,8 @@ def robustness_by_accuracy(curves: pd.DataFrame, epsilons: Sequence[float]) -> F
                 continue
             clean, left = table[0.0][algorithm], table[epsilon][algorithm]
             known = [value.mean >= NEAR_CONSTANT for value in clean]
+            if not any(known):
+                continue
             clean, left = clean[known], left[known]
             x, y = ([value.mean for value in values] for values in (clean, left))
             error = np.nan_to_num([[value.mean - value.low, value.high - value.mean] for value in left]).T
