@@ -21,7 +21,7 @@ def own_cache(tmp_path, monkeypatch):
     """An empty cache for each test, and nobody's data or progress file."""
     monkeypatch.setenv("REBASIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("REBASIN_DATA", raising=False)
-    monkeypatch.delenv("REBASIN_PROGRESS", raising=False)
+    monkeypatch.setenv("REBASIN_PROGRESS", "")  # set, so that the runner of notebooks does not set it for all tests
 
 
 @pytest.fixture(scope="session")
