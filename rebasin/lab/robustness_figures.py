@@ -24,7 +24,7 @@ def accuracy_over(curves: pd.DataFrame, axis: str, label: str) -> Figure:
 
     ``curves`` has the columns algorithm, n_leaves, strength, ``axis`` and interval (Hierarchical Re-Basin, Figure 3).
     """
-    figure, panels = plt.subplots(2, 1, figsize=(5.6, 7.2), sharex=True, sharey=True)
+    figure, panels = plt.subplots(2, 1, figsize=(5.6, 8.4), sharey=True)
     sizes = sorted(curves[curves["algorithm"] == "tree"]["n_leaves"].unique())
     for axes in panels:
         _curve(axes, curves, "unmerged", axis, COLOURS["unmerged"], "unmerged", "--")
@@ -37,11 +37,11 @@ def accuracy_over(curves: pd.DataFrame, axis: str, label: str) -> Figure:
             _curve(panels[1], curves, penalty, axis, shade, name, style, strength=strength)
     for axes in panels:
         axes.set_ylabel("test accuracy (%)")
+        axes.set_xlabel(label)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="best", fontsize=9.5)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.46, -0.17), ncols=3, fontsize=9.5, columnspacing=1.2)
     panels[0].set_title("merged by the hierarchy", loc="left")
     panels[1].set_title("trained with a penalty", loc="left")
-    panels[1].set_xlabel(label)
     figure.tight_layout()
     return figure
 
