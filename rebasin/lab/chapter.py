@@ -257,19 +257,12 @@ def conditions_finding() -> str:
     run = runs("conditions")[0]
     found = _by_recipe(run)
     gaps = {flag: found["tree", flag] - found["merge_many", flag] for flag in (False, True)}
-    ahead = {flag: int((gap > 0).sum()) for flag, gap in gaps.items()}
     made = results.provenance(run, "conditions")
     trees = made["parameters"]["condition_models"] // 8
-    count = len(found)
-    if not ahead[False] and not ahead[True]:
-        opening = f"The hierarchy is ahead of MergeMany in none of the {count} recipes tried"
-    elif ahead[False] == ahead[True] == count:
-        opening = f"The hierarchy is ahead of MergeMany in all of the {count} recipes tried"
-    else:
-        opening = (
-            f"Which of the two is ahead depends on the recipe: the hierarchy in {_ahead(gaps[False])} as merged, "
-            f"in {_ahead(gaps[True])} after REPAIR"
-        )
+    opening = (
+        f"As merged, the hierarchy is ahead of MergeMany under {_ahead(gaps[False])} recipes; "
+        f"after REPAIR, under {_ahead(gaps[True])}"
+    )
     spread = {
         flag: f"from {decimal(gap.min(), 1, signed=True)} to {decimal(gap.max(), 1, signed=True)}"
         for flag, gap in gaps.items()
@@ -282,13 +275,13 @@ def conditions_finding() -> str:
 
 
 def _ahead(gap: pd.Series) -> str:
-    """In how many recipes the gap is positive, also by initial weights where there are several."""
-    by_initial = {name: part > 0 for name, part in gap.groupby(level="initial", sort=False)}
-    total = f"{int((gap > 0).sum())} of {len(gap)}"
-    if len(by_initial) == 1:
-        return total
-    parts = (f"{int(part.sum())} of {len(part)} from {INITIALS[name]}" for name, part in by_initial.items())
-    return f"{total} ({', '.join(parts)})"
+    """Under how many recipes the gap is positive, by initial weights where they differ."""
+    count = int((gap > 0).sum())
+    if count in (0, len(gap)):
+        return f"all {count}" if count else f"none of {len(gap)}"
+    by_initial = {name: int((part > 0).sum()) for name, part in gap.groupby(level="initial", sort=False)}
+    told = [f"{ahead} from {INITIALS[name]}" for name, ahead in by_initial.items()]
+    return f"{count} of {len(gap)}" + (f" ({', '.join(told)})" if len(told) > 1 else "")
 
 
 def conditions_missing() -> str:
