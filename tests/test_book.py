@@ -273,7 +273,7 @@ def test_the_finding_on_recipes_turns_with_the_results(own_run, gaps, opening):
     assert "run mine, scikit-learn's digits; means over 1 tree a recipe, without intervals" in found
 
 
-def test_recipes_differ_by_their_initial_weights_too(own_run):
+def test_recipes_differ_by_their_initial_weights_too(own_run, monkeypatch):
     recipes = {(32, "lecun_normal", 3, 0.0): (-2, -1), (32, "torch", 3, 0.0): (3, 4), (32, "torch", 9, 0.0): (-1, 2)}
     plant_conditions("mine", recipes)
     opening = (
@@ -283,6 +283,11 @@ def test_recipes_differ_by_their_initial_weights_too(own_run):
     found = chapter.conditions_finding()
     assert found.startswith(f"<strong>{opening}.</strong> ")
     assert "from −2.0 to +3.0 points as merged and from −1.0 to +4.0 after REPAIR" in found
+    kept = chapter.initial_finding()
+    plant_conditions("other", [(1, 1)])
+    monkeypatch.setenv("REBASIN_RUN", "other")
+    assert "from PyTorch's default" in kept and "from LeCun-normal" in kept and chapter.initial_finding() == ""
+    monkeypatch.setenv("REBASIN_RUN", "mine")
     table = chapter.conditions_table("mine")
     assert list(table["initial weights"]) == ["PyTorch's default", "PyTorch's default", "LeCun-normal"]
     assert list(table["epochs"]) == [3, 9, 3]

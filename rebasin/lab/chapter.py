@@ -274,6 +274,27 @@ def conditions_finding() -> str:
     )
 
 
+def initial_finding() -> str:
+    """What the hierarchy keeps from each kind of initial weights, over the other settings of the recipes."""
+    if not runs("conditions"):
+        return ""
+    by_initial = {name: part for name, part in _by_recipe(runs("conditions")[0]).groupby(level="initial", sort=False)}
+    if len(by_initial) < 2:
+        return ""
+    kept = {
+        algorithm: ", ".join(
+            f"{decimal(part[algorithm, False].min(), 1)} to {decimal(part[algorithm, False].max(), 1)} % from "
+            f"{INITIALS[name]}"
+            for name, part in by_initial.items()
+        )
+        for algorithm in ("unmerged", "tree")
+    }
+    return (
+        f"Test accuracy over the other settings: of unmerged networks, {kept['unmerged']}; of the hierarchy of eight, "
+        f"{kept['tree']}."
+    )
+
+
 def _ahead(gap: pd.Series) -> str:
     """Under how many recipes the gap is positive, by initial weights where they differ."""
     count = int((gap > 0).sum())
