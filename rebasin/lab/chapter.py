@@ -278,7 +278,7 @@ def initial_finding() -> str:
     """What the hierarchy keeps from each kind of initial weights, over the other settings of the recipes."""
     if not runs("conditions"):
         return ""
-    by_initial = {name: part for name, part in _by_recipe(runs("conditions")[0]).groupby(level="initial", sort=False)}
+    by_initial = dict(list(_by_recipe(runs("conditions")[0]).groupby(level="initial", sort=False)))
     if len(by_initial) < 2:
         return ""
     kept = {
