@@ -1,0 +1,223 @@
+"""Units, what is known of a tensor's, and what operators demand of them; the rules are in the other files.
+
+A *label* says which unit a slice of a tensor belongs to. Units are integers; two that always move together are tied.
+A unit that an operator tells apart from its like, as by its place, is pinned. Where an operator treats units in blocks
+(heads, grouped channels), each block is a unit as well, the *head* of the units in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+FIXED = -1  # the label of a slice that belongs to no unit
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Units along some axes of a tensor together: ``units`` has one axis per entry of ``axes`` (ascending)."""
+
+    axes: tuple[int, ...]
+    units: np.ndarray
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of a tensor: its shape, and labels on disjoint sets of axes. Other axes are places.
+
+    ``key`` names the parameter or buffer that the tensor is, as it is.
+    """
+
+    shape: tuple[int, ...]
+    labels: tuple[Labels, ...] = ()
+    key: str | None = None
+
+    def on(self, axis: int) -> Labels | None:
+        """The labels that cover an axis."""
+        return next((found for found in self.labels if axis % len(self.shape) in found.axes), None)
+
+
+@dataclass
+class Relations:
+    """What the operators demand of units: which are tied, which pinned and why, which are blocks of which."""
+
+    count: int = 0
+    ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    blocks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    uses: list[np.ndarray] = field(default_factory=list)
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def fresh(self, *shape: int) -> np.ndarray:
+        """New units."""
+        first, self.count = self.count, self.count + math.prod(shape)
+        return np.arange(first, self.count).reshape(shape)
+
+    def pin(self, units: np.ndarray, why: str) -> None:
+        """These units cannot move."""
+        self.pins.append((units[units != FIXED], why))
+
+    def tie(self, a: np.ndarray, b: np.ndarray, why: str) -> None:
+        """Each unit of ``a`` is the one of ``b`` at the same place."""
+        self.pin(a[b == FIXED], why)
+        self.pin(b[a == FIXED], why)
+        both = (a != FIXED) & (b != FIXED) & (a != b)
+        if both.any():
+            self.ties.append((a[both], b[both]))
+
+    def use(self, units: np.ndarray) -> None:
+        """An operator takes these units as a set: none of them can change places with one outside."""
+        self.uses.append(units.ravel())
+
+    def heads(self, units: np.ndarray, outer: int, why: str) -> np.ndarray:
+        """The blocks of units (outer axes..., inner axes...), as units themselves: (outer axes...)."""
+        shape, rows = units.shape[:outer], units.reshape(math.prod(units.shape[:outer]), -1)
+        if rows.shape[1] == 1:
+            return rows.reshape(shape)
+        fixed = (rows == FIXED).any(1)
+        self.pin(rows[fixed], why)
+        found = np.full(len(rows), FIXED)
+        found[~fixed] = self.fresh(int((~fixed).sum()))
+        self.blocks.append((rows[~fixed], found[~fixed]))
+        return found.reshape(shape)
+
+
+Rule = Callable[..., Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """The decorated function is the rule of these ATen operators."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def follow(relations: Relations, name: str, shape: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What is known of the operator's output, of ``shape`` (or several shapes), from its arguments."""
+    name = name.removesuffix("_") if name.removesuffix("_") in RULES else name
+    if name in RULES:
+        return RULES[name](relations, shape, *args, **kwargs)
+    for value in _values([*args, *kwargs.values()]):
+        for labels in value.labels:
+            relations.pin(labels.units, f"the operator {name} is not followed")
+    return [Value(each) for each in shape] if shape and not isinstance(shape[0], int) else Value(shape)
+
+
+def _values(arguments: Iterable[Any]) -> list[Value]:
+    found = []
+    for argument in arguments:
+        if isinstance(argument, Value):
+            found.append(argument)
+        elif isinstance(argument, list | tuple):
+            found += _values(argument)
+    return found
+
+
+def renumbered(found: Labels, place: dict[int, int]) -> Labels:
+    axes = [place[axis] for axis in found.axes]
+    order = np.argsort(axes)
+    return Labels(tuple(axes[i] for i in order), found.units.transpose(order))
+
+
+def tidy(axes: Sequence[int], units: np.ndarray) -> Labels:
+    """Labels with ascending axes, without those along which the units stay the same."""
+    order = np.argsort(axes)
+    axes, units = [axes[i] for i in order], units.transpose(order)
+    for place in reversed(range(len(axes))):
+        first = units.take([0], place)
+        if (units == first).all():
+            axes, units = axes[:place] + axes[place + 1 :], first.squeeze(place)
+    return Labels(tuple(axes), units)
+
+
+def outer(relations: Relations, labels: Labels, axes: tuple[int, ...], why: str) -> np.ndarray:
+    """The units along ``axes`` of these labels: blocks where the labels have more axes."""
+    if axes == labels.axes:
+        return labels.units
+    order = [labels.axes.index(axis) for axis in axes]
+    rest = [place for place in range(len(labels.axes)) if place not in order]
+    return relations.heads(labels.units.transpose(order + rest), len(axes), why)
+
+
+def placed(relations: Relations, x: Value, axes: Iterable[int], why: str) -> Value:
+    """The value where these axes are places: units along them are pinned."""
+    axes = {axis % len(x.shape) for axis in axes}
+    for found in x.labels:
+        if axes & set(found.axes):
+            relations.pin(found.units, why)
+    return replace(x, labels=tuple(found for found in x.labels if not axes & set(found.axes)))
+
+
+def within(relations: Relations, x: Value, axes: Sequence[int], why: str) -> None:
+    """The operator compares entries along ``axes``, in any order: units keep to those that they are compared with."""
+    for found in x.labels:
+        inside = [axis for axis in found.axes if axis in axes]
+        outside = tuple(axis for axis in found.axes if axis not in axes)
+        if inside and outside:
+            outer(relations, found, outside, why)
+        elif inside:
+            relations.use(found.units)
+
+
+def tie_axes(relations: Relations, x: Value, axis: int, other: Value, other_axis: int, why: str) -> None:
+    """What lies along an axis of one tensor is what lies along an axis of another."""
+    for value, at in ((x, axis), (other, other_axis)):
+        if value.on(at) is not None and len(value.on(at).axes) > 1:
+            relations.pin(value.on(at).units, why)
+    along = [
+        np.full(value.shape[at], FIXED) if value.on(at) is None or len(value.on(at).axes) > 1 else value.on(at).units
+        for value, at in ((x, axis % len(x.shape)), (other, other_axis))
+    ]
+    relations.tie(*along, why)
+
+
+def broadcast(relations: Relations, value: Value, shape: tuple[int, ...], why: str) -> Value:
+    """The value with its axes moved to where they meet ``shape``; ones that are broadcast keep size 1."""
+    shift = len(shape) - len(value.shape)
+    labels = []
+    for found in value.labels:
+        if any(value.shape[axis] != shape[axis + shift] for axis in found.axes):
+            relations.pin(found.units, why)
+        else:
+            labels.append(Labels(tuple(axis + shift for axis in found.axes), found.units))
+    return Value((1,) * shift + value.shape, tuple(labels))
+
+
+def meet(relations: Relations, shape: tuple[int, ...], values: Sequence[Value], why: str) -> tuple[Labels, ...]:
+    """The labels of an entry by entry function of values with as many axes each, of size 1 where broadcast."""
+    kept: list[Labels] = []
+    for value in values:
+        for found in value.labels:
+            others = [other for other in values if other is not value]
+            strange = any(other.shape[axis] > 1 and other.on(axis) is None for other in others for axis in found.axes)
+            if strange:
+                relations.pin(found.units, why)
+            else:
+                kept.append(found)
+    return join(relations, kept, why)
+
+
+def join(relations: Relations, labels: Sequence[Labels], why: str) -> tuple[Labels, ...]:
+    """Labels on disjoint axes, from ones that may overlap: what overlaps is tied, blocks by their heads."""
+    joined: list[Labels] = []
+    for found in sorted(labels, key=lambda one: -len(one.axes)):
+        meeting = [other for other in joined if set(other.axes) & set(found.axes)]
+        if not meeting:
+            joined.append(found)
+            continue
+        for other in meeting:
+            shared = tuple(axis for axis in found.axes if axis in other.axes)
+            relations.tie(outer(relations, found, shared, why), outer(relations, other, shared, why), why)
+        if not any(set(found.axes) <= set(other.axes) for other in meeting):
+            for one in (found, *meeting):
+                relations.pin(one.units, why)
+            joined = [other for other in joined if other not in meeting]
+    return tuple(joined)

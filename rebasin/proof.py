@@ -1,0 +1,138 @@
+"""The proof of a spec: a network with redrawn weights computes the same whichever way its groups are permuted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rebasin.symmetry import Groups
+
+# Sums of float64 in another order differ by far less, a unit in a wrong place by far more.
+ROUNDING = 1e-8
+
+
+def prove(groups: Groups, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> None:
+    """Raise AssertionError, naming the group, unless permuting the groups leaves the network's outputs as they are.
+
+    All weights and buffers are redrawn in float64, and so are the inputs, twice. Each group is permuted at random by
+    itself, those within the blocks of one group together, and at last all of them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    together: dict[str, list[str]] = defaultdict(list)
+    for name in groups.sizes:
+        together[groups.inside[name][0] + " (within)" if name in groups.inside else name].append(name)
+    together["all groups together"] = list(groups.sizes)
+    weights = {
+        key: _redrawn(tensor, generator) if tensor.is_floating_point() else tensor
+        for key, tensor in {**program.state_dict, **program.constants}.items()
+    }
+    index = {name: _derangement(size, generator) for name, size in groups.sizes.items()}
+    with torch.no_grad():
+        replays = []
+        for _ in range(2):
+            drawn = [
+                torch.randn(each.shape, generator=generator, dtype=each.dtype) if each.is_floating_point() else each
+                for each in inputs
+            ]
+            replays.append(_Replay(program, weights, drawn))
+        for name, moving in together.items():
+            moved = permuted(groups, weights, {group: index[group] for group in moving})
+            if not all(replay.unchanged(moved) for replay in replays):
+                raise AssertionError(f"permuting {name!r} changes what the network computes: its spec is wrong")
+
+
+def permuted(groups: Groups, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those weights that the groups in ``index`` move, moved: unit i of group g is then unit ``index[g][i]``."""
+    moved = {}
+    for key, parts in groups.parts.items():
+        tensor = weights[key].reshape(groups.shapes[key])
+        sources: dict[int, Tensor] = {}
+        for part in parts:
+            if part.group in index:
+                slices = torch.arange(tensor.shape[part.axis])
+                positions = torch.from_numpy(part.positions)
+                slices[positions] = positions[index[part.group]]
+                # Of groups on one axis, this one comes after those so far.
+                sources[part.axis] = sources[part.axis][slices] if part.axis in sources else slices
+        for axis, slices in sources.items():
+            tensor = tensor.index_select(axis, slices)
+        if sources:
+            moved[key] = tensor.reshape(weights[key].shape)
+    return moved
+
+
+class _Replay:
+    """A graph's values for one input and one set of weights, and what becomes of them when some weights change."""
+
+    def __init__(self, program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]):
+        signature = program.graph_signature
+        keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = signature.inputs_to_lifted_tensor_constants
+        self.nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+        (output,) = (node for node in program.graph.nodes if node.op == "output")
+        self.outputs = list(output.all_input_nodes)
+        self.sources: dict[str, torch.fx.Node] = {}
+        self.values: dict[torch.fx.Node, Any] = {}
+        given = iter(inputs)
+        for node in program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            if node.name in keys:
+                self.sources[keys[node.name]] = node
+                self.values[node] = weights[keys[node.name]]
+            elif node.name in constants:
+                self.values[node] = program.constants[constants[node.name]]
+            else:
+                self.values[node] = next(given)
+        for node in self.nodes:
+            self.values[node] = self._call(node, self.values.__getitem__)
+
+    def unchanged(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether the outputs stay with these weights in place of their own.
+
+        Only what depends on them is computed again, up to where it is what it was.
+        """
+        new: dict[torch.fx.Node, Any] = {self.sources[key]: tensor for key, tensor in weights.items()}
+        for node in self.nodes:
+            if any(argument in new for argument in node.all_input_nodes):
+                value = self._call(node, lambda argument: new.get(argument, self.values[argument]))
+                if not _same(value, self.values[node]):
+                    new[node] = value
+        return not any(node in new for node in self.outputs)
+
+    @staticmethod
+    def _call(node: torch.fx.Node, value_of: Callable[[torch.fx.Node], Any]) -> Any:
+        args = torch.fx.map_arg(node.args, value_of)
+        kwargs = torch.fx.map_arg(node.kwargs, value_of)
+        return node.target(*args, **kwargs)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list | tuple):
+        return all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if not isinstance(a, Tensor):
+        return a == b
+    if not a.is_floating_point() or not a.numel():
+        return torch.equal(a, b)
+    scale = b.abs().max()
+    return bool(torch.isfinite(scale)) and bool((a - b).abs().max() <= ROUNDING * scale)
+
+
+def _derangement(size: int, generator: torch.Generator) -> Tensor:
+    """A random permutation that leaves no unit in its place: a cycle through all."""
+    cycle = torch.randperm(size, generator=generator)
+    index = torch.empty_like(cycle)
+    index[cycle] = cycle.roll(1)
+    return index
+
+
+def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Random float64 values of the size that keeps a network's signal alive; vectors positive, as variances are."""
+    drawn = torch.rand(tensor.shape, generator=generator).double()
+    if tensor.ndim < 2:
+        return 0.5 + drawn
+    return (drawn - 0.5) * (24 / tensor[0].numel()) ** 0.5

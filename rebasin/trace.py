@@ -1,0 +1,76 @@
+"""The permutation groups of any torch model, from the graph that ``torch.export`` gives."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rebasin.operators.units import Labels, Relations, Value, follow
+from rebasin.proof import prove
+from rebasin.symmetry import Groups, find_groups
+
+
+def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
+    """The permutation groups of a model, derived by following axes through its graph and proved on its function.
+
+    ``example`` is an input, or the tuple of its inputs. The model is taken as in evaluation. What the rules in
+    ``rebasin/operators`` cannot follow is pinned, with its reason. Raises ValueError if torch.export refuses the model
+    or the input, and AssertionError, naming a group, if permuting it changes the outputs of a copy with other weights.
+    """
+    inputs = tuple(
+        each.double() if each.is_floating_point() else each
+        for each in (example if isinstance(example, tuple) else (example,))
+    )
+    program = _export(copy.deepcopy(model).eval().double(), inputs)
+    groups = find_groups(*_relate(program))
+    prove(groups, program, inputs)
+    return groups
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """The model's graph, every operator a function without side effects."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole transformer layer
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own internals
+            return torch.export.export(model, inputs).run_decompositions({})
+    except Exception as error:
+        told = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"torch.export refuses this model or input: {told[0] if told else error!r}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str, Value]]:
+    """What the graph demands of the units along the axes of every parameter and buffer, and those."""
+    relations = Relations()
+    signature = program.graph_signature
+    keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    known: dict[torch.fx.Node, Any] = {}
+    tensors: dict[str, Value] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            shape = _shape(node.meta["val"])
+            known[node] = Value(shape)
+            if node.name in keys and node.meta["val"].is_floating_point():
+                labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
+                known[node] = tensors[keys[node.name]] = Value(shape, tuple(labels), keys[node.name])
+        elif node.op == "call_function":
+            name = node.target.__name__.split(".")[0]
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = follow(relations, name, _shape(node.meta["val"]), args, kwargs)
+        elif node.op == "output":
+            for value in node.all_input_nodes:
+                for labels in known[value].labels:
+                    relations.pin(labels.units, "an output of the network")
+    return relations, tensors
+
+
+def _shape(value: Any) -> Any:
+    """The shape of a tensor, or those of several."""
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else [_shape(each) for each in value]

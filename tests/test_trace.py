@@ -1,0 +1,310 @@
+"""Tracing: the groups of known architectures, of networks made at random, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+
+from rebasin.proof import permuted, prove
+from rebasin.trace import _export, trace
+
+
+def with_statistics(model, seed=0):
+    """The model in float64, every parameter and buffer as training might leave it: nothing is 0, 1 or alike."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model).double().eval()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            fan = tensor[0].numel() if tensor.ndim > 1 else 4
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * (2 / fan) ** 0.5
+            tensor.copy_(drawn if tensor.ndim > 1 else 0.5 + drawn.abs())
+    return model
+
+
+def largest_change(model, groups, inputs, seed=1):
+    """How far outputs move, of their size, when every group is permuted at random: by state_dict alone."""
+    generator = torch.Generator().manual_seed(seed)
+    model = with_statistics(model)
+    index = {name: torch.randperm(size, generator=generator) for name, size in groups.sizes.items()}
+    with torch.no_grad():
+        before = model(inputs.double())
+        moved = permuted(groups, model.state_dict(), index)
+        after = functional_call(model, moved, (inputs.double(),))
+    return float((after - before).abs().max() / before.abs().max())
+
+
+def share_pinned(model, groups):
+    state = model.state_dict()
+    every = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    moving = sum(state[key].numel() for key, parts in groups.parts.items() if parts)
+    return 1 - moving / every
+
+
+def blocks(groups):
+    """The groups of blocks, and the groups within them."""
+    return {outer for outer, _ in groups.inside.values()}, set(groups.inside)
+
+
+ARCHITECTURES = {
+    "resnet18": (64, 12, 0, 0),
+    "resnet50": (64, 37, 0, 0),
+    "vgg11_bn": (32, 10, 0, 0),
+    "vgg16_bn": (32, 15, 0, 0),
+    "densenet121": (64, 120, 0, 0),
+    "mobilenet_v2": (64, 25, 0, 0),
+    "mobilenet_v3_small": (64, 27, 0, 0),
+    "efficientnet_b0": (64, 40, 0, 0),
+    "convnext_tiny": (64, 22, 0, 0),
+    "shufflenet_v2_x1_0": (64, 86, 0, 0),
+    "squeezenet1_0": (64, 25, 0, 0),
+    "mnasnet0_5": (64, 25, 0, 0),
+    "googlenet": (64, 57, 0, 0),
+    "inception_v3": (128, 94, 0, 0),
+    "regnet_y_400mf": (64, 1099, 16, 1062),
+    "vit_b_16": (224, 313, 12, 288),
+    "swin_t": (64, 304, 12, 276),
+    "maxvit_t": (224, 409, 22, 336),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_known_architectures_are_traced_whole(name):
+    size, count, outer, inner = ARCHITECTURES[name]
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vgg"):
+        options["num_classes"] = 10
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None, **options).eval()
+    inputs = torch.randn(1, 3, size, size)
+    groups = trace(model, inputs)
+    assert len(groups.sizes) == count
+    assert tuple(map(len, blocks(groups))) == (outer, inner)
+    assert share_pinned(model, groups) < 0.05
+    assert largest_change(model, groups, inputs) < 1e-8
+
+
+def test_residual_sums_share_a_group_and_statistics_move_with_their_channels():
+    groups = trace(torchvision.models.resnet18(weights=None), torch.randn(1, 3, 64, 64))
+    of = {key: {part.group for part in parts} for key, parts in groups.parts.items()}
+    assert of["bn1.running_var"] == of["layer1.0.bn2.running_mean"] == {"conv1"}
+    assert of["layer2.0.downsample.0.weight"] == {"conv1", "layer2.0.conv2"}
+    assert groups.pinned == {"fc.bias": "an output of the network"}
+
+
+def test_heads_are_blocks_that_move_whole_and_inside():
+    model = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 40, num_classes=5)
+    groups = trace(model, torch.randn(1, 3, 32, 32))
+    outer, inner = blocks(groups)
+    assert sorted(groups.sizes[name] for name in outer) == [4, 4], "four heads in each of two layers"
+    assert len(inner) == 2 * 2 * 4 and {groups.sizes[name] for name in inner} == {6}
+    assert {groups.inside[name][1] for name in inner} == {0, 1, 2, 3}
+    key = "encoder.layers.encoder_layer_0.self_attention.in_proj_weight"
+    (heads,) = (part for part in groups.parts[key] if part.group in outer)
+    # A head is its six rows in each of query, key and value.
+    assert sorted(heads.positions[1].tolist()) == [*range(6, 12), *range(30, 36), *range(54, 60)]
+    assert largest_change(model, groups, torch.randn(1, 3, 32, 32)) < 1e-10
+
+
+def test_a_transformer_encoder_in_evaluation():
+    layer = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    inputs = torch.randn(2, 5, 24)
+    groups = trace(model, inputs)
+    outer, inner = blocks(groups)
+    assert len(outer) == 2 and len(inner) == 16
+    assert largest_change(model, groups, inputs) < 1e-10
+
+
+def test_flattening_gives_each_channel_a_run_of_columns():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6, 3))
+    groups = trace(model, torch.randn(2, 1, 4, 5))
+    assert groups.sizes == {"0": 4}
+    (part,) = groups.parts["3.weight"]
+    assert part.axis == 1
+    np.testing.assert_array_equal(part.positions, np.arange(24).reshape(4, 6))
+
+
+class Shuffled(nn.Module):
+    """Two halves, one convolved, concatenated and shuffled, as in ShuffleNetV2; then grouped convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.halved = nn.Conv2d(2, 8, 1), nn.Conv2d(4, 4, 1)
+        self.grouped, self.last = nn.Conv2d(8, 12, 3, groups=4), nn.Linear(12, 2)
+
+    def forward(self, x):
+        a, b = self.first(x).relu().chunk(2, 1)
+        x = torch.cat([a, self.halved(b)], 1)
+        x = x.reshape(len(x), 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return self.last(self.grouped(x).mean([2, 3]))
+
+
+def test_shuffles_halves_and_grouped_convolutions():
+    inputs = torch.randn(2, 2, 5, 5)
+    groups = trace(Shuffled(), inputs)
+    # A block of the grouped convolution holds one channel of each half: blocks move, channels within do not.
+    assert groups.sizes == {"first": 4, "first blocks": 4, **dict.fromkeys(groups.inside, 3)}
+    assert len(groups.inside) == 4
+    assert largest_change(Shuffled(), groups, inputs) < 1e-12
+
+
+class Reused(nn.Module):
+    """One square matrix applied three times ties its rows to its columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.again, self.out = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.into(x)
+        for _ in range(3):
+            x = self.again(x).tanh()
+        return self.out(x)
+
+
+def test_a_layer_used_three_times_is_one_group_on_both_axes():
+    groups = trace(Reused(), torch.randn(4, 3))
+    assert groups.sizes == {"into": 6}
+    assert {(part.group, part.axis) for part in groups.parts["again.weight"]} == {("into", 0), ("into", 1)}
+    assert largest_change(Reused(), groups, torch.randn(4, 3)) < 1e-12
+
+
+class Strange(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).cumsum(-1)).relu())
+
+
+def test_what_cannot_be_followed_is_pinned_with_its_reason():
+    groups = trace(Strange(), torch.randn(4, 3))
+    assert groups.sizes == {"b": 5}
+    assert groups.pinned["a.weight"] == groups.pinned["a.bias"] == "the operator cumsum is not followed"
+
+
+class Picky(nn.Module):
+    """Adds one of its channels to all of them, and scales them by a ramp."""
+
+    def __init__(self, ramp):
+        super().__init__()
+        self.a, self.b, self.ramp = nn.Linear(3, 6), nn.Linear(6, 2), ramp
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x * torch.linspace(0, 1, 6, dtype=x.dtype) if self.ramp else x + x[:, :1])
+
+
+def test_units_that_are_told_apart_stay():
+    assert trace(Picky(ramp=False), torch.randn(4, 3)).sizes == {"a": 5}
+    groups = trace(Picky(ramp=True), torch.randn(4, 3))
+    assert not groups.sizes and "stays" in groups.pinned["a.weight"]
+
+
+def test_a_wrong_spec_does_not_pass_the_proof():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6, 3)).eval()
+    inputs = (torch.randn(2, 1, 4, 5, dtype=torch.float64),)
+    program = _export(model.double(), inputs)
+    groups = trace(model, inputs[0])
+    prove(groups, program, inputs)
+    forgotten = replace(groups, parts=groups.parts | {"1.running_var": ()})
+    (part,) = groups.parts["4.weight"]
+    scattered = replace(part, positions=np.arange(24).reshape(6, 4).T)
+    for wrong in (forgotten, replace(groups, parts=groups.parts | {"4.weight": (scattered,)})):
+        with pytest.raises(AssertionError, match="permuting '0' changes what the network computes"):
+            prove(wrong, program, inputs)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_models_and_inputs_that_cannot_be_exported():
+    with pytest.raises(ValueError, match="torch.export refuses this model or input: .*data-dependent"):
+        trace(Branching(), torch.randn(3))
+    with pytest.raises(ValueError, match="torch.export refuses this model or input: .*must have same reduction dim"):
+        trace(nn.Linear(4, 2), torch.randn(3, 5))
+
+
+class Random(nn.Module):
+    """A network put together from random steps, on (batch, channels, side, side) and then on vectors."""
+
+    def __init__(self, steps, heads):
+        super().__init__()
+        self.steps, self.heads = steps, heads
+        self.layers = nn.ModuleDict()
+        width = 4
+        self.layers["stem"] = nn.Conv2d(2, width, 3, padding=1)
+        for number, (step, _) in enumerate(steps):
+            name = str(number)
+            if step in ("residual", "reused", "plain"):
+                self.layers[name] = nn.Conv2d(width, width, 3, padding=1)
+            elif step == "grouped":
+                self.layers[name] = nn.Conv2d(width, width, 3, padding=1, groups=2)
+            elif step == "depthwise":
+                self.layers[name] = nn.Conv2d(width, width, 3, padding=1, groups=width)
+            elif step == "norm":
+                self.layers[name] = nn.BatchNorm2d(width)
+            elif step == "dense":
+                self.layers[name] = nn.Conv2d(width, 2, 1)
+                width += 2
+            elif step == "gate":
+                self.layers[name] = nn.Linear(width, width)
+        self.layers["flat"] = nn.Linear(width * 9, 4 * heads)
+        self.layers["qkv"], self.layers["mix"] = nn.Linear(4 * heads, 12 * heads), nn.Linear(4 * heads, 4 * heads)
+        self.layers["out"] = nn.Linear(4 * heads, 3)
+
+    def forward(self, x):
+        x = self.layers["stem"](x)
+        for number, (step, flag) in enumerate(self.steps):
+            layer = dict(self.layers).get(str(number))
+            if step == "residual":
+                x = x + layer(x.relu())
+            elif step == "reused":
+                x = layer(layer(x).relu())
+            elif step in ("plain", "grouped", "depthwise", "norm"):
+                x = layer(x) if flag else layer(x).relu()
+            elif step == "dense":
+                new = layer(x).relu()
+                x = torch.cat([x, new] if flag else [new, x], 1)
+            elif step == "gate":
+                x = x * layer(x.mean([2, 3])).sigmoid()[:, :, None, None]
+            elif step == "split":
+                a, b = x.chunk(2, 1)
+                x = torch.cat([b, a] if flag else [a.relu(), b], 1)
+        x = self.layers["flat"](x.flatten(1))
+        x = torch.stack([x, x.roll(1, 0)], 1)  # two tokens
+        qkv = self.layers["qkv"](x).unflatten(-1, (3, self.heads, 4)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        weights = (q @ k.transpose(-1, -2)).softmax(-1)
+        x = x + self.layers["mix"]((weights @ v).transpose(1, 2).flatten(2))
+        return self.layers["out"](x.mean(1))
+
+
+STEPS = st.sampled_from(["plain", "residual", "reused", "grouped", "depthwise", "norm", "dense", "gate", "split"])
+
+
+@given(st.lists(st.tuples(STEPS, st.booleans()), max_size=5), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=15, phases=[Phase.generate])  # an export takes a second, shrinking would take minutes
+def test_networks_made_at_random_compute_the_same_after_permutation(steps, heads, seed):
+    torch.manual_seed(seed)
+    model = Random(steps, heads)
+    inputs = torch.randn(3, 2, 3, 3)
+    groups = trace(model, inputs)
+    assert groups.sizes
+    assert largest_change(model, groups, inputs, seed) < 1e-8
+    # The residual stream of the tokens and the units within heads are free whatever came before.
+    assert 4 * heads in groups.sizes.values()
+    within = {part.group for part in groups.parts["layers.qkv.weight"]} & set(groups.inside)
+    assert len(within) == (2 * heads if heads > 1 else 0)
