@@ -26,19 +26,21 @@ def prove(groups: Groups, program: torch.export.ExportedProgram, inputs: Sequenc
     for name in groups.sizes:
         together[groups.inside[name][0] + " (within)" if name in groups.inside else name].append(name)
     together["all groups together"] = list(groups.sizes)
-    weights = {
-        key: _redrawn(tensor, generator) if tensor.is_floating_point() else tensor
-        for key, tensor in {**program.state_dict, **program.constants}.items()
-    }
+    tensors = {**program.state_dict, **program.constants}
+    drawn: dict[int, Tensor] = {}  # a tensor of two names is drawn once
+    for tensor in tensors.values():
+        if tensor.data_ptr() not in drawn:
+            drawn[tensor.data_ptr()] = _redrawn(tensor, generator) if tensor.is_floating_point() else tensor
+    weights = {key: drawn[tensor.data_ptr()] for key, tensor in tensors.items()}
     index = {name: _derangement(size, generator) for name, size in groups.sizes.items()}
     with torch.no_grad():
         replays = []
         for _ in range(2):
-            drawn = [
+            example = [
                 torch.randn(each.shape, generator=generator, dtype=each.dtype) if each.is_floating_point() else each
                 for each in inputs
             ]
-            replays.append(_Replay(program, weights, drawn))
+            replays.append(_Replay(program, weights, example))
         for name, moving in together.items():
             moved = permuted(groups, weights, {group: index[group] for group in moving})
             if not all(replay.unchanged(moved) for replay in replays):

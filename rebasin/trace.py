@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
     program = _export(copy.deepcopy(model).eval().double(), inputs)
     groups = find_groups(*_relate(program))
     prove(groups, program, inputs)
-    return groups
+    return _completed(groups, model)
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -53,13 +55,20 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str,
     keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     known: dict[torch.fx.Node, Any] = {}
     tensors: dict[str, Value] = {}
+    same: dict[int, str] = {}
+    shared = Counter(tensor.data_ptr() for tensor in program.state_dict.values())
     for node in program.graph.nodes:
         if node.op == "placeholder":
             shape = _shape(node.meta["val"])
             known[node] = Value(shape)
-            if node.name in keys and node.meta["val"].is_floating_point():
+            key = keys.get(node.name)
+            stays = key is None or key in signature.non_persistent_buffers or not node.meta["val"].is_floating_point()
+            twin = None if stays else same.setdefault(program.state_dict[key].data_ptr(), key)
+            if twin in tensors:  # one tensor under two names
+                known[node] = tensors[key] = Value(shape, tensors[twin].labels, key)
+            elif not stays and (node.users or shared[program.state_dict[key].data_ptr()] > 1):
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
-                known[node] = tensors[keys[node.name]] = Value(shape, tuple(labels), keys[node.name])
+                known[node] = tensors[key] = Value(shape, tuple(labels), key)
         elif node.op == "call_function":
             name = node.target.__name__.split(".")[0]
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
@@ -69,6 +78,19 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str,
                 for labels in known[value].labels:
                     relations.pin(labels.units, "an output of the network")
     return relations, tensors
+
+
+def _completed(groups: Groups, model: nn.Module) -> Groups:
+    """The groups with every key of the model's state, in its order."""
+    state = model.state_dict()
+    parts = {key: groups.parts.get(key, ()) for key in state}
+    shapes = {key: groups.shapes.get(key, tuple(tensor.shape)) for key, tensor in state.items()}
+    left_out = {
+        key: "not used in evaluation" if tensor.is_floating_point() else "whole numbers"
+        for key, tensor in state.items()
+        if key not in groups.parts
+    }
+    return replace(groups, parts=parts, shapes=shapes, pinned={**groups.pinned, **left_out})
 
 
 def _shape(value: Any) -> Any:

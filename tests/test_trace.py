@@ -97,7 +97,9 @@ def test_residual_sums_share_a_group_and_statistics_move_with_their_channels():
     of = {key: {part.group for part in parts} for key, parts in groups.parts.items()}
     assert of["bn1.running_var"] == of["layer1.0.bn2.running_mean"] == {"conv1"}
     assert of["layer2.0.downsample.0.weight"] == {"conv1", "layer2.0.conv2"}
-    assert groups.pinned == {"fc.bias": "an output of the network"}
+    told = {key: why for key, why in groups.pinned.items() if not key.endswith("num_batches_tracked")}
+    assert told == {"fc.bias": "an output of the network"}
+    assert groups.pinned["bn1.num_batches_tracked"] == "whole numbers"
 
 
 def test_heads_are_blocks_that_move_whole_and_inside():
@@ -176,6 +178,33 @@ def test_a_layer_used_three_times_is_one_group_on_both_axes():
     assert groups.sizes == {"into": 6}
     assert {(part.group, part.axis) for part in groups.parts["again.weight"]} == {("into", 0), ("into", 1)}
     assert largest_change(Reused(), groups, torch.randn(4, 3)) < 1e-12
+
+
+class Tied(nn.Module):
+    """Words in and words out by the same matrix, under two names; and a layer for training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.mix, self.out = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7, bias=False)
+        self.out.weight = self.words.weight
+        self.aside = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(self.mix(self.words(x)).tanh())
+
+
+def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
+    model, inputs = Tied(), torch.randint(7, (3, 4))
+    groups = trace(model, inputs)
+    # The columns of the one matrix are both what goes into the middle layer and what comes out of it.
+    assert groups.sizes == {"mix": 6}
+    assert groups.parts["out.weight"] == groups.parts["words.weight"] and len(groups.parts["mix.weight"]) == 2
+    assert groups.pinned["aside.weight"] == "not used in evaluation"
+    moved = permuted(groups, model.state_dict(), {name: torch.randperm(n) for name, n in groups.sizes.items()})
+    assert set(moved) == {"words.weight", "out.weight", "mix.weight", "mix.bias"}
+    other = copy.deepcopy(model)
+    other.load_state_dict(model.state_dict() | moved)
+    torch.testing.assert_close(other(inputs), model(inputs))
 
 
 class Strange(nn.Module):

@@ -113,16 +113,21 @@ def attention(
     q: Value,
     k: Value,
     v: Value,
-    mask: Value | None = None,
-    *_: Any,
-    **__: Any,
+    attn_mask: Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Value:
     """Softmax of queries times keys, times values."""
+    if enable_gqa:
+        return follow(relations, "attention with fewer heads of keys than of queries", shape, [q, k, v, attn_mask], {})
     places = _letters(len(shape) - 2)
     scores = (*shape[:-2], q.shape[-2], k.shape[-2])
     weights = product(relations, scores, q, k, f"{places}QD,{places}KD->{places}QK")
-    if mask is not None:
-        weights = elementwise(relations, scores, weights, mask)
+    if attn_mask is not None:
+        weights = elementwise(relations, scores, weights, attn_mask)
     weights = compared(relations, scores, weights, -1)
     return product(relations, shape, weights, v, f"{places}QK,{places}KE->{places}QE")
 

@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from rebasin.operators.units import FIXED, Labels, Relations, Value, broadcast, meet, placed, renumbered, rule, tidy
+from rebasin.operators.units import (
+    FIXED,
+    Labels,
+    Relations,
+    Value,
+    broadcast,
+    follow,
+    meet,
+    placed,
+    renumbered,
+    rule,
+    tidy,
+)
 
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
@@ -227,6 +239,8 @@ def stacked(relations: Relations, shape: tuple[int, ...], values: Sequence[Value
 def rolled(relations: Relations, shape: tuple[int, ...], x: Value, shifts: Any, dims: Any = ()) -> Value:
     """Slices moved on along axes, the last ones to the front."""
     shifts, dims = ([each] if isinstance(each, int) else each for each in (shifts, dims))
+    if not dims:
+        return follow(relations, "roll of the flattened tensor", shape, [x], {})
     labels = []
     for found in x.labels:
         units = found.units

@@ -10,10 +10,10 @@ from rebasin.operators.shapes import without
 from rebasin.operators.units import Labels, Relations, Value, outer, placed, rule, tie_axes, within
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "prod", "linalg_vector_norm")
+@rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "prod")
 def reduced(relations: Relations, shape: tuple[int, ...], x: Value, *arguments: Any, **options: Any) -> Value:
     """Axes summed up, or the like."""
-    dims = options.get("dim", next((a for a in arguments if isinstance(a, int | list | tuple)), None))
+    dims = options.get("dim", arguments[0] if arguments and not isinstance(arguments[0], bool) else None)
     dims = range(len(x.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = {dim % len(x.shape) for dim in dims}
     keep = len(shape) == len(x.shape)
