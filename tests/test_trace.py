@@ -198,7 +198,9 @@ def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
     groups = trace(model, inputs)
     # The columns of the one matrix are both what goes into the middle layer and what comes out of it.
     assert groups.sizes == {"mix": 6}
-    assert groups.parts["out.weight"] == groups.parts["words.weight"] and len(groups.parts["mix.weight"]) == 2
+    lies = {key: [(part.group, part.axis) for part in parts] for key, parts in groups.parts.items()}
+    assert lies["out.weight"] == lies["words.weight"] == [("mix", 1)]
+    assert lies["mix.weight"] == [("mix", 0), ("mix", 1)]
     assert groups.pinned["aside.weight"] == "not used in evaluation"
     moved = permuted(groups, model.state_dict(), {name: torch.randperm(n) for name, n in groups.sizes.items()})
     assert set(moved) == {"words.weight", "out.weight", "mix.weight", "mix.bias"}
