@@ -240,7 +240,7 @@ class _Names:
     """A name for each group: the layer whose rows its units are, or whatever tensor they lie in first."""
 
     def __init__(self, places: list[_Place]) -> None:
-        self.places, self.given = places, set()
+        self.given: set[str] = set()
         self.first: dict[int, tuple[str, int]] = {}
         for rows in (True, False):
             for place in places:

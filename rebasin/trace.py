@@ -69,7 +69,7 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str,
             elif not stays and (node.users or shared[program.state_dict[key].data_ptr()] > 1):
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
                 known[node] = tensors[key] = Value(shape, tuple(labels), key)
-        elif node.op == "call_function":
+        elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing
             name = node.target.__name__.split(".")[0]
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = follow(relations, name, _shape(node.meta["val"]), args, kwargs)

@@ -209,6 +209,21 @@ def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
     torch.testing.assert_close(other(inputs), model(inputs))
 
 
+class Converted(nn.Module):
+    """A change of number format, which the exported graph guards by an assertion that gives nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).to(torch.float32).relu().to(x.dtype))
+
+
+def test_a_change_of_number_format_pins_nothing():
+    assert trace(Converted(), torch.randn(4, 3)).sizes == {"a": 6}
+
+
 class Strange(nn.Module):
     def __init__(self):
         super().__init__()

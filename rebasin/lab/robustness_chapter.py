@@ -289,9 +289,11 @@ def autoattack_finding() -> str:
         return "AutoAttack was not run yet."
     table = results.read(found[0], "autoattack", "nodes").pivot(index=[*KEYS, "node"], columns="attack", values="value")
     further = 100 * (table["own"] - table["autoattack"])
-    parameters = results.provenance(found[0], "autoattack")["parameters"]
-    title = results.provenance(found[0], "autoattack")["dataset"]["title"]
-    where = f"{parameters['auto_images']} test images of {title} at {parameters['auto_epsilon']:g}/255"
+    made = results.provenance(found[0], "autoattack")
+    parameters = made["parameters"]
+    where = (
+        f"{parameters['auto_images']} test images of {made['dataset']['title']} at {parameters['auto_epsilon']:g}/255"
+    )
     return (
         "<strong>AutoAttack's standard suite, the reference, leaves "
         f"{decimal(further.mean(), 1)} points less than FGSM and PGD together</strong>, in the mean over the networks "

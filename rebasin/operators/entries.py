@@ -9,10 +9,9 @@ from rebasin.operators.units import Relations, Value, broadcast, meet, rule
 
 @rule(
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid",
-    "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softsign", "log_sigmoid", "neg", "abs", "exp", "log",
-    "log1p", "sqrt", "rsqrt", "square", "reciprocal", "clamp", "erf", "sin", "cos", "bitwise_not", "logical_not",
-    "isnan", "dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias", "to", "_to_copy",
-    "type_as", "lift_fresh_copy",
+    "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "log_sigmoid", "neg", "abs", "exp", "log", "log1p", "sqrt",
+    "rsqrt", "square", "reciprocal", "clamp", "erf", "sin", "cos", "bitwise_not", "logical_not", "isnan", "clone",
+    "detach", "alias", "_to_copy", "type_as", "lift_fresh_copy",
 )  # fmt: skip
 def each(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """Functions of one entry at a time."""
@@ -25,22 +24,11 @@ def elementwise(relations: Relations, shape: tuple[int, ...], *values: Any, **_:
     """Functions of entries at the same place, broadcast: what meets there is tied."""
     why = "added to or multiplied with something that stays"
     lifted = [broadcast(relations, value, shape, why) for value in values if isinstance(value, Value)]
-    return Value(shape, meet(relations, shape, lifted, why))
+    return Value(shape, meet(relations, lifted, why))
 
 
-@rule(
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "zeros",
-    "ones",
-    "full",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "arange",
-    "empty",
-)
+@rule("new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "arange",
+      "empty")  # fmt: skip
 def constant(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -> Value:
     """A tensor whose content depends on no other's."""
     return Value(shape)

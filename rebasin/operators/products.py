@@ -93,7 +93,7 @@ def addmm(relations: Relations, shape: tuple[int, ...], bias: Value, a: Value, b
     return elementwise(relations, shape, product(relations, shape, a, b, "nk,km->nm"), bias)
 
 
-@rule("matmul", "bmm", "mm", "__matmul__")
+@rule("matmul", "bmm", "mm")
 def matmul(relations: Relations, shape: tuple[int, ...], a: Value, b: Value) -> Value:
     """Matrix products over the last two axes, batch axes broadcast."""
     if len(b.shape) == 1 or len(a.shape) == 1:
@@ -136,7 +136,7 @@ def _letters(count: int) -> str:
     return "abcdefghij"[:count]
 
 
-@rule("conv1d", "conv2d", "conv3d", "convolution")
+@rule("conv1d", "conv2d", "conv3d")
 def convolution(
     relations: Relations,
     shape: tuple[int, ...],

@@ -22,7 +22,7 @@ from rebasin.operators.units import (
 )
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
+@rule("view", "_unsafe_view", "squeeze", "unsqueeze")
 def reshaped(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """The same entries in the same order: labels go with them."""
     labels = list(x.labels)
@@ -94,7 +94,7 @@ def permuted(relations: Relations, shape: tuple[int, ...], x: Value, dims: Seque
     return Value(shape, tuple(renumbered(found, place) for found in x.labels))
 
 
-@rule("transpose", "swapaxes", "swapdims")
+@rule("transpose")
 def transposed(relations: Relations, shape: tuple[int, ...], x: Value, a: int, b: int) -> Value:
     """Two axes change places."""
     dims = list(range(len(x.shape)))
@@ -102,24 +102,13 @@ def transposed(relations: Relations, shape: tuple[int, ...], x: Value, a: int, b
     return permuted(relations, shape, x, dims)
 
 
-@rule("t", "numpy_T")
+@rule("t")
 def turned(relations: Relations, shape: tuple[int, ...], x: Value) -> Value:
     """The axes in reverse."""
     return permuted(relations, shape, x, list(range(len(x.shape)))[::-1])
 
 
-@rule("movedim")
-def moved(relations: Relations, shape: tuple[int, ...], x: Value, source: Any, target: Any) -> Value:
-    """Some axes go elsewhere."""
-    n = len(x.shape)
-    source = [axis % n for axis in ([source] if isinstance(source, int) else source)]
-    target = [axis % n for axis in ([target] if isinstance(target, int) else target)]
-    rest = iter(axis for axis in range(n) if axis not in source)
-    dims = [source[target.index(axis)] if axis in target else next(rest) for axis in range(n)]
-    return permuted(relations, shape, x, dims)
-
-
-@rule("expand", "broadcast_to", "expand_as")
+@rule("expand")
 def expanded(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """Axes of size 1 repeated."""
     return Value(shape, broadcast(relations, x, shape, "repeated").labels)
@@ -137,12 +126,6 @@ def sliced(
 ) -> Value:
     """Some slices of an axis."""
     return _taken(relations, x, shape, dim % len(x.shape), slice(start, end, step))
-
-
-@rule("narrow")
-def narrowed(relations: Relations, shape: tuple[int, ...], x: Value, dim: int, start: int, length: int) -> Value:
-    """A run of slices of an axis."""
-    return _taken(relations, x, shape, dim % len(x.shape), slice(start, start + length))
 
 
 @rule("select")
@@ -178,7 +161,7 @@ def without(x: Value, dims: Sequence[int], shape: tuple[int, ...]) -> Value:
     return Value(shape, tuple(labels))
 
 
-@rule("chunk", "split", "split_with_sizes", "tensor_split")
+@rule("split", "split_with_sizes")
 def parted(relations: Relations, shapes: Sequence[tuple[int, ...]], x: Value, _: Any, dim: int = 0) -> list[Value]:
     """An axis in parts."""
     dim, start, parts = dim % len(x.shape), 0, []
@@ -210,7 +193,7 @@ def joined(relations: Relations, shape: tuple[int, ...], values: Sequence[Value]
         across = tuple(found for found in value.labels if dim not in found.axes)
         full = tuple(1 if axis == dim else size for axis, size in enumerate(value.shape))
         rest.append(Value(full, across))
-    labels = list(meet(relations, shape, rest, why))
+    labels = list(meet(relations, rest, why))
     if len(along) == 1:
         (axes,) = along
         parts = []
@@ -261,7 +244,7 @@ def flipped(relations: Relations, shape: tuple[int, ...], x: Value, dims: Sequen
     return Value(shape, tuple(labels))
 
 
-@rule("pad", "constant_pad_nd")
+@rule("pad")
 def padded(relations: Relations, shape: tuple[int, ...], x: Value, pad: Sequence[int], *_: Any, **__: Any) -> Value:
     """Places added at the ends of axes."""
     touched = [len(shape) - 1 - i // 2 for i, amount in enumerate(pad) if amount]

@@ -30,7 +30,7 @@ def reduced(relations: Relations, shape: tuple[int, ...], x: Value, *arguments: 
     return whole if keep else without(whole, sorted(dims), shape)
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
+@rule("softmax", "log_softmax")
 def compared(relations: Relations, shape: tuple[int, ...], x: Value, dim: int, *_: Any, **__: Any) -> Value:
     """Entries weighed against the others along an axis."""
     within(relations, x, [dim % len(x.shape)], "weighed against one another")

@@ -17,7 +17,7 @@ import numpy as np
 FIXED = -1  # the label of a slice that belongs to no unit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labels:
     """Units along some axes of a tensor together: ``units`` has one axis per entry of ``axes`` (ascending)."""
 
@@ -25,7 +25,7 @@ class Labels:
     units: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """What is known of a tensor: its shape, and labels on disjoint sets of axes. Other axes are places.
 
@@ -52,10 +52,10 @@ class Relations:
     uses: list[np.ndarray] = field(default_factory=list)
     columns: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def fresh(self, *shape: int) -> np.ndarray:
-        """New units."""
-        first, self.count = self.count, self.count + math.prod(shape)
-        return np.arange(first, self.count).reshape(shape)
+    def fresh(self, count: int) -> np.ndarray:
+        """So many new units."""
+        first, self.count = self.count, self.count + count
+        return np.arange(first, self.count)
 
     def pin(self, units: np.ndarray, why: str) -> None:
         """These units cannot move."""
@@ -102,7 +102,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def follow(relations: Relations, name: str, shape: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What is known of the operator's output, of ``shape`` (or several shapes), from its arguments."""
-    name = name.removesuffix("_") if name.removesuffix("_") in RULES else name
     if name in RULES:
         return RULES[name](relations, shape, *args, **kwargs)
     for value in _values([*args, *kwargs.values()]):
@@ -122,6 +121,7 @@ def _values(arguments: Iterable[Any]) -> list[Value]:
 
 
 def renumbered(found: Labels, place: dict[int, int]) -> Labels:
+    """The same labels where each axis is called ``place[axis]``."""
     axes = [place[axis] for axis in found.axes]
     order = np.argsort(axes)
     return Labels(tuple(axes[i] for i in order), found.units.transpose(order))
@@ -191,7 +191,7 @@ def broadcast(relations: Relations, value: Value, shape: tuple[int, ...], why: s
     return Value((1,) * shift + value.shape, tuple(labels))
 
 
-def meet(relations: Relations, shape: tuple[int, ...], values: Sequence[Value], why: str) -> tuple[Labels, ...]:
+def meet(relations: Relations, values: Sequence[Value], why: str) -> tuple[Labels, ...]:
     """The labels of an entry by entry function of values with as many axes each, of size 1 where broadcast."""
     kept: list[Labels] = []
     for value in values:
