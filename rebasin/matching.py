@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rebasin.assignment import solve_assignment
-from rebasin.permutation import Permutation, PermutationSpec, Weights, permute_axis
+from rebasin.permutation import Part, Permutation, PermutationSpec, Weights, flatten, permute
 from rebasin.progress import track
 
 # A sweep that gains no more than this ends the search (the authors' code).
@@ -35,11 +36,32 @@ class Matching:
 def inner_product(spec: PermutationSpec, a: Weights, b: Weights) -> Tensor:
     """The inner product of two weight vectors, in float64: (*batch,) for weights with leading axes ``*batch``."""
     return sum(
-        (a[key] * b[key]).flatten(a[key].ndim - len(axes)).sum(-1, dtype=torch.float64)
-        if axes
+        (a[key] * b[key]).flatten(a[key].ndim - len(spec.shapes[key])).sum(-1, dtype=torch.float64)
+        if spec.shapes[key]
         else (a[key] * b[key]).double()
-        for key, axes in spec.axes.items()
+        for key in spec.weights
     )
+
+
+def assign(spec: PermutationSpec, group: str, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The best permutations of a group and of those within its blocks, (batch, *index_shape) each.
+
+    ``scores[g]`` is (batch, units, units): what it is worth that unit i of the first network meets unit j of the
+    second. Blocks are worth what their units are under the best permutation within them.
+    """
+    inner = spec.within(group)
+    if not inner:
+        return {group: solve_assignment(scores[group])}
+    blocks = spec.sizes[group]
+    total, best = scores.get(group, 0), {}
+    for name in inner:
+        n = spec.sizes[name]
+        pairs = scores[name].unflatten(-1, (blocks, n)).unflatten(-3, (blocks, n)).transpose(-3, -2)
+        best[name] = solve_assignment(pairs)  # (batch, blocks, blocks, units)
+        total = total + torch.take_along_dim(pairs, best[name].unsqueeze(-1), -1).sum((-2, -1))
+    index = solve_assignment(total)
+    meeting = index[..., None, None]
+    return {group: index, **{g: torch.take_along_dim(b, meeting, -2).squeeze(-2) for g, b in best.items()}}
 
 
 def weight_matching(
@@ -62,7 +84,7 @@ def weight_matching(
     """
     batch = spec.batch_shape(a, "a")
     spec.batch_shape(b, "b")
-    for key in spec.axes:
+    for key in spec.shapes:
         if a[key].shape != b[key].shape:
             raise ValueError(f"{key!r}: a has shape {tuple(a[key].shape)}, b has {tuple(b[key].shape)}")
         if a[key].dtype != b[key].dtype:
@@ -92,7 +114,7 @@ def weight_matching(
     # Pairs that were done early keep their last objective.
     paths = [torch.cat([p.history, p.history[:, -1:].expand(-1, longest - p.history.shape[1])], 1) for p in found]
     history = torch.cat(paths).reshape(*batch, longest)
-    index = {g: torch.cat([p.index[g] for p in found]).reshape(*batch, n) for g, n in spec.sizes.items()}
+    index = {g: torch.cat([p.index[g] for p in found]).reshape(*batch, *spec.index_shape(g)) for g in spec.sizes}
     sweeps = torch.cat([p.sweeps for p in found]).reshape(batch)
     return Matching(Permutation(spec, index), history[..., -1], sweeps, history)
 
@@ -105,31 +127,35 @@ class _Found(NamedTuple):
 
 def _match(spec: PermutationSpec, a: Weights, b: Weights, seed: int, max_sweeps: int) -> _Found:
     """Algorithm 1 for weights (pairs, ...), all pairs side by side, the finished ones masked."""
-    some = a[next(iter(spec.axes))]
-    pairs, device = len(some), some.device
-    index = {group: torch.arange(n, device=device).repeat(pairs, 1) for group, n in spec.sizes.items()}
-    scores = {group: _Scores(spec, a, b, group) for group in spec.sizes}
+    history = [inner_product(spec, a, b)]
+    a, b = ({key: spec.view(key, weights[key]) for key in spec.weights} for weights in (a, b))
+    pairs, device = len(history[0]), history[0].device
+    index = {g: i.clone() for g, i in Permutation.identity(spec, (pairs,), device).indices.items()}
+    families = list(spec.families.items())
+    scores = [_Scores(spec, a, b, members) for _, members in families]
     active = torch.ones(pairs, dtype=torch.bool, device=device)
     sweeps = torch.zeros(pairs, dtype=torch.int64, device=device)
-    history = [inner_product(spec, a, b)]
     order = np.random.default_rng(seed)
-    groups = list(spec.sizes)
     while active.any() and len(history) <= max_sweeps:
         gained = torch.zeros(pairs, dtype=torch.float64, device=device)
-        for position in order.permutation(len(groups)):
-            group = groups[position]
+        for position in order.permutation(len(families)):
             # A group none of whose neighbours moved would be given the same permutation again.
-            rows = (active & scores[group].stale).nonzero().squeeze(-1)
+            rows = (active & scores[position].stale).nonzero().squeeze(-1)
             if not len(rows):
                 continue
-            matrix = scores[group].refresh(rows, index)
-            old, new = index[group][rows], solve_assignment(matrix)
-            value = torch.take_along_dim(matrix, torch.stack([old, new], -1), -1).sum(-2, dtype=torch.float64)
-            gained[rows] += value[:, 1] - value[:, 0]
-            index[group][rows] = new
-            moved = rows[(old != new).any(-1)]
-            for other in groups:
-                scores[other].mark(group, moved)
+            group, members = families[position]
+            flat = flatten(spec, index)
+            matrices = scores[position].refresh(rows, flat)
+            new = assign(spec, group, matrices)
+            new_flat = flatten(spec, new)
+            gain = scores[position].gain(rows, matrices, flat, new_flat)
+            taken = (gain > 0) | (not scores[position].coupled)
+            moved = rows[taken & torch.stack([(flat[g][rows] != new_flat[g]).any(-1) for g in members]).any(0)]
+            gained[rows] += gain.where(taken, 0)
+            for member in members:
+                index[member][rows[taken]] = new[member][taken]
+            for other in scores:
+                other.mark(members, moved)
         sweeps += active
         history.append(history[-1] + gained)
         active = active & (gained > TOLERANCE)
@@ -137,53 +163,89 @@ def _match(spec: PermutationSpec, a: Weights, b: Weights, seed: int, max_sweeps:
 
 
 class _Scores:
-    """What each assignment of one group is worth, given the other groups: kept per pair until a neighbour moves."""
+    """What each assignment of a group is worth, given the other groups: kept per pair until a neighbour moves.
 
-    def __init__(self, spec: PermutationSpec, a: Weights, b: Weights, group: str) -> None:
-        self.a, self.b = a, b
-        self.terms = [
-            (key, axis, [(i, g) for i, g in enumerate(groups) if g is not None and g != group])
-            for key, groups in spec.axes.items()
-            for axis, name in enumerate(groups)
-            if name == group
+    The groups within its blocks are assigned together with it: ``members`` are itself and those.
+    """
+
+    def __init__(self, spec: PermutationSpec, a: Weights, b: Weights, members: list[str]) -> None:
+        self.a, self.b, self.members = a, b, members
+        terms = [
+            (key, part, [other for other in spec.parts[key] if other.axis != part.axis])
+            for key in spec.weights
+            for part in spec.parts[key]
+            if part.group in members
         ]
-        pairs, units = a[self.terms[0][0]].shape[0], spec.sizes[group]
-        like = a[self.terms[0][0]]
+        # A weight with the group on two axes is worth a product of permutations, which an assignment may lessen.
+        self.coupled = any(other.group in members for _, _, others in terms for other in others)
+        self.parts = {key: spec.parts[key] for key, _, _ in terms}
+        some = a[terms[0][0]]
         # Terms whose other axes never move are one constant; the rest are kept apart, each with its own neighbours.
-        self.constant = like.new_zeros(pairs, units, units)
-        for key, axis, others in self.terms:
+        self.constant = {part.group: some.new_zeros(len(some), *[spec.units(part.group)] * 2) for _, part, _ in terms}
+        for key, part, others in terms:
             if not others:
-                self.constant += _gram(a[key], b[key], axis)
-        self.terms = [term for term in self.terms if term[2]]
-        self.values = [torch.empty_like(self.constant) for _ in self.terms]
-        self.old = [torch.ones(pairs, dtype=torch.bool, device=like.device) for _ in self.terms]
-        self.stale = torch.ones(pairs, dtype=torch.bool, device=like.device)
+                self.constant[part.group] += gram(a[key], b[key], part)
+        self.terms = [term for term in terms if term[2]]
+        self.values = [torch.empty_like(self.constant[part.group]) for _, part, _ in self.terms]
+        self.old = [torch.ones(len(some), dtype=torch.bool, device=some.device) for _ in self.terms]
+        self.stale = torch.ones(len(some), dtype=torch.bool, device=some.device)
 
-    def mark(self, moved_group: str, rows: Tensor) -> None:
-        """Note that ``moved_group`` has moved in the pairs ``rows``."""
+    def mark(self, moved_groups: list[str], rows: Tensor) -> None:
+        """Note that these groups have moved in the pairs ``rows``."""
         for old, (_, _, others) in zip(self.old, self.terms, strict=True):
-            if any(group == moved_group for _, group in others):
+            if any(other.group in moved_groups for other in others):
                 old[rows] = True
                 self.stale[rows] = True
 
-    def refresh(self, rows: Tensor, index: dict[str, Tensor]) -> Tensor:
+    def refresh(self, rows: Tensor, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The scores (rows, units, units) of these pairs, recomputing the terms whose neighbours moved."""
-        total = self.constant[rows]
-        for value, old, (key, axis, others) in zip(self.values, self.old, self.terms, strict=True):
+        total = {group: constant[rows] for group, constant in self.constant.items()}
+        for value, old, (key, part, others) in zip(self.values, self.old, self.terms, strict=True):
             again = rows[old[rows]]
             if len(again):
+                here = {other.group: flat[other.group][again] for other in others}
                 b = self.b[key][again]
-                for other, group in others:
-                    b = permute_axis(b, index[group][again], other, b.ndim - 1)
-                value[again] = _gram(self.a[key][again], b, axis)
+                value[again] = gram(self.a[key][again], permute(b, others, here, b.ndim - 1), part)
                 old[again] = False
-            total += value[rows]
+            total[part.group] += value[rows]
         self.stale[rows] = False
         return total
 
+    def gain(
+        self, rows: Tensor, matrices: Mapping[str, Tensor], flat: Mapping[str, Tensor], new: Mapping[str, Tensor]
+    ) -> Tensor:
+        """How much the objective grows in these pairs if the group goes from ``flat`` to ``new``: (rows,), float64."""
+        if self.coupled:
+            before = {group: index[rows] for group, index in flat.items()}
+            return self._worth(rows, {**before, **new}) - self._worth(rows, before)
+        gain = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for group, matrix in matrices.items():
+            both = torch.stack([flat[group][rows], new[group]], -1)
+            value = torch.take_along_dim(matrix, both, -1).sum(-2, dtype=torch.float64)
+            gain += value[:, 1] - value[:, 0]
+        return gain
 
-def _gram(a: Tensor, b: Tensor, axis: int) -> Tensor:
-    """Inner products of all slices along ``axis``: (pairs, n, n) from two tensors (pairs, ...)."""
-    rows = a.movedim(axis + 1, 1).flatten(2) if a.ndim > 2 else a.unsqueeze(-1)
-    columns = b.movedim(axis + 1, 1).flatten(2) if b.ndim > 2 else b.unsqueeze(-1)
+    def _worth(self, rows: Tensor, flat: Mapping[str, Tensor]) -> Tensor:
+        """The inner product of all weights that carry the group, in these pairs."""
+        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for key, parts in self.parts.items():
+            b = permute(self.b[key][rows], parts, flat, self.b[key].ndim - 1)
+            total += (self.a[key][rows] * b).flatten(1).sum(-1, dtype=torch.float64)
+        return total
+
+
+def gram(a: Tensor, b: Tensor, part: Part) -> Tensor:
+    """Inner products of the units of ``part`` in two tensors (pairs, ...): (pairs, units, units)."""
+    rows, columns = by_unit(a, part), by_unit(b, part)
     return rows @ columns.transpose(1, 2)
+
+
+def by_unit(tensor: Tensor, part: Part) -> Tensor:
+    """What each unit of ``part`` holds of a tensor (pairs, ...): (pairs, units, copies times everything else)."""
+    units, copies = part.positions.shape
+    whole = (units, copies) == (tensor.shape[part.axis + 1], 1) and torch.equal(
+        part.positions.squeeze(-1), torch.arange(units)
+    )
+    if not whole:
+        tensor = tensor.index_select(part.axis + 1, part.positions.flatten().to(tensor.device))
+    return tensor.movedim(part.axis + 1, 1).reshape(len(tensor), units, -1)

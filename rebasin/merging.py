@@ -9,34 +9,37 @@ import torch
 from torch import Tensor
 
 from rebasin.matching import TOLERANCE, Matching, weight_matching
-from rebasin.permutation import Permutation, PermutationSpec, Weights
+from rebasin.permutation import Permutation, PermutationSpec, Weights, compose
 from rebasin.progress import track
 
 
 def interpolate(a: Weights, b: Weights, lam: float) -> dict[str, Tensor]:
-    """The point ``(1 - lam) a + lam b``. Raises ValueError, naming the first key, if keys or shapes differ."""
+    """The point ``(1 - lam) a + lam b``; whole numbers (counters) are those of ``a``.
+
+    Raises ValueError, naming the first key, if keys or shapes differ.
+    """
     for key in [*a, *b]:
         if key not in a or key not in b:
             raise ValueError(f"{key!r} is in one of the two models only")
         if a[key].shape != b[key].shape:
             raise ValueError(f"{key!r}: a has shape {tuple(a[key].shape)}, b has {tuple(b[key].shape)}")
-    return {key: torch.lerp(a[key], b[key], lam) for key in a}
+    return {key: torch.lerp(a[key], b[key], lam) if a[key].is_floating_point() else a[key].clone() for key in a}
 
 
 def average(spec: PermutationSpec, models: Weights) -> dict[str, Tensor]:
-    """The naive average of models (*batch, n, ...) as they are: (*batch, ...)."""
+    """The naive average of models (*batch, n, ...) as they are: (*batch, ...). Of whole numbers it is the first."""
     axis = len(_group_shape(spec, models))
-    return {key: tensor.mean(axis) for key, tensor in models.items()}
+    return {key: _mean(tensor, axis) for key, tensor in models.items()}
 
 
 def alignment(spec: PermutationSpec, models: Weights) -> Tensor:
     """The mean inner product over all pairs of n >= 2 models (*batch, n, ...): (*batch,), float64."""
     axis = len(_group_shape(spec, models))
-    n = models[next(iter(spec.axes))].shape[axis]
+    n = models[next(iter(spec.shapes))].shape[axis]
     if n < 2:
         raise ValueError("alignment needs two models or more")
     total = 0.0
-    for key in spec.axes:
+    for key in spec.weights:
         tensor = models[key].flatten(axis + 1) if models[key].ndim > axis + 1 else models[key].unsqueeze(-1)
         total = total + tensor.sum(axis).square().sum(-1, dtype=torch.float64)
         total = total - tensor.square().sum((axis, -1), dtype=torch.float64)
@@ -64,11 +67,11 @@ def merge_many(spec: PermutationSpec, models: Weights, seed: int = 0, max_rounds
     alone and is shared by the batch. Raises ValueError if the weights do not fit the spec or there are none.
     """
     batch = _group_shape(spec, models)
-    n = models[next(iter(spec.axes))].shape[len(batch)]
+    n = models[next(iter(spec.shapes))].shape[len(batch)]
     groups = batch.numel()
     flat = {key: t.reshape(groups, n, *t.shape[len(batch) + 1 :]).clone() for key, t in models.items()}
-    device = flat[next(iter(spec.axes))].device
-    index = {g: torch.arange(size, device=device).repeat(groups, n, 1) for g, size in spec.sizes.items()}
+    device = flat[next(iter(spec.shapes))].device
+    index = _unmoved(spec, (groups, n), device)
     rounds = torch.zeros(groups, dtype=torch.int64, device=device)
     active = torch.full((groups,), n > 1, device=device)
     rng = np.random.default_rng(seed)
@@ -81,7 +84,10 @@ def merge_many(spec: PermutationSpec, models: Weights, seed: int = 0, max_rounds
             total = {key: tensor[rows].sum(1) for key, tensor in flat.items()}
             for i in rng.permutation(n):
                 model = {key: tensor[rows, i] for key, tensor in flat.items()}
-                others = {key: (total[key] - model[key]) / (n - 1) for key in model}
+                others = {
+                    key: (total[key] - tensor) / (n - 1) if tensor.is_floating_point() else tensor
+                    for key, tensor in model.items()
+                }
                 found = weight_matching(spec, others, model, seed=int(rng.integers(2**31)))
                 # A permutation keeps the norm, so that the distance shrinks exactly when the inner product grows.
                 shortened |= found.objective - found.history[..., 0] > TOLERANCE
@@ -89,15 +95,16 @@ def merge_many(spec: PermutationSpec, models: Weights, seed: int = 0, max_rounds
                 for key, tensor in flat.items():
                     total[key] += moved[key] - model[key]
                     tensor[rows, i] = moved[key]
-                for group, held in index.items():
-                    held[rows, i] = torch.take_along_dim(held[rows, i], found.permutation.indices[group], -1)
+                before = {group: held[rows, i] for group, held in index.items()}
+                for group, composed in compose(spec, found.permutation.indices, before).items():
+                    index[group][rows, i] = composed
             rounds[rows] += 1
             active[rows] = shortened
             bar.set_postfix_str(f"{int(active.sum())} groups still moving")
             bar.update()
     return Merged(
-        {key: tensor.mean(1).reshape(*batch, *tensor.shape[2:]) for key, tensor in flat.items()},
-        Permutation(spec, {g: i.reshape(*batch, n, -1) for g, i in index.items()}),
+        {key: _mean(tensor, 1).reshape(*batch, *tensor.shape[2:]) for key, tensor in flat.items()},
+        Permutation(spec, {g: i.reshape(*batch, n, *spec.index_shape(g)) for g, i in index.items()}),
         rounds.reshape(batch),
     )
 
@@ -130,11 +137,11 @@ def merge_hierarchical(
     """
     batch = _group_shape(spec, models)
     axis = len(batch)
-    some = models[next(iter(spec.axes))]
+    some = models[next(iter(spec.shapes))]
     n, device = some.shape[axis], some.device
     nodes = dict(models)
     leaves = [(i,) for i in range(n)]
-    index = {g: torch.arange(size, device=device).repeat(*batch, n, 1) for g, size in spec.sizes.items()}
+    index = _unmoved(spec, (*batch, n), device)
     stages = [Stage(nodes, tuple(leaves), Permutation(spec, index), None)]
     rng = np.random.default_rng(seed)
     while len(leaves) > 1:
@@ -152,9 +159,10 @@ def merge_hierarchical(
         index = {group: held.clone() for group, held in index.items()}
         for pair, node in enumerate(second):
             for leaf in leaves[node]:
-                for group, held in index.items():
-                    moved = found.permutation.indices[group][..., pair, :]
-                    held[..., leaf, :] = torch.take_along_dim(held[..., leaf, :], moved, -1)
+                moved = {group: i.select(axis, pair) for group, i in found.permutation.indices.items()}
+                before = {group: held.select(axis, leaf) for group, held in index.items()}
+                for group, composed in compose(spec, moved, before).items():
+                    index[group].select(axis, leaf).copy_(composed)
         owned = [(len(leaves[i]), len(leaves[j])) for i, j in zip(first, second, strict=True)]
         share = torch.tensor([right / (left + right) for left, right in owned], dtype=torch.float64, device=device)
         passed = take(odd)
@@ -164,9 +172,21 @@ def merge_hierarchical(
     return stages
 
 
+def _unmoved(spec: PermutationSpec, batch: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+    """The identity's indices (*batch, *index_shape), to be written to."""
+    return {group: index.clone() for group, index in Permutation.identity(spec, batch, device).indices.items()}
+
+
 def _lerp(a: Tensor, b: Tensor, share: Tensor, axis: int) -> Tensor:
     """``(1 - share) a + share b``, one share for each entry along ``axis``."""
+    if not a.is_floating_point():
+        return a
     return torch.lerp(a, b, share.to(a.dtype).reshape(-1, *[1] * (a.ndim - axis - 1)))
+
+
+def _mean(tensor: Tensor, axis: int) -> Tensor:
+    """The mean along an axis; of whole numbers (counters) the first."""
+    return tensor.mean(axis) if tensor.is_floating_point() else tensor.select(axis, 0)
 
 
 def _group_shape(spec: PermutationSpec, models: Weights) -> torch.Size:

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rebasin.symmetry import Groups
+from rebasin.permutation import PermutationSpec, flatten, permute
 
 # Sums of float64 in another order differ by far less, a unit in a wrong place by far more.
 ROUNDING = 1e-8
 
 
-def prove(groups: Groups, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> None:
+def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> None:
     """Raise AssertionError, naming the group, unless permuting the groups leaves the network's outputs as they are.
 
     All weights and buffers are redrawn in float64, and so are the inputs, twice. Each group is permuted at random by
     itself, those within the blocks of one group together, and at last all of them.
     """
     generator = torch.Generator().manual_seed(0)
-    together: dict[str, list[str]] = defaultdict(list)
-    for name in groups.sizes:
-        together[groups.inside[name][0] + " (within)" if name in groups.inside else name].append(name)
-    together["all groups together"] = list(groups.sizes)
+    together = {name: [name] for name in spec.sizes}
+    together["all groups together"] = list(spec.sizes)
     tensors = {**program.state_dict, **program.constants}
     drawn: dict[int, Tensor] = {}  # a tensor of two names is drawn once
     for tensor in tensors.values():
         if tensor.data_ptr() not in drawn:
             drawn[tensor.data_ptr()] = _redrawn(tensor, generator) if tensor.is_floating_point() else tensor
     weights = {key: drawn[tensor.data_ptr()] for key, tensor in tensors.items()}
-    index = {name: _derangement(size, generator) for name, size in groups.sizes.items()}
+    index = {name: _derangements(spec, name, generator) for name in spec.sizes}
     with torch.no_grad():
         replays = []
         for _ in range(2):
@@ -42,28 +39,21 @@ def prove(groups: Groups, program: torch.export.ExportedProgram, inputs: Sequenc
             ]
             replays.append(_Replay(program, weights, example))
         for name, moving in together.items():
-            moved = permuted(groups, weights, {group: index[group] for group in moving})
+            moved = permuted(spec, weights, {group: index[group] for group in moving})
             if not all(replay.unchanged(moved) for replay in replays):
                 raise AssertionError(f"permuting {name!r} changes what the network computes: its spec is wrong")
 
 
-def permuted(groups: Groups, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those weights that the groups in ``index`` move, moved: unit i of group g is then unit ``index[g][i]``."""
+def permuted(spec: PermutationSpec, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those weights that the groups in ``index`` move, moved, all others held."""
+    held = {g: torch.arange(n).expand(spec.index_shape(g)) for g, n in spec.sizes.items() if g not in index}
+    flat = flatten(spec, {**held, **index})
+    moving = {*index, *(inner for group in index for inner in spec.within(group))}
     moved = {}
-    for key, parts in groups.parts.items():
-        tensor = weights[key].reshape(groups.shapes[key])
-        sources: dict[int, Tensor] = {}
-        for part in parts:
-            if part.group in index:
-                slices = torch.arange(tensor.shape[part.axis])
-                positions = torch.from_numpy(part.positions)
-                slices[positions] = positions[index[part.group]]
-                # Of groups on one axis, this one comes after those so far.
-                sources[part.axis] = sources[part.axis][slices] if part.axis in sources else slices
-        for axis, slices in sources.items():
-            tensor = tensor.index_select(axis, slices)
-        if sources:
-            moved[key] = tensor.reshape(weights[key].shape)
+    for key, parts in spec.parts.items():
+        own = [part for part in parts if part.group in moving]
+        if own:
+            moved[key] = spec.unview(key, permute(spec.view(key, weights[key]), own, flat, weights[key].ndim))
     return moved
 
 
@@ -124,12 +114,10 @@ def _same(a: Any, b: Any) -> bool:
     return bool(torch.isfinite(scale)) and bool((a - b).abs().max() <= ROUNDING * scale)
 
 
-def _derangement(size: int, generator: torch.Generator) -> Tensor:
-    """A random permutation that leaves no unit in its place: a cycle through all."""
-    cycle = torch.randperm(size, generator=generator)
-    index = torch.empty_like(cycle)
-    index[cycle] = cycle.roll(1)
-    return index
+def _derangements(spec: PermutationSpec, group: str, generator: torch.Generator) -> Tensor:
+    """Random permutations that leave no unit in its place, one for each block: cycles through all."""
+    cycle = torch.rand(spec.index_shape(group), generator=generator).argsort(-1)
+    return torch.empty_like(cycle).scatter_(-1, cycle, cycle.roll(1, -1))
 
 
 def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,52 +7,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rebasin.operators.units import FIXED, Relations, Value
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where the units of a group lie along an axis of a parameter: unit u owns the slices ``positions[u]``.
-
-    ``positions`` is (units, copies). A unit that lies there several times has several copies, as a channel has in a
-    linear layer after flattening; copy k of one unit corresponds to copy k of every other.
-    """
-
-    group: str
-    axis: int
-    positions: np.ndarray
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The permutation groups of a network.
-
-    ``sizes`` holds the number of units per group. A group in ``inside`` permutes units within one unit of another:
-    ``inside["attention"] == ("attention blocks", 3)``. ``parts`` tells, for each parameter and buffer, where the groups
-    lie, inner groups first, and ``shapes`` how to view it before: the first two axes of a grouped convolution are one.
-    ``pinned`` tells why a parameter that no group moves stays.
-    """
-
-    sizes: Mapping[str, int]
-    inside: Mapping[str, tuple[str, int]]
-    parts: Mapping[str, tuple[Part, ...]]
-    shapes: Mapping[str, tuple[int, ...]]
-    pinned: Mapping[str, str]
+from rebasin.permutation import Part, PermutationSpec
 
 
 @dataclass(frozen=True)
 class _Place:
-    """The unit of each slice of one axis. A merged axis has two places: the units of its rows, those of its columns."""
+    """The unit of each slice of one axis."""
 
     key: str
     axis: int
     units: np.ndarray
 
 
-def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> Groups:
+def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> PermutationSpec:
     """The groups of the units that lie along the axes of ``tensors``, as the relations among them allow."""
     unit_of, children = _unify(relations)
     tied, count = unit_of, int(unit_of.max(initial=-1)) + 1
@@ -65,63 +37,86 @@ def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> Groups:
     fixed = np.zeros(count + 1, bool)
     fixed[list(reasons)] = True
     unit_of = np.where(fixed[unit_of], FIXED, unit_of)
+    children = {head: units for head, units in children.items() if not fixed[head]}
+
     places = _places(relations, tensors, unit_of)
-
     kind = _refine(count, [place.units for place in places], uses)
-    rank = _rank(count, places)
-    head_of = np.full(count, FIXED)
-    for head, units in children.items():
-        if not fixed[head]:
-            head_of[[unit for unit in units if not fixed[unit]]] = head
-    names = _Names(places)
-    sizes: dict[str, int] = {}
-    inside: dict[str, tuple[str, int]] = {}
-    parts: dict[str, list[Part]] = defaultdict(list)
-
-    # Blocks first, since inner groups are told which block they are in; their parts come last.
-    outer: dict[int, tuple[str, int]] = {}
-    last: list[tuple[str, Part]] = []
-    for heads in _alike_blocks(children, fixed, kind):
-        if len(heads) < 2:
-            continue
-        heads = sorted(heads, key=lambda head: min(rank[list(children[head])]))
-        name = names.of(min(children[heads[0]], key=lambda unit: rank[unit]), " blocks")
-        sizes[name] = len(heads)
-        outer.update((head, (name, number)) for number, head in enumerate(heads))
-        last += _block_parts(name, heads, head_of, kind, rank, places)
-
-    lies = np.zeros(count, bool)
-    for place in places:
-        lies[place.units[place.units != FIXED]] = True
-    free = np.flatnonzero(lies)
-    free = free[np.lexsort((rank[free], head_of[free], kind[free]))]
-    alike = np.split(free, 1 + np.flatnonzero((np.diff(kind[free]) != 0) | (np.diff(head_of[free]) != 0)))
-    alike = [units for units in alike if len(units) > 1 and units[0] not in children]
-    members: list[tuple[str, np.ndarray]] = []
-    owner, within = np.full(count, FIXED), np.full(count, FIXED)
-    for units in sorted(alike, key=lambda units: rank[units[0]]):
-        name = names.of(int(units[0]))
-        sizes[name] = len(units)
-        owner[units], within[units] = len(members), np.arange(len(units))
-        members.append((name, units))
-        if head_of[units[0]] in outer:
-            inside[name] = outer[int(head_of[units[0]])]
+    found = _grouped(children, kind, places)
+    owner, number = np.full(count + 1, FIXED), np.zeros(count + 1, np.int64)
+    for position, units in enumerate(found.units):
+        for column in units.T:
+            owner[column], number[column] = position, np.arange(len(units))
+    names = list(found.sizes)
+    parts: dict[str, list[Part]] = {key: [] for key in tensors}
     for place in places:
         groups = np.where(place.units == FIXED, FIXED, owner[place.units])
         for group in np.unique(groups[groups != FIXED]).tolist():
             slices = np.flatnonzero(groups == group)
-            slices = slices[np.argsort(within[place.units[slices]], kind="stable")]
-            name, units = members[group]
-            parts[place.key].append(Part(name, place.axis, slices.reshape(len(units), -1)))
-    for key, part in last:
-        parts[key].append(part)
-    shapes = {
-        key: (value.shape[0] * value.shape[1], *value.shape[2:]) if key in relations.columns else value.shape
-        for key, value in tensors.items()
-    }
-    found = {key: tuple(parts.get(key, ())) for key in tensors}
-    pinned = {key: _reason(tensors[key], tied, reasons) for key in tensors if not found[key]}
-    return Groups(sizes, inside, found, shapes, pinned)
+            lying = place.units[slices]
+            slices = slices[np.lexsort((slices, kind[lying], number[lying]))]
+            positions = torch.from_numpy(slices.reshape(len(found.units[group]), -1))
+            parts[place.key].append(Part(names[group], place.axis, positions))
+    return PermutationSpec(
+        found.sizes,
+        {key: tuple(lying) for key, lying in parts.items()},
+        {key: value.shape for key, value in tensors.items()},
+        found.inside,
+        {key: blocks for key, (_, blocks) in relations.columns.items()},
+        pinned={key: _reason(tensors[key], tied, reasons) for key, lying in parts.items() if not lying},
+    )
+
+
+@dataclass
+class _Grouped:
+    """The groups by name; ``units[k]`` has a row for each unit of the k-th, several entries if they move as one."""
+
+    sizes: dict[str, int]
+    inside: dict[str, str]
+    units: list[np.ndarray]
+
+
+def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_Place]) -> _Grouped:
+    """Blocks that may change places and the units within them, then the units that may change places elsewhere."""
+    rank = _rank(len(kind), places)
+    lies = rank < np.iinfo(np.int64).max
+    names = _Names(places)
+    found = _Grouped({}, {}, [])
+
+    def add(name: str, size: int, units: np.ndarray) -> None:
+        found.sizes[name] = size
+        found.units.append(units)
+
+    head_of = np.full(len(kind), FIXED)
+    for head, units in children.items():
+        head_of[list(units)] = head
+    placed = np.zeros(len(kind), bool)
+    for heads in _alike_blocks(children, kind):
+        # One row per block, the units in corresponding order: by kind, then by rank.
+        rows = [np.array([unit for unit in children[head] if lies[unit]], int) for head in heads]
+        rows = [units[np.lexsort((rank[units], kind[units]))] for units in rows]
+        if len(heads) < 2 or not len(rows[0]):
+            continue
+        rows = np.stack(sorted(rows, key=lambda units: rank[units].min()))
+        heads = head_of[rows[:, 0]]
+        kinds, first, times = np.unique(kind[rows[0]], return_index=True, return_counts=True)
+        # What a block has but one of moves with it; the block may lie somewhere itself, as in a table of biases.
+        alone = [rows[:, start] for start, n in zip(first, times, strict=True) if n == 1]
+        name = names.of(int(rows[0][rank[rows[0]].argmin()]), " blocks")
+        add(name, len(heads), np.stack([heads, *alone], 1))
+        for start, n in sorted(zip(first, times, strict=True), key=lambda one: rank[rows[0][one[0]]]):
+            if n > 1:
+                inner = names.of(int(rows[0][start]))
+                add(inner, int(n), rows[:, start : start + n].reshape(-1, 1))
+                found.inside[inner] = name
+        placed[rows] = True
+        placed[heads] = True
+    free = np.flatnonzero(lies & ~placed)
+    free = free[np.lexsort((rank[free], head_of[free], kind[free]))]
+    alike = np.split(free, 1 + np.flatnonzero((np.diff(kind[free]) != 0) | (np.diff(head_of[free]) != 0)))
+    for units in sorted((units for units in alike if len(units) > 1), key=lambda units: rank[units[0]]):
+        if units[0] not in children:
+            add(names.of(int(units[0])), len(units), units.reshape(-1, 1))
+    return found
 
 
 def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[int]]]:
@@ -163,16 +158,13 @@ def _pin_blocks(children: Mapping[int, set[int]], reasons: dict[int, str]) -> li
 def _places(relations: Relations, tensors: Mapping[str, Value], unit_of: np.ndarray) -> list[_Place]:
     places = []
     for key, value in tensors.items():
-        columns = relations.columns.get(key)
         for labels in value.labels:
             (axis,) = labels.axes
-            units = unit_of[labels.units]
-            if columns is None:
-                places.append(_Place(key, axis, units))
-            elif axis == 0:
-                places.append(_Place(key, 0, units.repeat(columns.shape[1])))
-                own = np.where(columns == FIXED, FIXED, unit_of[columns])
-                places.append(_Place(key, 0, own.ravel()))
+            if axis == 0 or key not in relations.columns:
+                places.append(_Place(key, axis, unit_of[labels.units]))
+        if key in relations.columns:
+            channels, _ = relations.columns[key]
+            places.append(_Place(key, 1, np.where(channels == FIXED, FIXED, unit_of[channels])))
     return [place for place in places if (place.units != FIXED).any()]
 
 
@@ -198,42 +190,12 @@ def _rank(count: int, places: Iterable[_Place]) -> np.ndarray:
     return rank
 
 
-def _alike_blocks(children: Mapping[int, set[int]], fixed: np.ndarray, kind: np.ndarray) -> list[list[int]]:
+def _alike_blocks(children: Mapping[int, set[int]], kind: np.ndarray) -> list[list[int]]:
     """The blocks that may change places: those that hold the same kinds of units."""
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for head, units in children.items():
-        if not fixed[head]:
-            alike[int(kind[head]), *sorted(kind[list(units)].tolist())].append(head)
+        alike[int(kind[head]), *sorted(kind[list(units)].tolist())].append(head)
     return list(alike.values())
-
-
-def _block_parts(
-    name: str, heads: list[int], head_of: np.ndarray, kind: np.ndarray, rank: np.ndarray, places: list[_Place]
-) -> list[tuple[str, Part]]:
-    """The parts of a group of blocks, the slices of each block in corresponding order."""
-    number = np.full(len(head_of) + 1, FIXED)
-    number[heads] = np.arange(len(heads))  # a block may itself lie somewhere, as do the heads of a table of biases
-    inner = np.isin(head_of, heads)
-    number[:-1][inner] = number[head_of[inner]]
-    # A unit's place within its block: its kind, then its rank among those of its kind.
-    units = np.flatnonzero(inner)
-    units = units[np.lexsort((rank[units], kind[units], head_of[units]))]
-    starts = np.concatenate([[0], 1 + np.flatnonzero(np.diff(head_of[units]))])
-    order = np.zeros(len(head_of) + 1, np.int64)
-    order[units] = np.arange(len(units)) - np.repeat(starts, np.diff([*starts, len(units)]))
-    parts: list[tuple[str, Part]] = []
-    layers: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
-    for place in places:
-        layers[place.key, place.axis].append(place.units)
-    for (key, axis), lying in layers.items():
-        first, second = lying[0], lying[-1]
-        block = np.where(number[first] != FIXED, number[first], number[second])
-        slices = np.flatnonzero(block != FIXED)
-        if len(slices):
-            keys = (slices, order[second[slices]], order[first[slices]], block[slices])
-            slices = slices[np.lexsort(keys)]
-            parts.append((key, Part(name, axis, slices.reshape(len(heads), -1))))
-    return parts
 
 
 class _Names:

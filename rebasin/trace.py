@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.operators.units import Labels, Relations, Value, follow
+from rebasin.permutation import PermutationSpec
 from rebasin.proof import prove
-from rebasin.symmetry import Groups, find_groups
+from rebasin.symmetry import find_groups
 
 
-def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
+def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> PermutationSpec:
     """The permutation groups of a model, derived by following axes through its graph and proved on its function.
 
     ``example`` is an input, or the tuple of its inputs. The model is taken as in evaluation. What the rules in
@@ -28,9 +29,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Groups:
         for each in (example if isinstance(example, tuple) else (example,))
     )
     program = _export(copy.deepcopy(model).eval().double(), inputs)
-    groups = find_groups(*_relate(program))
-    prove(groups, program, inputs)
-    return _completed(groups, model)
+    spec = find_groups(*_relate(program))
+    prove(spec, program, inputs)
+    return _completed(spec, model)
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -80,17 +81,21 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str,
     return relations, tensors
 
 
-def _completed(groups: Groups, model: nn.Module) -> Groups:
-    """The groups with every key of the model's state, in its order."""
+def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
+    """The spec with every key of the model's state, in its order."""
     state = model.state_dict()
-    parts = {key: groups.parts.get(key, ()) for key in state}
-    shapes = {key: groups.shapes.get(key, tuple(tensor.shape)) for key, tensor in state.items()}
     left_out = {
         key: "not used in evaluation" if tensor.is_floating_point() else "whole numbers"
         for key, tensor in state.items()
-        if key not in groups.parts
+        if key not in spec.parts
     }
-    return replace(groups, parts=parts, shapes=shapes, pinned={**groups.pinned, **left_out})
+    return replace(
+        spec,
+        parts={key: spec.parts.get(key, ()) for key in state},
+        shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
+        statistics=frozenset(name for name, _ in model.named_buffers() if name in state),
+        pinned={**spec.pinned, **left_out},
+    )
 
 
 def _shape(value: Any) -> Any:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rebasin.permutation import Permutation, PermutationSpec
+from rebasin.permutation import Part, Permutation, PermutationSpec
 
 # Permuting only reorders sums of at most 12 products of order 1 to 100, in float64.
 ROUNDING = {"rtol": 1e-12, "atol": 1e-11}
@@ -112,9 +112,9 @@ def spoilt(weights, value, *keys):
     [
         (lambda w: without(w, "2.bias"), "the spec has '2.bias', the weights have not"),
         (lambda w: {**w, "8.weight": w["0.bias"]}, "the weights have '8.weight', the spec has not"),
-        (lambda w: {**w, "2.bias": torch.zeros(4, 9)}, r"'2.bias' has shape \(9,\), but group '2' has 7 units"),
-        (lambda w: {**w, "2.weight": torch.zeros(4, 7, 9)}, r"'2.weight' has shape \(7, 9\), but group '0' has 8"),
-        (lambda w: {**w, "2.weight": torch.zeros(7)}, r"'2.weight' has shape \(7,\), the spec wants 2 axes"),
+        (lambda w: {**w, "2.bias": torch.zeros(4, 9)}, r"'2.bias' has shape \(9,\), the spec has \(7,\)"),
+        (lambda w: {**w, "2.weight": torch.zeros(4, 7, 9)}, r"'2.weight' has shape \(7, 9\), the spec has \(7, 8\)"),
+        (lambda w: {**w, "2.weight": torch.zeros(7)}, r"'2.weight' has shape \(7,\), the spec has \(7, 8\)"),
         (lambda w: {**w, "4.bias": torch.zeros(5, 6)}, r"'4.bias' has leading axes \(5,\), others have \(4,\)"),
         (lambda w: {**w, "4.bias": torch.zeros(6)}, r"'4.bias' has leading axes \(\), others have \(4,\)"),
         (lambda w: spoilt(w, float("nan"), "6.bias", "2.weight"), "'2.weight' holds NaN or infinite values"),
@@ -129,26 +129,54 @@ def test_weights_that_do_not_fit_are_refused_by_the_first_key(spec, random_weigh
 
 @pytest.mark.parametrize("index", [[0, 1, 1], [0, 1, 3], [-1, 0, 1], [0, 1], [0, 1, 2, 3], [[0, 1, 2], [0, 0, 2]]])
 def test_an_index_that_is_no_permutation_is_refused(index):
-    spec = PermutationSpec({"w": ("hidden", None)}, {"hidden": 3})
+    spec = PermutationSpec.from_axes({"w": torch.zeros(3, 2)}, {"w": ("hidden", None)})
     with pytest.raises(ValueError, match="group 'hidden': not a permutation of 3 units"):
         Permutation(spec, {"hidden": torch.tensor(index)})
 
 
 @pytest.mark.parametrize("groups", [[], ["b"], ["a", "b"]])
 def test_indices_for_other_groups_than_the_specs_are_refused(groups):
-    spec = PermutationSpec({"w": ("a", None)}, {"a": 3})
+    spec = PermutationSpec.from_axes({"w": torch.zeros(3, 2)}, {"w": ("a", None)})
     with pytest.raises(ValueError, match=r"groups .* given, the spec has \['a'\]"):
         Permutation(spec, {group: torch.arange(3) for group in groups})
 
 
-def test_a_group_on_two_axes_of_one_parameter_is_refused():
-    with pytest.raises(ValueError, match="'w' carries one permutation group on two axes"):
-        PermutationSpec({"w": ("a", "a")}, {"a": 3})
+def positions(*units):
+    return torch.tensor(units)
 
 
-def test_a_group_without_a_size_is_refused():
-    with pytest.raises(ValueError, match="'w' names the group 'a', which has no size"):
-        PermutationSpec({"w": ("a", None)}, {})
+@pytest.mark.parametrize(
+    ("sizes", "parts", "message"),
+    [
+        ({}, [Part("a", 0, positions([0], [1]))], "'w' names the group 'a', which has no size"),
+        ({"a": 2, "b": 2}, [Part("a", 0, positions([0], [1]))], "group 'b' has a size, but no parameter carries it"),
+        ({"a": 3}, [Part("a", 0, positions([0], [1]))], "'w' holds 2 units of 'a', of 3"),
+        ({"a": 2}, [Part("a", 0, positions([0], [4]))], "'w' has no slice 4 along axis 0"),
+        ({"a": 2}, [Part("a", 1, positions([0], [0]))], "'w': slice 0 along axis 1 belongs to two units"),
+        (
+            {"a": 2, "b": 2},
+            [Part("a", 0, positions([0], [1])), Part("b", 0, positions([1], [2]))],
+            "'w': slice 1 along axis 0 belongs to two units",
+        ),
+    ],
+)
+def test_a_spec_that_contradicts_itself_is_refused(sizes, parts, message):
+    with pytest.raises(ValueError, match=message):
+        PermutationSpec(sizes, {"w": tuple(parts)}, {"w": (4, 2)})
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"w": ("a", None), "x": ("a",)}, "axes are given for 'x', which the state has not"),
+        ({"w": ("a",)}, "'w' has 2 axes, groups are given for 1"),
+        ({"w": ("a", "a")}, "group 'a' has 4 units, but 2 in 'w'"),
+        ({}, "no axes are given for 'w'"),
+    ],
+)
+def test_axes_written_by_hand_that_do_not_fit_are_refused(axes, message):
+    with pytest.raises(ValueError, match=message):
+        PermutationSpec.from_axes({"w": torch.zeros(4, 2)}, axes)
 
 
 @pytest.mark.parametrize(

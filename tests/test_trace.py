@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from rebasin.proof import permuted, prove
+from rebasin.permutation import Permutation, PermutationSpec
+from rebasin.proof import prove
 from rebasin.trace import _export, trace
 
 
@@ -34,10 +34,9 @@ def largest_change(model, groups, inputs, seed=1):
     """How far outputs move, of their size, when every group is permuted at random: by state_dict alone."""
     generator = torch.Generator().manual_seed(seed)
     model = with_statistics(model)
-    index = {name: torch.randperm(size, generator=generator) for name, size in groups.sizes.items()}
     with torch.no_grad():
         before = model(inputs.double())
-        moved = permuted(groups, model.state_dict(), index)
+        moved = Permutation.random(groups, generator=generator).apply(model.state_dict())
         after = functional_call(model, moved, (inputs.double(),))
     return float((after - before).abs().max() / before.abs().max())
 
@@ -49,9 +48,10 @@ def share_pinned(model, groups):
     return 1 - moving / every
 
 
-def blocks(groups):
-    """The groups of blocks, and the groups within them."""
-    return {outer for outer, _ in groups.inside.values()}, set(groups.inside)
+def count(spec):
+    """How many groups there are, how many are of blocks, and how many within a block."""
+    within = sum(spec.sizes[outer] for outer in spec.inside.values())
+    return len(spec.families) + within, len(set(spec.inside.values())), within
 
 
 ARCHITECTURES = {
@@ -78,7 +78,7 @@ ARCHITECTURES = {
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_known_architectures_are_traced_whole(name):
-    size, count, outer, inner = ARCHITECTURES[name]
+    size, *counted = ARCHITECTURES[name]
     options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name.startswith("vgg"):
         options["num_classes"] = 10
@@ -86,8 +86,7 @@ def test_known_architectures_are_traced_whole(name):
     model = getattr(torchvision.models, name)(weights=None, **options).eval()
     inputs = torch.randn(1, 3, size, size)
     groups = trace(model, inputs)
-    assert len(groups.sizes) == count
-    assert tuple(map(len, blocks(groups))) == (outer, inner)
+    assert count(groups) == tuple(counted)
     assert share_pinned(model, groups) < 0.05
     assert largest_change(model, groups, inputs) < 1e-8
 
@@ -105,14 +104,14 @@ def test_residual_sums_share_a_group_and_statistics_move_with_their_channels():
 def test_heads_are_blocks_that_move_whole_and_inside():
     model = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 40, num_classes=5)
     groups = trace(model, torch.randn(1, 3, 32, 32))
-    outer, inner = blocks(groups)
-    assert sorted(groups.sizes[name] for name in outer) == [4, 4], "four heads in each of two layers"
-    assert len(inner) == 2 * 2 * 4 and {groups.sizes[name] for name in inner} == {6}
-    assert {groups.inside[name][1] for name in inner} == {0, 1, 2, 3}
+    assert count(groups)[1:] == (2, 2 * 2 * 4)
+    assert {groups.sizes[outer] for outer in groups.inside.values()} == {4}, "four heads in each of two layers"
+    assert {groups.sizes[inner] for inner in groups.inside} == {6}
     key = "encoder.layers.encoder_layer_0.self_attention.in_proj_weight"
-    (heads,) = (part for part in groups.parts[key] if part.group in outer)
-    # A head is its six rows in each of query, key and value.
-    assert sorted(heads.positions[1].tolist()) == [*range(6, 12), *range(30, 36), *range(54, 60)]
+    *_, query_and_key, value = sorted(groups.parts[key], key=lambda part: part.positions.max())
+    # The second head is the rows 6 to 11 of query, key and value, which stand one below the other.
+    assert query_and_key.positions[6:12].T.tolist() == [list(range(6, 12)), list(range(30, 36))]
+    assert value.positions[6:12].T.tolist() == [list(range(54, 60))]
     assert largest_change(model, groups, torch.randn(1, 3, 32, 32)) < 1e-10
 
 
@@ -121,8 +120,7 @@ def test_a_transformer_encoder_in_evaluation():
     model = nn.TransformerEncoder(layer, 2)
     inputs = torch.randn(2, 5, 24)
     groups = trace(model, inputs)
-    outer, inner = blocks(groups)
-    assert len(outer) == 2 and len(inner) == 16
+    assert count(groups)[1:] == (2, 16)
     assert largest_change(model, groups, inputs) < 1e-10
 
 
@@ -132,7 +130,7 @@ def test_flattening_gives_each_channel_a_run_of_columns():
     assert groups.sizes == {"0": 4}
     (part,) = groups.parts["3.weight"]
     assert part.axis == 1
-    np.testing.assert_array_equal(part.positions, np.arange(24).reshape(4, 6))
+    assert torch.equal(part.positions, torch.arange(24).reshape(4, 6))
 
 
 class Shuffled(nn.Module):
@@ -154,8 +152,8 @@ def test_shuffles_halves_and_grouped_convolutions():
     inputs = torch.randn(2, 2, 5, 5)
     groups = trace(Shuffled(), inputs)
     # A block of the grouped convolution holds one channel of each half: blocks move, channels within do not.
-    assert groups.sizes == {"first": 4, "first blocks": 4, **dict.fromkeys(groups.inside, 3)}
-    assert len(groups.inside) == 4
+    assert groups.sizes == {"first": 4, "first blocks": 4, "grouped": 3}
+    assert groups.inside == {"grouped": "first blocks"}
     assert largest_change(Shuffled(), groups, inputs) < 1e-12
 
 
@@ -202,10 +200,10 @@ def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
     assert lies["out.weight"] == lies["words.weight"] == [("mix", 1)]
     assert lies["mix.weight"] == [("mix", 0), ("mix", 1)]
     assert groups.pinned["aside.weight"] == "not used in evaluation"
-    moved = permuted(groups, model.state_dict(), {name: torch.randperm(n) for name, n in groups.sizes.items()})
-    assert set(moved) == {"words.weight", "out.weight", "mix.weight", "mix.bias"}
+    moved = Permutation.random(groups, generator=torch.Generator().manual_seed(0)).apply(model.state_dict())
+    assert not torch.equal(moved["words.weight"], model.words.weight)
     other = copy.deepcopy(model)
-    other.load_state_dict(model.state_dict() | moved)
+    other.load_state_dict(moved)
     torch.testing.assert_close(other(inputs), model(inputs))
 
 
@@ -265,7 +263,7 @@ def test_a_wrong_spec_does_not_pass_the_proof():
     prove(groups, program, inputs)
     forgotten = replace(groups, parts=groups.parts | {"1.running_var": ()})
     (part,) = groups.parts["4.weight"]
-    scattered = replace(part, positions=np.arange(24).reshape(6, 4).T)
+    scattered = replace(part, positions=torch.arange(24).reshape(6, 4).T)
     for wrong in (forgotten, replace(groups, parts=groups.parts | {"4.weight": (scattered,)})):
         with pytest.raises(AssertionError, match="permuting '0' changes what the network computes"):
             prove(wrong, program, inputs)
@@ -353,4 +351,34 @@ def test_networks_made_at_random_compute_the_same_after_permutation(steps, heads
     # The residual stream of the tokens and the units within heads are free whatever came before.
     assert 4 * heads in groups.sizes.values()
     within = {part.group for part in groups.parts["layers.qkv.weight"]} & set(groups.inside)
-    assert len(within) == (2 * heads if heads > 1 else 0)
+    assert len(within) == (2 if heads > 1 else 0)
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.booleans())
+@settings(max_examples=10)
+def test_a_plain_chain_is_traced_to_what_is_written_by_hand(widths, bias):
+    layers = [nn.Linear(i, o, bias=bias) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+    traced, written = trace(model, torch.randn(2, widths[0])), PermutationSpec.feed_forward(model)
+    # One unit alone can change places with no other: tracing calls that no group.
+    assert traced.sizes == {group: size for group, size in written.sizes.items() if size > 1}
+    for key, parts in written.parts.items():
+        assert traced.parts[key] == tuple(part for part in parts if written.sizes[part.group] > 1)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "attention"])
+def test_permutations_of_blocks_and_within_them_obey_the_laws_of_a_group(name):
+    torch.manual_seed(0)
+    attention = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
+    model, inputs = (Shuffled(), torch.randn(2, 2, 5, 5)) if name == "shuffled" else (attention, torch.randn(2, 5, 8))
+    spec = trace(model, inputs)
+    generator = torch.Generator().manual_seed(0)
+    p, q = (Permutation.random(spec, (3,), generator) for _ in range(2))
+    weights = model.state_dict()
+    stacked = p.compose(q).apply(weights)
+    for key, tensor in p.apply(q.apply(weights)).items():
+        assert torch.equal(stacked[key], tensor)
+    for key, tensor in p.invert().apply(p.apply(weights)).items():
+        assert torch.equal(tensor, weights[key].expand_as(tensor))
+    identity = Permutation.identity(spec, (3,)).indices
+    assert all(torch.equal(index, identity[group]) for group, index in p.compose(p.invert()).indices.items())

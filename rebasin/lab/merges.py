@@ -52,7 +52,7 @@ def merge_all(
     the cache, so that an interrupted run resumes. ``chunk`` pairs or groups go through at once. Raises ValueError if
     ``tree_leaves`` is no power of two from 2, or does not divide n.
     """
-    n = len(leaves[next(iter(spec.axes))])
+    n = len(leaves[next(iter(spec.shapes))])
     if tree_leaves < 2 or tree_leaves & (tree_leaves - 1) or n % tree_leaves:
         raise ValueError(f"tree_leaves must be a power of two from 2 that divides the {n} models, got {tree_leaves}")
     sizes = [2**stage for stage in range(1, tree_leaves.bit_length())]
@@ -84,7 +84,7 @@ def merge_all(
 
 def unmerged(spec: PermutationSpec, leaves: Weights) -> Nodes:
     """The leaves (n, ...) themselves, as nodes of one leaf; of one model there is no alignment (NaN)."""
-    n = len(leaves[next(iter(spec.axes))])
+    n = len(leaves[next(iter(spec.shapes))])
     as_they_are = Permutation.identity(spec, (n, 1)).indices
     return Nodes(
         "unmerged", 1, dict(leaves), torch.full((n,), torch.nan), torch.zeros(n, dtype=torch.int64), dict(as_they_are)

@@ -166,11 +166,9 @@ def convolution(
         inside = relations.heads(channels.reshape(groups, -1), 1, why)
         relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)
         if weight.shape[1] > 1:
-            # Row o's column j is unit j of the block that o is in: a label of rows and columns together.
-            own = channels.reshape(groups, 1, -1).repeat(weight.shape[0] // groups, 1).reshape(weight.shape[:2])
             if weight.key is None or weight.key in relations.columns:
-                relations.pin(own, "a computed weight of a grouped convolution")
+                relations.pin(channels, "a computed weight of a grouped convolution")
             else:
-                relations.columns[weight.key] = own
+                relations.columns[weight.key] = channels, groups
     value = Value(shape, (Labels((1,), out),))
     return value if bias is None else normed_by_channel(relations, shape, value, bias)

@@ -50,7 +50,7 @@ class Relations:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     blocks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     uses: list[np.ndarray] = field(default_factory=list)
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)  # of grouped convolutions
 
     def fresh(self, count: int) -> np.ndarray:
         """So many new units."""
