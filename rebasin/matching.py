@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,15 +23,17 @@ TOLERANCE = 1e-12
 class Matching:
     """What a matcher found for a batch of pairs.
 
-    ``permutation`` is to be applied to the second models. ``objective`` (*batch,) is the inner product
-    of the first model's weights with the permuted second's, ``sweeps`` (*batch,) the number of sweeps until one
-    gained nothing, ``history`` (*batch, 1 + most sweeps) the objective before the first and after each sweep.
+    ``permutation`` is to be applied to the second models. ``objective`` (*batch,) is the inner product of the first
+    model's weights with the permuted second's, whatever the matcher maximised. ``sweeps`` (*batch,) counts the sweeps
+    until one gained nothing, ``history`` (*batch, 1 + most sweeps) is what was maximised, before the first and after
+    each. ``seconds`` is the wall time of all pairs together.
     """
 
     permutation: Permutation
     objective: Tensor
     sweeps: Tensor
     history: Tensor
+    seconds: float
 
 
 def inner_product(spec: PermutationSpec, a: Weights, b: Weights) -> Tensor:
@@ -71,17 +74,25 @@ def weight_matching(
     seed: int = 0,
     max_sweeps: int = 100,
     chunk: int | None = None,
+    start: Permutation | None = None,
 ) -> Matching:
     """Match each ``b`` to its ``a`` by their weights alone (Git Re-Basin, Algorithm 1).
 
-    Coordinate descent from the identity: a sweep visits the groups in random order, and gives each the permutation
-    that maximises the inner product of the two weight vectors with all other groups held. A pair is done after a
-    sweep without gain, or after ``max_sweeps``.
+    Coordinate descent from ``start``, by default the identity: a sweep visits the groups in random order, and gives
+    each the permutation that maximises the inner product of the two weight vectors with all other groups held. A pair
+    is done after a sweep without gain, or after ``max_sweeps``.
 
     ``a`` and ``b`` are weights with the same leading axes (*batch), of which ``chunk`` pairs are matched at once, by
     default all. The visiting order depends on ``seed`` alone and is shared by all pairs, so that a pair's result
     does not depend on its company. Raises ValueError if the weights do not fit the spec or each other.
     """
+    return match_pairs(
+        spec, a, b, chunk, lambda a, b, start: _coordinate_descent(spec, a, b, start, seed, max_sweeps), start
+    )
+
+
+def check_pairs(spec: PermutationSpec, a: Weights, b: Weights) -> torch.Size:
+    """The leading axes of pairs of models. Raises ValueError if they do not fit the spec or each other."""
     batch = spec.batch_shape(a, "a")
     spec.batch_shape(b, "b")
     for key in spec.shapes:
@@ -89,48 +100,66 @@ def weight_matching(
             raise ValueError(f"{key!r}: a has shape {tuple(a[key].shape)}, b has {tuple(b[key].shape)}")
         if a[key].dtype != b[key].dtype:
             raise ValueError(f"{key!r}: a is {a[key].dtype}, b is {b[key].dtype}")
+    if batch.numel() < 1:
+        raise ValueError("nothing to match: no pairs")
+    return batch
+
+
+def match_pairs(
+    spec: PermutationSpec,
+    a: Weights,
+    b: Weights,
+    chunk: int | None,
+    solve: Callable[[Weights, Weights, dict[str, Tensor]], Found],
+    start: Permutation | None = None,
+) -> Matching:
+    """Match pairs (*batch) by ``solve``, which takes ``chunk`` of them at once and their indices to start from."""
+    begun = time.perf_counter()
+    batch = check_pairs(spec, a, b)
     pairs = batch.numel()
     chunk = pairs if chunk is None else chunk
-    if pairs < 1 or chunk < 1:
-        raise ValueError(f"nothing to match: {pairs} pairs, {chunk} at once")
+    if chunk < 1:
+        raise ValueError(f"nothing to match: {chunk} pairs at once")
     flat_a, flat_b = (
         {key: t.reshape(pairs, *t.shape[len(batch) :]) for key, t in weights.items()} for weights in (a, b)
     )
+    device = flat_a[next(iter(spec.shapes))].device
+    begin = (Permutation.identity(spec, batch, device) if start is None else start).indices
+    begin = {g: i.expand(*batch, *spec.index_shape(g)).reshape(pairs, *spec.index_shape(g)) for g, i in begin.items()}
     found = []
     with track(pairs if chunk < pairs else 0, f"match {pairs} pairs", "pair") as bar:
-        for start in range(0, pairs, chunk):
-            rows = slice(start, start + chunk)
-            found.append(
-                _match(
-                    spec,
-                    {key: t[rows] for key, t in flat_a.items()},
-                    {key: t[rows] for key, t in flat_b.items()},
-                    seed,
-                    max_sweeps,
-                )
-            )
+        for at in range(0, pairs, chunk):
+            rows = slice(at, at + chunk)
+            some = ({key: t[rows] for key, t in weights.items()} for weights in (flat_a, flat_b))
+            found.append(solve(*some, {group: i[rows].clone() for group, i in begin.items()}))
             bar.update(len(found[-1].sweeps))
     longest = max(part.history.shape[-1] for part in found)
     # Pairs that were done early keep their last objective.
     paths = [torch.cat([p.history, p.history[:, -1:].expand(-1, longest - p.history.shape[1])], 1) for p in found]
-    history = torch.cat(paths).reshape(*batch, longest)
     index = {g: torch.cat([p.index[g] for p in found]).reshape(*batch, *spec.index_shape(g)) for g in spec.sizes}
-    sweeps = torch.cat([p.sweeps for p in found]).reshape(batch)
-    return Matching(Permutation(spec, index), history[..., -1], sweeps, history)
+    objective, sweeps = (
+        torch.cat([getattr(p, name) for p in found]).reshape(batch) for name in ("objective", "sweeps")
+    )
+    history = torch.cat(paths).reshape(*batch, longest)
+    return Matching(Permutation(spec, index), objective, sweeps, history, time.perf_counter() - begun)
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
+    """What was found for some pairs: indices, objective, sweeps (pairs,) and history (pairs, 1 + sweeps)."""
+
     index: dict[str, Tensor]
+    objective: Tensor
     sweeps: Tensor
     history: Tensor
 
 
-def _match(spec: PermutationSpec, a: Weights, b: Weights, seed: int, max_sweeps: int) -> _Found:
-    """Algorithm 1 for weights (pairs, ...), all pairs side by side, the finished ones masked."""
-    history = [inner_product(spec, a, b)]
+def _coordinate_descent(
+    spec: PermutationSpec, a: Weights, b: Weights, index: dict[str, Tensor], seed: int, max_sweeps: int
+) -> Found:
+    """Algorithm 1 for weights (pairs, ...) from ``index``, all pairs side by side, the finished ones masked."""
+    history = [inner_product(spec, a, Permutation(spec, index).apply(b))]
     a, b = ({key: spec.view(key, weights[key]) for key in spec.weights} for weights in (a, b))
     pairs, device = len(history[0]), history[0].device
-    index = {g: i.clone() for g, i in Permutation.identity(spec, (pairs,), device).indices.items()}
     families = list(spec.families.items())
     scores = [_Scores(spec, a, b, members) for _, members in families]
     active = torch.ones(pairs, dtype=torch.bool, device=device)
@@ -159,7 +188,7 @@ def _match(spec: PermutationSpec, a: Weights, b: Weights, seed: int, max_sweeps:
         sweeps += active
         history.append(history[-1] + gained)
         active = active & (gained > TOLERANCE)
-    return _Found(index, sweeps, torch.stack(history, -1))
+    return Found(index, history[-1], sweeps, torch.stack(history, -1))
 
 
 class _Scores:

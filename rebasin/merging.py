@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +115,8 @@ class Stage:
     """One stage of the hierarchy.
 
     ``weights`` (*batch, nodes, ...); ``leaves[k]`` are the models that node ``k`` is made of; ``permutation``
-    (*batch, n) brings each model into the basin of its node, so that a node is the mean of its permuted leaves;
-    ``matching`` (*batch, pairs) tells how the stage's pairs were matched, None at stage 0.
+    (*batch, n) brings each model into the basin of its node, so that, unless it is mended, a node is the mean of its
+    permuted leaves; ``matching`` (*batch, pairs) tells how the stage's pairs were matched, None at stage 0.
     """
 
     weights: dict[str, Tensor]
@@ -125,14 +126,21 @@ class Stage:
 
 
 def merge_hierarchical(
-    spec: PermutationSpec, models: Weights, seed: int = 0, shuffle: bool = False, chunk: int | None = None
+    spec: PermutationSpec,
+    models: Weights,
+    seed: int = 0,
+    shuffle: bool = False,
+    chunk: int | None = None,
+    mend: Callable[[Weights, Weights], dict[str, Tensor]] | None = None,
 ) -> list[Stage]:
     """Merge models (*batch, n, ...) pairwise, stage by stage, into one (Hierarchical Re-Basin, Figure 1).
 
     Stage 0 is the models. Each further stage weight-matches disjoint pairs and takes the midpoint, until one node is
     left: 2^n models make n stages. Neighbours are paired, or with ``shuffle`` nodes at random, alike in the whole
     batch. Of an odd number the last node passes up as it is; where two nodes own different numbers of leaves, the
-    midpoint is weighted by them. ``chunk`` pairs are matched at once, by default all.
+    midpoint is weighted by them. ``chunk`` pairs are matched at once, by default all. ``mend(merged, parents)`` is what
+    is done to the midpoints (b, ...) of two nodes each (b, 2, ...) before they are matched in their turn: REPAIR, or a
+    reset of norm statistics.
     Raises ValueError if the weights do not fit the spec or there are none.
     """
     batch = _group_shape(spec, models)
@@ -165,8 +173,13 @@ def merge_hierarchical(
                     index[group].select(axis, leaf).copy_(composed)
         owned = [(len(leaves[i]), len(leaves[j])) for i, j in zip(first, second, strict=True)]
         share = torch.tensor([right / (left + right) for left, right in owned], dtype=torch.float64, device=device)
+        merged = {key: _lerp(a[key], b[key], share, axis) for key in nodes}
+        if mend is not None:
+            flat = {key: tensor.flatten(0, axis) for key, tensor in merged.items()}
+            parents = {key: torch.stack([a[key], b[key]], axis + 1).flatten(0, axis) for key in nodes}
+            merged = {key: tensor.unflatten(0, (*batch, pairs)) for key, tensor in mend(flat, parents).items()}
         passed = take(odd)
-        nodes = {key: torch.cat([_lerp(a[key], b[key], share, axis), passed[key]], axis) for key in nodes}
+        nodes = {key: torch.cat([merged[key], passed[key]], axis) for key in nodes}
         leaves = [leaves[i] + leaves[j] for i, j in zip(first, second, strict=True)] + [leaves[i] for i in odd]
         stages.append(Stage(nodes, tuple(leaves), Permutation(spec, index), found))
     return stages

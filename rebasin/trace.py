@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rebasin.graph import export
 from rebasin.operators.units import Labels, Relations, Value, follow
 from rebasin.permutation import PermutationSpec
 from rebasin.proof import prove
@@ -28,25 +28,10 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
         each.double() if each.is_floating_point() else each
         for each in (example if isinstance(example, tuple) else (example,))
     )
-    program = _export(copy.deepcopy(model).eval().double(), inputs)
+    program = export(copy.deepcopy(model).double(), inputs)
     spec = find_groups(*_relate(program))
     prove(spec, program, inputs)
     return _completed(spec, model)
-
-
-def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
-    """The model's graph, every operator a function without side effects."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole transformer layer
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own internals
-            return torch.export.export(model, inputs).run_decompositions({})
-    except Exception as error:
-        told = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"torch.export refuses this model or input: {told[0] if told else error!r}") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str, Value]]:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from rebasin.graph import export
 from rebasin.permutation import Permutation, PermutationSpec
 from rebasin.proof import prove
-from rebasin.trace import _export, trace
+from rebasin.trace import trace
 
 
 def with_statistics(model, seed=0):
@@ -258,7 +259,7 @@ def test_units_that_are_told_apart_stay():
 def test_a_wrong_spec_does_not_pass_the_proof():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6, 3)).eval()
     inputs = (torch.randn(2, 1, 4, 5, dtype=torch.float64),)
-    program = _export(model.double(), inputs)
+    program = export(model.double(), inputs)
     groups = trace(model, inputs[0])
     prove(groups, program, inputs)
     forgotten = replace(groups, parts=groups.parts | {"1.running_var": ()})

@@ -1,0 +1,110 @@
+"""A torch model as a graph of functions: exported once, computed node by node with any weights."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Operators that give each unit a sum or a scale of its own and then shift it: the axis of the units in what comes out,
+# and which arguments are the weight and the bias. A name with a prefix stands for all operators that begin so.
+AFFINE = {
+    "linear": (-1, 1, 2),
+    "conv1d": (1, 1, 2),
+    "conv2d": (1, 1, 2),
+    "conv3d": (1, 1, 2),
+    "layer_norm": (-1, 2, 3),
+    "group_norm": (1, 2, 3),
+    "batch_norm": (1, 1, 2),
+    "_native_batch_norm_legit_no_training": (1, 1, 2),
+}
+NORMS = tuple(name for name in AFFINE if "norm" in name)
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """The model's graph in evaluation, every operator a function without side effects.
+
+    Raises ValueError if torch.export refuses the model or the inputs, with the first line of what it says.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole transformer layer
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own internals
+            return torch.export.export(copy.deepcopy(model).eval(), inputs).run_decompositions({})
+    except Exception as error:
+        told = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"torch.export refuses this model or input: {told[0] if told else error!r}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def weight_keys(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, str]:
+    """The parameter or buffer that each such placeholder stands for."""
+    signature = program.graph_signature
+    keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return {node: keys[node.name] for node in program.graph.nodes if node.op == "placeholder" and node.name in keys}
+
+
+def given(
+    program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> dict[torch.fx.Node, Any]:
+    """The values of a graph's placeholders: these weights and inputs, and the model's own constants."""
+    keys, waiting = weight_keys(program), iter(inputs)
+    constants = program.graph_signature.inputs_to_lifted_tensor_constants
+    values: dict[torch.fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node in keys:
+            # What is no weight (the constants of a normalisation, say) is the model's own.
+            key = keys[node]
+            values[node] = weights[key] if key in weights else {**program.constants, **program.state_dict}[key]
+        elif node.op == "placeholder":
+            values[node] = program.constants[constants[node.name]] if node.name in constants else next(waiting)
+    return values
+
+
+def operator(node: torch.fx.Node) -> str:
+    """The plain name of the operator that a node calls."""
+    return node.target.__name__.split(".")[0] if node.op == "call_function" else ""
+
+
+Visit = Callable[[torch.fx.Node, list[Any], Callable[..., Any]], Any]
+
+
+def run(
+    program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], visit: Visit
+) -> None:
+    """Compute a graph node by node, each by ``visit(node, arguments, compute)``, which returns the node's value.
+
+    Values are dropped once nothing needs them any more.
+    """
+    values = given(program, weights, inputs)
+    last = {used: node for node in program.graph.nodes for used in node.all_input_nodes}
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            # A view was exported for strides that a batch of models need not have.
+            target = torch.reshape if operator(node) == "view" else node.target
+            values[node] = visit(node, list(args), functools.partial(target, **kwargs))
+        for used in node.all_input_nodes:
+            if last[used] is node:
+                del values[used]
+
+
+def each_model(function: Callable[..., Any], in_dims: Any = 0, chunk: int = 1) -> Callable[..., Any]:
+    """``function`` of one model's weights, for many along a leading axis, of which ``chunk`` go through at once."""
+    over_all = torch.func.vmap(function, in_dims=in_dims, chunk_size=chunk)
+
+    @functools.wraps(function)
+    def of_many(*args: Any) -> Any:
+        with warnings.catch_warnings():
+            # Some operators (norms, attention) go model by model inside torch, which chunks of one do anyway.
+            warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
+            return over_all(*args)
+
+    return of_many
