@@ -7,26 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from rebasin.lab.convnets import resnet20, vgg16
 from rebasin.lab.data import Dataset
-
-
-class Normalise(nn.Module):
-    """Subtract a mean and divide by a deviation per channel: (m, channels, height, width) to the same.
-
-    The two are constants of the data set and no weights: they are kept out of the state dict.
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+from rebasin.lab.normalise import Normalise
+from rebasin.lab.vit import vit
 
 
 def mlp(dataset: Dataset, width: int = 512, depth: int = 3) -> nn.Sequential:
@@ -42,15 +32,36 @@ def mlp(dataset: Dataset, width: int = 512, depth: int = 3) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-ARCHITECTURES = {"mlp": mlp}
+ARCHITECTURES = {
+    "mlp": mlp,
+    "vgg16_ln": partial(vgg16, norm="layer"),
+    "vgg16_bn": partial(vgg16, norm="batch"),
+    "resnet20_ln": partial(resnet20, norm="layer"),
+    "resnet20_bn": partial(resnet20, norm="batch"),
+    "vit": vit,
+}
 INITIAL = ("torch", "lecun_normal")
 
 
 def build(architecture: str, dataset: Dataset, width: int) -> nn.Module:
-    """An architecture by name, for this data set. Raises ValueError for a name that is not known."""
+    """An architecture by name, for this data set; ``width`` is that of its first layer, with all others in proportion.
+
+    The usual width is 512 for ``mlp``, 64 for ``vgg16_*``, 16 for ``resnet20_*`` and 128 for ``vit``: a paper's width
+    factor times that. Raises ValueError for a name that is not known, and where a width or an image does not divide.
+    """
+    return _builder(architecture)(dataset, width)
+
+
+def modules_of(architecture: str) -> set[str]:
+    """The modules of this package whose code makes an architecture. Raises ValueError for a name that is not known."""
+    builder = _builder(architecture)
+    return {__name__, Normalise.__module__, getattr(builder, "func", builder).__module__}
+
+
+def _builder(architecture: str) -> Callable[[Dataset, int], nn.Module]:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}: there are {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[architecture](dataset, width)
+    return ARCHITECTURES[architecture]
 
 
 def initial_weights(model: nn.Module, initial: str, seed: int) -> dict[str, Tensor]:
