@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d
 from rebasin.lab.convnets import LayerNorm2d
 from rebasin.lab.data import Split, load
 from rebasin.lab.evaluation import evaluate
-from rebasin.lab.models import Normalise, build, initial_weights, modules_of
+from rebasin.lab.models import ARCHITECTURES, INITIAL, Normalise, build, initial_weights, modules_of
 from rebasin.trace import trace
 
 NARROW = {"vgg16_ln": 4, "vgg16_bn": 4, "resnet20_ln": 4, "resnet20_bn": 4, "vit": 16}
@@ -181,6 +181,21 @@ def test_stacked_models_compute_what_each_computes_alone(digits, architecture):
         outputs = model.eval()(split.images.float() / 255)
         alone = nn.functional.cross_entropy(outputs, split.labels, reduction="none").detach()
         torch.testing.assert_close(loss, alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("initial", INITIAL)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fresh_weights_are_all_redrawn_and_depend_on_the_seed_alone(digits, architecture, initial):
+    model = build(architecture, digits, NARROW.get(architecture, 16))
+    drawn, other_seed = (initial_weights(model, initial, seed) for seed in (0, 1))
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(7)
+    again = initial_weights(model, initial, 0)
+    for key, tensor in drawn.items():
+        assert torch.equal(tensor, again[key]), key
+        stays = "norm" in key or (initial == "lecun_normal" and key.endswith("bias"))
+        assert torch.equal(tensor, other_seed[key]) == stays, key
 
 
 @pytest.mark.parametrize("architecture", NARROW)

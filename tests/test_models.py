@@ -46,6 +46,23 @@ def test_torch_weights_are_exactly_those_of_a_model_built_under_the_seed():
         assert all(torch.equal(fresh[key], built[key]) for key in built)
 
 
+def test_lecun_normal_weights_are_drawn_layer_by_layer_after_those_of_torch():
+    fresh = initial_weights(build("mlp", load("digits"), 24), "lecun_normal", 5)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        for i, fan_in in enumerate((64, 24, 24, 24), 1):
+            layer = nn.Linear(fan_in, 10 if i == 4 else 24)  # draws what is then drawn anew
+            std = fan_in**-0.5 / 0.87962566103423978
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+            assert torch.equal(fresh[f"layer{i}.weight"], layer.weight)
+            assert not fresh[f"layer{i}.bias"].any()
+
+
+def test_a_module_that_cannot_redraw_its_parameters_is_refused():
+    with pytest.raises(ValueError, match="no fresh weights for MultiheadAttention: it has no reset_parameters"):
+        initial_weights(nn.Sequential(nn.Linear(8, 8), nn.MultiheadAttention(8, 2)), "torch", 0)
+
+
 @pytest.mark.parametrize("name", FAN_IN)
 def test_torch_weights_and_biases_are_uniform_between_plus_and_minus_one_by_root_fan_in(layers, name):
     fresh = initial_weights(layers[name], "torch", 0)

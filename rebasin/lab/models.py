@@ -69,7 +69,8 @@ def initial_weights(model: nn.Module, initial: str, seed: int) -> dict[str, Tens
 
     ``torch`` is what PyTorch's layers do by themselves: in a linear layer everything is uniform within +- fan_in^-1/2.
     ``lecun_normal`` is what Flax's do: matrices from a truncated normal of deviation fan_in^-1/2, sqrt 3 times that of
-    ``torch``, and zero biases. Raises ValueError for another name.
+    ``torch``, and zero biases. Raises ValueError for another name, and for a module that holds parameters and has no
+    ``reset_parameters``, as ``nn.MultiheadAttention`` does: they would stay as the model has them.
     """
     if initial not in INITIAL:
         raise ValueError(f"unknown initial weights {initial!r}: there are {', '.join(INITIAL)}")
@@ -79,6 +80,8 @@ def initial_weights(model: nn.Module, initial: str, seed: int) -> dict[str, Tens
         for module in fresh.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+            elif list(module.parameters(recurse=False)):
+                raise ValueError(f"no fresh weights for {type(module).__name__}: it has no reset_parameters")
             if initial == "lecun_normal" and isinstance(module, nn.Linear | nn.Conv2d):
                 # A normal cut at two deviations has .8796 of its deviation left.
                 std = module.weight[0].numel() ** -0.5 / 0.87962566103423978
