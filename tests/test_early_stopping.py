@@ -145,3 +145,18 @@ def test_without_held_out_images_nothing_can_be_stopped(digits):
 def test_targets_that_are_not_one_for_each_model_are_refused(digits, shape):
     with pytest.raises(ValueError, match=r"targets must be \(targets, 2\), one row or more: got \("):
         stop_early(RECIPE, digits, NUMBERS, torch.zeros(shape), EPOCHS, "cpu")
+
+
+def test_a_batch_norm_model_stopped_early_is_what_its_training_had_at_that_step(digits):
+    recipe = replace(RECIPE, architecture="resnet20_bn", width=2, batch_size=256)
+    # The target is out of reach, so that the best of the four steps is kept.
+    stopped = stop_early(recipe, digits, [0], torch.ones(1, 1, dtype=torch.float64), 1, "cpu")
+    net = build("resnet20_bn", digits, 2)
+    weights, optimiser = start(net, recipe, [0], "cpu")
+    batches = train_epoch(net, recipe, weights, optimiser, digits.train.images, digits.train.labels, [0], 0)
+    assert stopped.steps[0, 0] > 1
+    for _ in range(int(stopped.steps[0, 0])):
+        next(batches)
+    for key, tensor in weights.items():
+        assert stopped.weights[key].dtype == tensor.dtype, key
+        assert torch.equal(stopped.weights[key][0], tensor.detach()), key

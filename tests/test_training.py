@@ -16,9 +16,12 @@ from rebasin.lab.cache import cache_folder
 from rebasin.lab.data import Split, load
 from rebasin.lab.evaluation import evaluate
 from rebasin.lab.models import build
-from rebasin.lab.training import Recipe, start, train, train_epoch
+from rebasin.lab.training import Recipe, share_of_rate, start, train, train_epoch
 
 TINY = Recipe(width=16, batch_size=256)  # five batches an epoch
+BATCH_NORM = Recipe(
+    "resnet20_bn", 2, 256, 0.05, 5e-4, optimiser="sgd", schedule="cosine", schedule_epochs=5, warmup_epochs=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,56 @@ def test_models_of_a_data_set_with_images_held_out_see_only_the_others(digits, o
     trained = train(TINY, broken, 1, (1,), "cpu")
     assert [len(order) for order in orders] == [1047], "one epoch of the images that are left"
     assert not same(one(trained, 0, 0), one(whole, 0, 0))
+
+
+def test_sgd_and_batch_norm_stacked_are_those_of_a_plain_loop(digits, orders):
+    trained = train(BATCH_NORM, digits, 2, (2,), "cpu", chunk=2)
+    model = build("resnet20_bn", digits, 2)
+    weights = {key: tensor[0] for key, tensor in trained.weights.items()}
+    evaluation = evaluate(model, weights, digits.test, "cpu", chunk=2)
+    starts = start(model, BATCH_NORM, [0, 1], "cpu")[0]
+    for number in range(2):
+        model.load_state_dict({key: tensor[number] for key, tensor in starts.items()})
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=False)
+        model.train()
+        picks = [picked for order in orders[number::2] for picked in order[:1280].split(256)]
+        for step, picked in enumerate(picks):
+            # Five steps of warm-up, 20 of a cosine, of which five are taken.
+            share = step / 5 if step < 5 else (1 + math.cos(math.pi * (step - 5) / 20)) / 2
+            sgd.param_groups[0]["lr"] = 0.05 * share
+            sgd.zero_grad()
+            cross_entropy(model(digits.train.images[picked].float() / 255), digits.train.labels[picked]).backward()
+            sgd.step()
+        for key, tensor in model.state_dict().items():
+            # Float32 sums of another order, and ten steps that amplify that a little.
+            torch.testing.assert_close(weights[key][number], tensor, rtol=0, atol=1e-3)
+        assert weights["norm.num_batches_tracked"][number] == 10
+        assert not torch.equal(weights["norm.running_mean"][number], torch.zeros(2))
+        images, labels = digits.test.images.float() / 255, digits.test.labels
+        alone = cross_entropy(model.eval()(images), labels, reduction="none").detach()
+        torch.testing.assert_close(evaluation.loss[number], alone, rtol=0, atol=1e-2)
+        by_batch = cross_entropy(model.train()(images), labels, reduction="none").detach()
+        assert (evaluation.loss[number] - by_batch).abs().max() > 0.1, "these are not the running statistics"
+
+
+def test_evaluating_between_batches_leaves_the_training_as_it_is(digits):
+    trained = train(BATCH_NORM, digits, 1, (1,), "cpu")
+    model = build("resnet20_bn", digits, 2)
+    weights, optimiser = start(model, BATCH_NORM, [0], "cpu")
+    for _ in train_epoch(model, BATCH_NORM, weights, optimiser, digits.train.images, digits.train.labels, [0], 0):
+        evaluate(model, weights, digits.test, "cpu")
+    assert all(torch.equal(weights[key].detach(), tensor[0]) for key, tensor in trained.weights.items())
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
+    cosine = replace(BATCH_NORM, schedule_epochs=9, warmup_epochs=1)
+    shares = {epochs: share_of_rate(cosine, epochs) for epochs in (0, 0.25, 1, 3, 5, 9, 12)}
+    # A quarter of the way down a cosine is (1 + cos 45 degrees) / 2.
+    expected = {0: 0, 0.25: 0.25, 1: 1, 3: (1 + 0.5**0.5) / 2, 5: 0.5, 9: 0, 12: 0}
+    assert shares == pytest.approx(expected, abs=1e-12)
+    warm = replace(TINY, warmup_epochs=2)
+    assert [share_of_rate(warm, epochs) for epochs in (0, 1, 2, 100)] == [0, 0.5, 1, 1]
+    assert share_of_rate(TINY, 0) == share_of_rate(TINY, 50) == 1
 
 
 PENALTIES = [{}, {"l1": 0.02}, {"l2": 0.05}, {"l1": 0.02, "l2": 0.05}]
@@ -299,9 +352,9 @@ def checkpoint_every_epoch(monkeypatch):
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=count(0, 61).__next__))
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_an_interrupted_training_resumes_to_the_same_weights(digits, fresh_cache, orders, monkeypatch, chunk):
-    whole = train(TINY, digits, chunk, (2, 5), "cpu", chunk)
+@pytest.mark.parametrize(("recipe", "chunk"), [(TINY, 1), (TINY, 2), (BATCH_NORM, 2)])
+def test_an_interrupted_training_resumes_to_the_same_weights(digits, fresh_cache, orders, monkeypatch, recipe, chunk):
+    whole = train(recipe, digits, chunk, (2, 5), "cpu", chunk)
     assert len(orders) == 5 * chunk
     fresh_cache()
     checkpoint_every_epoch(monkeypatch)
@@ -316,9 +369,9 @@ def test_an_interrupted_training_resumes_to_the_same_weights(digits, fresh_cache
 
         patch.setattr(torch, "randperm", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(TINY, digits, chunk, (2, 5), "cpu", chunk)
+            train(recipe, digits, chunk, (2, 5), "cpu", chunk)
     orders.clear()
-    resumed = train(TINY, digits, chunk, (2, 5), "cpu", chunk)
+    resumed = train(recipe, digits, chunk, (2, 5), "cpu", chunk)
     assert len(orders) == 2 * chunk, "three of the five epochs were done already"
     assert same(resumed.weights, whole.weights)
     assert torch.equal(resumed.loss, whole.loss)
@@ -407,6 +460,7 @@ def test_a_gpu_that_is_not_there_is_refused(digits, use):
         (TINY, 1, (0, 1), 1, r"snapshots must be ascending epochs from 1, got \(0, 1\)"),
         (TINY, 1, (2, 1), 1, r"snapshots must be ascending epochs from 1, got \(2, 1\)"),
         (TINY, 1, (1, 1), 1, r"snapshots must be ascending epochs from 1, got \(1, 1\)"),
+        (BATCH_NORM, 1, (1, 6), 1, r"the recipe's cosine ends after 5 epochs, got snapshots=\(1, 6\)"),
         (Recipe(batch_size=1348), 1, (1,), 1, "a batch of 1348 is larger than the 1347 images"),
     ],
 )
@@ -414,3 +468,21 @@ def test_a_training_that_cannot_be_is_refused(digits, recipe, n_models, snapshot
     with pytest.raises(ValueError, match=message):
         train(recipe, digits, n_models, snapshots, "cpu", chunk)
     assert not cache_folder().exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimiser": "lion"}, "unknown optimiser 'lion': there are adam, sgd"),
+        ({"schedule": "linear"}, "unknown schedule 'linear': there are constant, cosine"),
+        ({"warmup_epochs": -1}, "warmup_epochs cannot be negative, got -1"),
+        ({"schedule": "cosine"}, "a cosine needs schedule_epochs beyond its 0 of warm-up, got 0"),
+        (
+            {"schedule": "cosine", "schedule_epochs": 5, "warmup_epochs": 5},
+            "a cosine needs schedule_epochs beyond its 5 of warm-up, got 5",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**fields)

@@ -72,7 +72,7 @@ def _stop_chunk(
 ) -> Stopped:
     images, labels = dataset.train.images.to(device), dataset.train.labels.to(device)
     weights, optimiser = start(model, recipe, numbers, device)
-    kept = {key: torch.zeros(len(targets), *tensor.shape) for key, tensor in weights.items()}
+    kept = {key: torch.zeros(len(targets), *tensor.shape, dtype=tensor.dtype) for key, tensor in weights.items()}
     accuracy = torch.full(targets.shape, torch.inf, dtype=torch.float64)
     steps = torch.zeros(targets.shape, dtype=torch.int64)
     step = tested = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,30 +17,56 @@ from torch.nn.functional import cross_entropy
 from rebasin.lab.cache import cache_folder, code_fingerprint, fingerprint, write_atomically
 from rebasin.lab.data import Dataset
 from rebasin.lab.device import pick_device
-from rebasin.lab.models import build, initial_weights
+from rebasin.lab.models import build, initial_weights, modules_of
 from rebasin.progress import track
+
+OPTIMISERS = ("adam", "sgd")
+SCHEDULES = ("constant", "cosine")
+MOMENTUM = 0.9  # of SGD
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained, up to the number of epochs: Adam at a constant rate, on cross-entropy plus penalties."""
+    """How a model is trained, up to the number of epochs: on cross-entropy plus penalties.
+
+    Raises ValueError for an optimiser or schedule that is not known, and a schedule without epochs to run over.
+    """
 
     architecture: str = "mlp"
-    width: int = 512  # units of a hidden layer
+    width: int = 512  # units or channels of the first layer
     batch_size: int = 512  # images; an epoch's last, incomplete batch is dropped
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0  # Adam's own: its gradient is added to the loss's, for biases too
+    learning_rate: float = 1e-3  # the highest, of a schedule
+    weight_decay: float = 0.0  # the optimiser's own: its gradient is added to the loss's, for biases and norms too
     seed: int = 0  # with its own number, all a model's randomness depends on
     initial: str = "torch"  # how the weights begin: torch or lecun_normal
     l1: float = 0.0  # times the sum of |w|, added to the loss; weight matrices only
     l2: float = 0.0  # times the sum of w^2, likewise
+    optimiser: str = "adam"  # or sgd
+    schedule: str = "constant"  # or cosine: down to 0, batch by batch
+    schedule_epochs: int = 0  # how long a cosine takes, warm-up included; training may stop earlier
+    warmup_epochs: int = 0  # in which the learning rate rises from 0 in a straight line, before the schedule
+
+    def __post_init__(self) -> None:
+        for what, name, known in (
+            ("optimiser", self.optimiser, OPTIMISERS),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if name not in known:
+                raise ValueError(f"unknown {what} {name!r}: there are {', '.join(known)}")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs cannot be negative, got {self.warmup_epochs}")
+        if self.schedule == "cosine" and self.schedule_epochs <= self.warmup_epochs:
+            raise ValueError(
+                f"a cosine needs schedule_epochs beyond its {self.warmup_epochs} of warm-up, got {self.schedule_epochs}"
+            )
 
 
 @dataclass(frozen=True)
 class Trained:
     """``weights`` (snapshots, n, ...) at each asked-for epoch; ``loss`` (n, epochs), the mean training loss in nats.
 
-    ``seconds`` (n,) is the wall time that each model took when it was trained: its share of its chunk's.
+    Among the weights are BatchNorm's running statistics. ``seconds`` (n,) is the wall time that each model took when it
+    was trained: its share of its chunk's.
     """
 
     weights: dict[str, Tensor]
@@ -49,7 +76,7 @@ class Trained:
 
 def recipe_key(recipe: Recipe, dataset: Dataset) -> str:
     """What the trained weights depend on, beside a model's number and the number of epochs."""
-    code = code_fingerprint("rebasin.lab.models", "rebasin.lab.training")
+    code = code_fingerprint("rebasin.lab.training", *modules_of(recipe.architecture))
     return fingerprint(asdict(recipe), dataset.fingerprint, code)
 
 
@@ -65,12 +92,15 @@ def train(
 
     ``snapshots`` are the epochs, ascending, whose weights are wanted; ``chunk`` models go through at once. A finished
     model is kept on disk, and an unfinished chunk about once a minute, so that an interrupted run resumes.
-    Raises ValueError for no models or epochs and negative penalties, RuntimeError for a GPU that is not there.
+    Raises ValueError for no models or epochs, epochs beyond the recipe's cosine, and negative penalties, RuntimeError
+    for a GPU that is not there.
     """
     if n_models < 1 or chunk < 1:
         raise ValueError(f"at least one model at a time can be trained, got n_models={n_models}, chunk={chunk}")
     if not snapshots or min(snapshots) < 1 or list(snapshots) != sorted(set(snapshots)):
         raise ValueError(f"snapshots must be ascending epochs from 1, got {snapshots}")
+    if recipe.schedule == "cosine" and snapshots[-1] > recipe.schedule_epochs:
+        raise ValueError(f"the recipe's cosine ends after {recipe.schedule_epochs} epochs, got snapshots={snapshots}")
     if min(recipe.l1, recipe.l2) < 0:
         raise ValueError(f"penalties cannot be negative, got l1={recipe.l1}, l2={recipe.l2}")
     if recipe.batch_size > len(dataset.train.labels):
@@ -161,12 +191,12 @@ def start(
     """The initial weights (n, ...) of the models with these numbers, and the optimiser that will change them."""
     starts = [initial_weights(model, recipe.initial, _seed(recipe.seed, number, 0)) for number in numbers]
     weights = {k: torch.stack([one[k] for one in starts]).to(device) for k in starts[0]}
-    for tensor in weights.values():
-        tensor.requires_grad_()
-    optimiser = torch.optim.Adam(
-        weights.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    return weights, optimiser
+    # BatchNorm's running statistics are no parameters: the forward pass changes them.
+    parameters = [weights[name].requires_grad_() for name, _ in model.named_parameters()]
+    common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
+    if recipe.optimiser == "sgd":
+        return weights, torch.optim.SGD(parameters, momentum=MOMENTUM, **common)
+    return weights, torch.optim.Adam(parameters, **common)
 
 
 def train_epoch(
@@ -182,6 +212,7 @@ def train_epoch(
     """Epoch ``epoch``, from 0, batch by batch: ``weights`` (n, ...) change in place before each yield.
 
     Yields the batch's cross-entropy (n,) in nats, before the change. Each model sees the images in an order of its own.
+    The learning rate is the optimiser's first one times the recipe's ``share_of_rate``; ``model`` is set to train.
     """
     matrices = [tensor for tensor in weights.values() if tensor.ndim > 2]
 
@@ -191,8 +222,12 @@ def train_epoch(
     loss_of_each = vmap(loss_of_one)
     generators = [torch.Generator().manual_seed(_seed(recipe.seed, number, epoch + 1)) for number in numbers]
     order = torch.stack([torch.randperm(len(labels), generator=g) for g in generators]).to(images.device)
-    for first in range(0, len(labels) - recipe.batch_size + 1, recipe.batch_size):
-        picked = order[:, first : first + recipe.batch_size]
+    batches = len(labels) // recipe.batch_size
+    for batch in range(batches):
+        for group in optimiser.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * share_of_rate(recipe, epoch + batch / batches)
+        model.train()  # whoever asked for the last batch may have evaluated the model since
+        picked = order[:, batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
         loss = loss_of_each(weights, images[picked].float() / 255, labels[picked])
         objective = loss.sum()
         if recipe.l1:
@@ -203,6 +238,16 @@ def train_epoch(
         optimiser.step()
         optimiser.zero_grad()
         yield loss.detach()
+
+
+def share_of_rate(recipe: Recipe, epochs: float) -> float:
+    """The share of the learning rate that is in force after so many epochs of training (Loshchilov & Hutter 2017)."""
+    if epochs < recipe.warmup_epochs:
+        return epochs / recipe.warmup_epochs
+    if recipe.schedule == "constant":
+        return 1.0
+    done = (epochs - recipe.warmup_epochs) / (recipe.schedule_epochs - recipe.warmup_epochs)
+    return (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
 def _checkpoint(folder: Path, numbers: list[int], snapshots: tuple[int, ...]) -> Path:
