@@ -104,7 +104,7 @@ def merge_many(spec: PermutationSpec, models: Weights, seed: int = 0, max_rounds
             bar.set_postfix_str(f"{int(active.sum())} groups still moving")
             bar.update()
     return Merged(
-        {key: _mean(tensor, 1).reshape(*batch, *tensor.shape[2:]) for key, tensor in flat.items()},
+        {key: _mean(tensor, 1).reshape((*batch, *tensor.shape[2:])) for key, tensor in flat.items()},
         Permutation(spec, {g: i.reshape(*batch, n, *spec.index_shape(g)) for g, i in index.items()}),
         rounds.reshape(batch),
     )

@@ -72,7 +72,7 @@ def test_one_pair_without_leading_axes_is_matched_as_in_a_batch(network, method)
 @pytest.mark.parametrize("method", ["frank-wolfe", "inner product", "correlation"])
 def test_a_planted_permutation_is_recovered(network, method):
     model, spec = network
-    a = drawn(model, seed=3)
+    a = drawn(model, seed=20)  # drawn so that no two units are dead, which nothing could tell apart
     planted = Permutation.random(spec, generator=seeded(4))
     if method == "frank-wolfe":
         found = frank_wolfe_matching(spec, a, planted.apply(a))
