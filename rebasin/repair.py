@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
-from rebasin.permutation import Weights
+from rebasin.permutation import PermutationSpec, Weights
 
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
@@ -18,8 +18,8 @@ BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 def repair(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor) -> dict[str, Tensor]:
     """Rescale and shift the units of merged networks (Jordan et al. 2023, section 4), of any architecture.
 
-    ``merged`` is (b, ...) and ``parents`` (b, n, ...), already in the merge's basin: unit i of each parent is unit i of
-    the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each unit that comes out of a linear layer, a
+    ``merged`` is (*batch, ...) and ``parents`` (*batch, n, ...), already in the merge's basin: unit i of each parent is
+    unit i of the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each unit that comes out of a linear layer, a
     convolution or a norm is given the parents' average mean and average standard deviation over inputs and places; the
     output layers stay. Units that never vary in the merge are shifted alone. Raises ValueError for fewer than two
     inputs, a layer that is used twice or has no bias and no norm after it, and weights that do not fit the model.
@@ -28,8 +28,9 @@ def repair(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor) 
         raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {len(inputs)}")
     program = export(model, (inputs,))
     layers = _layers(program)
-    _check(model, merged, 1, "the merge")
-    _check(model, parents, 2, "the parents")
+    batch = _leading(model, merged, "the merge")
+    if len(_leading(model, parents, "the parents")) != len(batch) + 1:
+        raise ValueError("the parents need one leading axis more than the merge: the models that it was made of")
 
     def statistics(one: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}
@@ -62,17 +63,16 @@ def repair(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor) 
         run(program, one, (inputs,), visit)
         return one
 
-    n = len(next(iter(parents.values()))[0])
-    flat = {key: tensor.flatten(0, 1) for key, tensor in parents.items()}
     # One model at a time: its activations on all inputs are the largest thing in memory.
-    seen = each_model(statistics)(flat)
-    goals = {key: tuple(s.unflatten(0, (-1, n)).mean(1) for s in found) for key, found in seen.items()}
-    return each_model(repaired)(dict(merged), goals)
+    seen = each_model(statistics)({key: tensor.flatten(0, len(batch)) for key, tensor in parents.items()})
+    goals = {key: tuple(s.unflatten(0, (batch.numel(), -1)).mean(1) for s in found) for key, found in seen.items()}
+    mended = each_model(repaired)(_flat(merged, batch), goals)
+    return {key: tensor.reshape(merged[key].shape) for key, tensor in mended.items()}
 
 
 @torch.no_grad()
 def reset_norms(model: nn.Module, weights: Weights, inputs: Tensor) -> dict[str, Tensor]:
-    """Measure the running means and variances of batch norms anew, for weights (b, ...), over ``inputs`` (m, ...).
+    """Measure the running means and variances of batch norms anew, for weights (*batch, ...), over ``inputs``.
 
     Each norm sees what the norms before it give with their new statistics. Raises ValueError for fewer than two inputs,
     a model without running statistics, and weights that do not fit the model.
@@ -83,7 +83,7 @@ def reset_norms(model: nn.Module, weights: Weights, inputs: Tensor) -> dict[str,
     keys = weight_keys(program)
     if not any(operator(node) in BATCH_NORMS and node.args[3] in keys for node in program.graph.nodes):
         raise ValueError("the model has no norm with running statistics")
-    _check(model, weights, 1, "the weights")
+    batch = _leading(model, weights, "the weights")
 
     def measured(one: dict[str, Tensor]) -> dict[str, Tensor]:
         one = dict(one)
@@ -98,7 +98,8 @@ def reset_norms(model: nn.Module, weights: Weights, inputs: Tensor) -> dict[str,
         run(program, one, (inputs,), visit)
         return one
 
-    return each_model(measured)(dict(weights))
+    found = each_model(measured)(_flat(weights, batch))
+    return {key: tensor.reshape(weights[key].shape) for key, tensor in found.items()}
 
 
 def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
@@ -133,15 +134,12 @@ def _moments(value: Any, axis: int) -> tuple[Tensor, Tensor]:
     return rows.mean(0), rows.std(0)
 
 
-def _check(model: nn.Module, weights: Weights, leading: int, what: str) -> None:
-    """Raise ValueError, naming the first key, unless the weights are the model's with so many leading axes."""
-    state = model.state_dict()
-    for key in [*state, *weights]:
-        if key not in state or key not in weights:
-            raise ValueError(f"{what}: {key!r} is in {'the model' if key in state else 'the weights'} only")
-        shape = tuple(weights[key].shape)
-        if len(shape) != leading + state[key].ndim or shape[leading:] != tuple(state[key].shape):
-            told = f"{leading} leading {'axis' if leading == 1 else 'axes'} and {tuple(state[key].shape)}"
-            raise ValueError(f"{what}: {key!r} has shape {shape}, not {told}")
-        if not torch.isfinite(weights[key]).all():
-            raise ValueError(f"{what}: {key!r} holds NaN or infinite values")
+def _flat(weights: Weights, batch: torch.Size) -> dict[str, Tensor]:
+    """The weights (*batch, ...) with one leading axis."""
+    return {key: tensor.reshape(batch.numel(), *tensor.shape[len(batch) :]) for key, tensor in weights.items()}
+
+
+def _leading(model: nn.Module, weights: Weights, what: str) -> torch.Size:
+    """The leading axes of weights of this model. Raises ValueError, naming the first key, if they do not fit."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    return PermutationSpec({}, {}, shapes).batch_shape(weights, what)

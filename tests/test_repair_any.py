@@ -84,12 +84,24 @@ def test_weights_of_another_model_are_refused_by_the_first_key():
     model = Chain().double()
     parents = drawn(model, 1, 2)
     merged = entry(parents, slice(None), 0)
-    with pytest.raises(ValueError, match=r"the parents: '1.weight' has shape \(1, 12, 32\), not 2 leading axes and"):
+    with pytest.raises(ValueError, match="the parents need one leading axis more than the merge"):
         repair(model, merged, merged, images(5))
-    with pytest.raises(ValueError, match="the merge: '7.bias' is in the model only"):
+    with pytest.raises(ValueError, match="the merge: the spec has '7.bias', the weights have not"):
         repair(model, {key: t for key, t in merged.items() if key != "7.bias"}, parents, images(5))
-    with pytest.raises(ValueError, match="the weights: 'stem.weight' is in the model only"):
+    with pytest.raises(ValueError, match="the weights: the spec has 'stem.weight', the weights have not"):
         reset(Branches().double(), merged, images(5))
+
+
+def test_one_merge_without_leading_axes_is_mended_as_in_a_batch():
+    model, x = Branches().double(), images(20)
+    parents = drawn(model, 2, 3, seed=7)
+    merged = entry(parents, slice(None), 0)
+    for whole, alone in (
+        (repair(model, merged, parents, x), repair(model, entry(merged, 1), entry(parents, 1), x)),
+        (reset(model, merged, x), reset(model, entry(merged, 1), x)),
+    ):
+        for key, tensor in alone.items():
+            torch.testing.assert_close(tensor, whole[key][1], **ROUNDING)
 
 
 def test_reset_norms_measure_what_torch_measures_in_training():
