@@ -146,6 +146,9 @@ def _side_by_side(a: Weights, b: Weights) -> dict:
         name: [_objective(a, b, runs[0]["indices"]) for runs in raw[name]] for name in names if name != "floor"
     }
     seconds = {name: [[run["seconds"] for run in runs] for runs in raw[name]] for name in names}
+    processor = {
+        name: [run["processor_seconds"] for runs in raw[name] for run in runs] for name in names if name != "floor"
+    }
     seconds["floor_all_visits"] = [[run["seconds_all_visits"] for run in runs] for runs in raw["floor"]]
     median = {name: statistics.median(itertools.chain(*runs)) for name, runs in seconds.items()}
     fastest = min((*PEERS, "textbook"), key=median.__getitem__)
@@ -154,6 +157,7 @@ def _side_by_side(a: Weights, b: Weights) -> dict:
         "orders": ORDERS,
         "runs_per_order": ROUNDS,
         "median_seconds": {name: round(value, 4) for name, value in median.items()},
+        "median_processor_seconds": {name: round(statistics.median(each), 4) for name, each in processor.items()},
         "fastest_other": fastest,
         "ours_over_fastest_other": round(median["ours"] / median[fastest], 3),
         "ours_over_floor": round(median["ours"] / median["floor"], 3),
@@ -230,10 +234,11 @@ def work(name: str, pair: str) -> None:
 
 
 def _timed(match: Callable[[], dict[str, Tensor]]) -> dict:
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     found = match()
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "indices": {group: index.long().tolist() for group, index in found.items()}}
+    seconds, processor = time.perf_counter() - started, time.process_time() - processor
+    indices = {group: index.long().tolist() for group, index in found.items()}
+    return {"seconds": seconds, "processor_seconds": processor, "indices": indices}
 
 
 def _ours(a: Weights, b: Weights) -> Callable[[int], dict]:
@@ -428,7 +433,7 @@ def _batched(leaves: Weights) -> dict:
         seconds, objective = many(chunk)
         singles.append([seconds for seconds, _ in alone])
         together.append(seconds)
-        apart = max(apart, float((objective - torch.tensor([value for _, value in alone])).abs().max()))
+        apart = max(apart, float((objective - objective.new_tensor([value for _, value in alone])).abs().max()))
         print(f"{turn + 1}/{BATCHED_ROUNDS}, s: one by one {sum(singles[-1]):.1f}  at once {seconds:.1f}", flush=True)
     median = statistics.median(itertools.chain(*singles))
     return {
