@@ -6,19 +6,20 @@ environment's torch and scipy; the packages are installed without their dependen
 
 - ``ours``: ``weight_matching``, with all its checks of what it is given.
 - ``textbook``: Algorithm 1 as it is printed, written here: every visit computes all scores of its group anew.
-- ``rebasin``: the package of the same name by S. Mueller. Tracing the model, about a second, is not counted. It takes
-  the product of two biases as a number, not a matrix, so that biases do not count and its objective is a little lower.
+- ``rebasin``: the package of the same name by S. Mueller; tracing the model is not counted. It takes each layer's own
+  weights twice as often as the next layer's (four times and twice), and the product of two biases as one number instead
+  of a matrix: it spends more, and its objective is lower.
 - ``sd-meh``: the common PyTorch port, for Stable Diffusion. It visits three groups of fixed names, which ours bear.
 - ``sd-mecha``: likewise; its solver is reached below its public functions, which know only Stable Diffusion's networks.
 - ``floor``: scipy's ``linear_sum_assignment`` on those score matrices of the textbook version that differ from the
   last one of the same group, and nothing else; ``floor_all_visits`` on all of them.
 
-All choose the order by a shuffle, or go in order; here they are told the order that ours takes. Two packages of Git
-Re-Basin's field, mergekit 0.1.5 and fusion-bench 0.2.33, hold no weight matching; the authors' code, the other PyTorch
-ports, C2M3 and PLeaS are on no package index, and are missing here: textbook and sd-meh stand for the ports.
+The packages shuffle the order, or keep to one; here they are told the order that ours takes. Of other packages,
+mergekit 0.1.5 and fusion-bench 0.2.33 hold no weight matching; the authors' code, other PyTorch ports, C2M3 and PLeaS
+were on no package index, and are missing here: ``sd-meh`` and ``textbook`` stand for the ports.
 
 Then 100 pairs on two threads: at once, in chunks, against one call for each. ``python benchmarks/matching.py`` takes
-about eight minutes, prints a table and keeps it, with the hardware and all versions, in benchmarks/matching.json. It
+about ten minutes, prints a table and keeps it, with the hardware and all versions, in benchmarks/matching.json. It
 takes the models of preset cpu, which it trains if the cache does not hold them.
 """
 
