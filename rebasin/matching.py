@@ -228,15 +228,15 @@ class _Scores:
 
     def refresh(self, rows: Tensor, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The scores (rows, units, units) of these pairs, recomputing the terms whose neighbours moved."""
-        total = {group: constant[rows] for group, constant in self.constant.items()}
+        total = {group: constant.index_select(0, rows) for group, constant in self.constant.items()}
         for value, old, (key, part, others) in zip(self.values, self.old, self.terms, strict=True):
             again = rows[old[rows]]
             if len(again):
                 here = {other.group: flat[other.group][again] for other in others}
-                b = self.b[key][again]
-                value[again] = gram(self.a[key][again], permute(b, others, here, b.ndim - 1), part)
+                a, b = (weights[key].index_select(0, again) for weights in (self.a, self.b))
+                value.index_copy_(0, again, gram(a, permute(b, others, here, b.ndim - 1), part))
                 old[again] = False
-            total[part.group] += value[rows]
+            total[part.group] += value.index_select(0, rows)
         self.stale[rows] = False
         return total
 

@@ -150,9 +150,9 @@ GROUPS = {
     "vgg16": {4: 2, 8: 2, 16: 3, 32: 3 + 3 + 2},
     # In each stage its sum, which the stem feeds in the first, and the inside of its three blocks.
     "resnet20": {4: 1 + 3, 8: 1 + 3, 16: 1 + 3},
-    # The sum; in each of six blocks a hidden layer, the four heads, and in each of these the units of query and key,
-    # then those of value.
-    "vit": {16: 1, 64: 6, 4: 6 * (1 + 4 * 2)},
+    # The sum; in each of six blocks a hidden layer, the four heads, and within these the units of query and key, then
+    # those of value.
+    "vit": {16: 1, 64: 6, 4: 6 * (1 + 2)},
 }
 
 
