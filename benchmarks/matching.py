@@ -5,6 +5,7 @@ implementation runs in a process of its own, and they take turns, so that noise 
 environment's torch and scipy; the packages are installed without their dependencies into .cache/peers.
 
 - ``ours``: ``weight_matching``, with all its checks of what it is given.
+- ``frank-wolfe``: ``frank_wolfe_matching``, which visits nothing in turn: the same nine times.
 - ``textbook``: Algorithm 1 as it is printed, written here: every visit computes all scores of its group anew.
 - ``rebasin``: the package of the same name by S. Mueller; tracing the model is not counted. It takes each layer's own
   weights twice as often as the next layer's (four times and twice), and the product of two biases as one number instead
@@ -18,7 +19,7 @@ The packages shuffle the order, or keep to one; here they are told the order tha
 mergekit 0.1.5 and fusion-bench 0.2.33 hold no weight matching; the authors' code, other PyTorch ports, C2M3 and PLeaS
 were on no package index, and are missing here: ``sd-meh`` and ``textbook`` stand for the ports.
 
-Then 100 pairs on two threads: at once, in chunks, against one call for each. ``python benchmarks/matching.py`` takes
+Then 100 pairs at once, in chunks, on two threads, against one call for each on one thread. ``python benchmarks/matching.py`` takes
 about ten minutes, prints a table and keeps it, with the hardware and all versions, in benchmarks/matching.json. It
 takes the models of preset cpu, which it trains if the cache does not hold them.
 """
@@ -249,6 +250,13 @@ def _ours(a: Weights, b: Weights) -> Callable[[int], dict]:
     return lambda seed: _timed(lambda: weight_matching(spec, a, b, seed).permutation.indices)
 
 
+def _frank_wolfe(a: Weights, b: Weights) -> Callable[[int], dict]:
+    from rebasin import PermutationSpec, frank_wolfe_matching
+
+    spec = PermutationSpec.feed_forward(_model())
+    return lambda seed: _timed(lambda: frank_wolfe_matching(spec, a, b).permutation.indices)
+
+
 def _textbook(a: Weights, b: Weights) -> Callable[[int], dict]:
     return lambda seed: _timed(lambda: _algorithm_1(a, b, seed))
 
@@ -391,6 +399,7 @@ def _sd_mecha(a: Weights, b: Weights) -> Callable[[int], dict]:
 
 MATCHERS = {
     "ours": _ours,
+    "frank-wolfe": _frank_wolfe,
     "textbook": _textbook,
     "rebasin": _rebasin,
     "sd-meh": _sd_meh,
@@ -403,10 +412,9 @@ MATCHERS = {
 
 
 def _batched(leaves: Weights) -> dict:
-    """100 pairs of the leaves on two threads: one call for each, and all in one call for several chunks."""
+    """100 pairs of the leaves: one call for each on one thread, and all in one call on two, for several chunks."""
     from rebasin import PermutationSpec, weight_matching
 
-    torch.set_num_threads(THREADS)
     spec = PermutationSpec.feed_forward(_model())
     count = len(next(iter(leaves.values())))
     first = [pair % count for pair in range(PAIRS)]
@@ -415,11 +423,13 @@ def _batched(leaves: Weights) -> dict:
     pairs = [({key: w[i] for key, w in a.items()}, {key: w[i] for key, w in b.items()}) for i in range(PAIRS)]
 
     def one(pair: int) -> tuple[float, float]:
+        torch.set_num_threads(1)
         started = time.perf_counter()
         found = weight_matching(spec, *pairs[pair])
         return time.perf_counter() - started, float(found.objective)
 
     def many(chunk: int) -> tuple[float, Tensor]:
+        torch.set_num_threads(THREADS)
         started = time.perf_counter()
         found = weight_matching(spec, a, b, chunk=chunk)
         return time.perf_counter() - started, found.objective

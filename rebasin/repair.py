@@ -19,10 +19,10 @@ def repair(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor) 
     """Rescale and shift the units of merged networks (Jordan et al. 2023, section 4), of any architecture.
 
     ``merged`` is (*batch, ...) and ``parents`` (*batch, n, ...), already in the merge's basin: unit i of each parent is
-    unit i of the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each unit that comes out of a linear layer, a
-    convolution or a norm is given the parents' average mean and average standard deviation over inputs and places; the
-    output layers stay. Units that never vary in the merge are shifted alone. Raises ValueError for fewer than two
-    inputs, a layer that is used twice or has no bias and no norm after it, and weights that do not fit the model.
+    unit i of the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each unit that comes out of a linear
+    layer, a convolution or a norm is given the parents' average mean and average standard deviation over inputs and
+    places; the output layers stay. Units that never vary in the merge are shifted alone. Raises ValueError for fewer
+    than two inputs, a layer that is used twice or has no bias and no norm after it, and weights that do not fit.
     """
     if len(inputs) < 2:
         raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {len(inputs)}")
