@@ -19,9 +19,9 @@ The packages shuffle the order, or keep to one; here they are told the order tha
 mergekit 0.1.5 and fusion-bench 0.2.33 hold no weight matching; the authors' code, other PyTorch ports, C2M3 and PLeaS
 were on no package index, and are missing here: ``sd-meh`` and ``textbook`` stand for the ports.
 
-Then 100 pairs at once, in chunks, on two threads, against one call for each on one thread. ``python benchmarks/matching.py`` takes
-about ten minutes, prints a table and keeps it, with the hardware and all versions, in benchmarks/matching.json. It
-takes the models of preset cpu, which it trains if the cache does not hold them.
+Then 100 pairs at once, in chunks, on two threads, against one call for each on one thread. ``python
+benchmarks/matching.py`` takes about ten minutes, prints a table and keeps it, with the hardware and all versions, in
+benchmarks/matching.json. It takes the models of preset cpu, which it trains if the cache does not hold them.
 """
 
 from __future__ import annotations
