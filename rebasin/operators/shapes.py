@@ -22,7 +22,7 @@ from rebasin.operators.units import (
 )
 
 
-@rule("view", "_unsafe_view", "squeeze", "unsqueeze")
+@rule("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 def reshaped(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """The same entries in the same order: labels go with them."""
     labels = list(x.labels)
@@ -94,7 +94,7 @@ def permuted(relations: Relations, shape: tuple[int, ...], x: Value, dims: Seque
     return Value(shape, tuple(renumbered(found, place) for found in x.labels))
 
 
-@rule("transpose")
+@rule("transpose", "swapaxes")
 def transposed(relations: Relations, shape: tuple[int, ...], x: Value, a: int, b: int) -> Value:
     """Two axes change places."""
     dims = list(range(len(x.shape)))
@@ -161,7 +161,7 @@ def without(x: Value, dims: Sequence[int], shape: tuple[int, ...]) -> Value:
     return Value(shape, tuple(labels))
 
 
-@rule("split", "split_with_sizes")
+@rule("split", "split_with_sizes", "chunk")
 def parted(relations: Relations, shapes: Sequence[tuple[int, ...]], x: Value, _: Any, dim: int = 0) -> list[Value]:
     """An axis in parts."""
     dim, start, parts = dim % len(x.shape), 0, []
