@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rebasin.operators.units import RULES
 
 # Operators that give each unit a sum or a scale of its own and then shift it: the axis of the units in what comes out,
 # and which arguments are the weight and the bias. A name with a prefix stands for all operators that begin so.
@@ -24,6 +27,13 @@ AFFINE = {
     "_native_batch_norm_legit_no_training": (1, 1, 2),
 }
 NORMS = tuple(name for name in AFFINE if "norm" in name)
+# The operators that write into their first argument what the function without the underscore gives.
+IN_PLACE = {
+    "add_", "sub_", "mul_", "div_", "clamp_", "relu_", "leaky_relu_", "elu_", "celu_", "silu_", "mish_", "tanh_",
+    "sigmoid_", "hardtanh_", "hardswish_", "hardsigmoid_", "dropout_",
+}  # fmt: skip
+# Where these are told to train, which means side effects or chance.
+TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -36,12 +46,48 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Exporte
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own internals
-            return torch.export.export(copy.deepcopy(model).eval(), inputs).run_decompositions({})
+            # Exporting reads no values: those of the copy are the model's own.
+            own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+            program = torch.export.export(copy.deepcopy(model, own).eval(), inputs)
+            # Decomposing takes longer than exporting.
+            return program if _made_functional(program.graph) else program.run_decompositions({})
     except Exception as error:
         told = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"torch.export refuses this model or input: {told[0] if told else error!r}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _made_functional(graph: torch.fx.Graph) -> bool:
+    """Whether the graph has a rule for each operator and no side effects, once IN_PLACE are replaced by functions."""
+    functions: dict[torch.fx.Node, Any] = {}
+    holders: dict[int, list[torch.fx.Node]] = defaultdict(list)  # the nodes so far that share a memory
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "call_function":
+            name = node.target.__name__.split(".")[0]
+            if name in IN_PLACE:
+                # Where nobody reads the memory under an older name, and numbers have one format, both do the same.
+                older = holders[value.untyped_storage()._cdata]
+                read = any(place[user] > place[node] for other in older for user in other.users)
+                formats = {other.meta["val"].dtype for other in node.all_input_nodes}
+                if read or any(other.op == "placeholder" for other in older) or formats != {value.dtype}:
+                    return False
+                name = name.removesuffix("_")
+                functions[node] = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
+            elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+                return False
+            if value is not None and name not in RULES or name in TRAINING and node.args[TRAINING[name]]:
+                return False
+        elif node.op not in ("placeholder", "output"):
+            return False
+        for tensor in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(tensor, Tensor):
+                holders[tensor.untyped_storage()._cdata].append(node)
+    for node, function in functions.items():
+        node.target = function
+    return True
 
 
 def weight_keys(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, str]:

@@ -28,10 +28,20 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
         each.double() if each.is_floating_point() else each
         for each in (example if isinstance(example, tuple) else (example,))
     )
-    program = export(copy.deepcopy(model).double(), inputs)
+    program = export(_double(model), inputs)
     spec = find_groups(*_relate(program))
     prove(spec, program, inputs)
     return _completed(spec, model)
+
+
+def _double(model: nn.Module) -> nn.Module:
+    """A copy in float64. Its parameters and buffers have no values: the proof redraws them."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            empty = torch.empty_like(tensor, dtype=torch.float64, requires_grad=False)
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo).double()
 
 
 def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str, Value]]:

@@ -270,6 +270,30 @@ def test_a_wrong_spec_does_not_pass_the_proof():
             prove(wrong, program, inputs)
 
 
+class InPlace(nn.Module):
+    """Writes into its tensors: where nothing else reads them, and into half of one that is read whole."""
+
+    def __init__(self, half):
+        super().__init__()
+        self.a, self.b, self.c, self.half = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2), half
+
+    def forward(self, x):
+        x = self.a(x)
+        x = self.b(x.relu_().add_(x))
+        (x[:, :3] if self.half else x).relu_()
+        return self.c(x)
+
+
+@pytest.mark.parametrize("half, sizes", [(False, {"a": 6, "b": 6}), (True, {"a": 6})])
+def test_what_is_written_in_place_is_as_in_the_model(half, sizes):
+    model, inputs = InPlace(half), torch.randn(4, 3)
+    groups = trace(model, inputs)
+    assert groups.sizes == sizes
+    assert largest_change(model, groups, inputs) < 1e-12
+    graph = export(model, (inputs,)).graph
+    assert not any(node.op == "call_function" and node.target._schema.is_mutable for node in graph.nodes)
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
