@@ -351,6 +351,8 @@ def permute(tensor: Tensor, parts: Iterable[Part], flat: Mapping[str, Tensor], o
 
 def _gather(tensor: Tensor, index: Tensor, axis: int, own_axes: int) -> Tensor:
     """Gather along ``axis`` of the last ``own_axes`` axes of a tensor, one index per entry of its leading axes."""
+    if index.ndim == 1:
+        return tensor.index_select(tensor.ndim - own_axes + axis, index)
     batch, own = tensor.shape[: tensor.ndim - own_axes], tensor.shape[tensor.ndim - own_axes :]
     if tensor.device.type == "cpu" and batch == index.shape[:-1] and batch.numel():
         # One entry after another: five times faster than all at once.
