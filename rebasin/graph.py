@@ -6,13 +6,11 @@ import copy
 import functools
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from rebasin.operators.units import RULES
 
 # Operators that give each unit a sum or a scale of its own and then shift it: the axis of the units in what comes out,
 # and which arguments are the weight and the bias. A name with a prefix stands for all operators that begin so.
@@ -36,10 +34,13 @@ IN_PLACE = {
 TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def export(
+    model: nn.Module, inputs: tuple[Tensor, ...], known: Container[str] | None = None
+) -> torch.export.ExportedProgram:
     """The model's graph in evaluation, every operator a function without side effects.
 
-    Raises ValueError if torch.export refuses the model or the inputs, with the first line of what it says.
+    It is decomposed into simpler operators only if it needs that, or has one that is not in ``known``. Raises
+    ValueError if torch.export refuses the model or the inputs, with the first line of what it says.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole transformer layer
@@ -50,7 +51,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Exporte
             own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
             program = torch.export.export(copy.deepcopy(model, own).eval(), inputs)
             # Decomposing takes longer than exporting.
-            return program if _made_functional(program.graph) else program.run_decompositions({})
+            return program if _made_functional(program.graph, known) else program.run_decompositions({})
     except Exception as error:
         told = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ValueError(f"torch.export refuses this model or input: {told[0] if told else error!r}") from error
@@ -58,8 +59,8 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Exporte
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _made_functional(graph: torch.fx.Graph) -> bool:
-    """Whether the graph has a rule for each operator and no side effects, once IN_PLACE are replaced by functions."""
+def _made_functional(graph: torch.fx.Graph, known: Container[str] | None) -> bool:
+    """Whether all operators are known and none has side effects, once those in IN_PLACE are replaced by functions."""
     functions: dict[torch.fx.Node, Any] = {}
     holders: dict[int, list[torch.fx.Node]] = defaultdict(list)  # the nodes so far that share a memory
     place = {node: number for number, node in enumerate(graph.nodes)}
@@ -78,7 +79,8 @@ def _made_functional(graph: torch.fx.Graph) -> bool:
                 functions[node] = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
             elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
                 return False
-            if value is not None and name not in RULES or name in TRAINING and node.args[TRAINING[name]]:
+            strange = value is not None and known is not None and name not in known
+            if strange or name in TRAINING and node.args[TRAINING[name]]:
                 return False
         elif node.op not in ("placeholder", "output"):
             return False

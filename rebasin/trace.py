@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.graph import export
-from rebasin.operators.units import Labels, Relations, Value, follow
+from rebasin.operators.units import RULES, Labels, Relations, Value, follow
 from rebasin.permutation import PermutationSpec
 from rebasin.proof import prove
 from rebasin.symmetry import find_groups
@@ -28,7 +28,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
         each.double() if each.is_floating_point() else each
         for each in (example if isinstance(example, tuple) else (example,))
     )
-    program = export(_double(model), inputs)
+    program = export(_double(model), inputs, RULES)
     spec = find_groups(*_relate(program))
     prove(spec, program, inputs)
     return _completed(spec, model)
