@@ -22,7 +22,7 @@ from rebasin.repair import repair
 # One node of each kind is measured in every block of so many leaves, so that kinds are compared block by block.
 BLOCK = 8
 ENSEMBLES = 2  # blocks whose ensemble is measured: each costs as much as all its members
-REPAIRED_BY = ("permutation", "assignment", "matching", "merging", "repair")
+REPAIRED_BY = ("permutation", "assignment", "matching", "merging", "graph", "repair")
 
 
 @dataclass(frozen=True)
