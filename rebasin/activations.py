@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
-from rebasin.matching import Matching, assign, check_pairs, inner_product
+from rebasin.matching import Matching, assign_all, check_pairs, inner_product
 from rebasin.permutation import Part, Permutation, PermutationSpec, Weights, flatten
 from rebasin.progress import track
 
@@ -56,11 +56,10 @@ def activation_matching(
     if not programs:
         raise ValueError("the loader gave no batches")
     scores = {g: _correlation(found) if similarity == "correlation" else found["ab"] for g, found in sums.items()}
-    index: dict[str, Tensor] = {}
-    for group, members in spec.families.items():
-        index |= assign(spec, group, {member: scores[member] for member in members if member in scores})
+    index = assign_all(spec, scores)
     unmoved = Permutation.identity(spec, (batch.numel(),)).flat
-    history = [_worth(scores, flat) for flat in (unmoved, flatten(spec, index))]
+    nothing = torch.zeros(batch.numel(), dtype=torch.float64, device=next(iter(flat_a.values())).device)
+    history = [nothing + _worth(scores, flat) for flat in (unmoved, flatten(spec, index))]
     permutation = Permutation(spec, {g: i.reshape(*batch, *spec.index_shape(g)) for g, i in index.items()})
     return Matching(
         permutation,
@@ -147,7 +146,7 @@ def _correlation(sums: Mapping[str, Tensor]) -> Tensor:
 
 
 def _worth(scores: Mapping[str, Tensor], flat: Mapping[str, Tensor]) -> Tensor:
-    """The sum of the scores that these permutations take, (pairs,)."""
+    """The sum of the scores that these permutations take, (pairs,); 0 of none."""
     return sum(
         torch.take_along_dim(matrix, flat[group].unsqueeze(-1).to(matrix.device), -1).sum((-2, -1))
         for group, matrix in scores.items()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from rebasin.matching import Found, Matching, assign, gram, inner_product, match_pairs
+from rebasin.matching import Found, Matching, assign_all, gram, inner_product, match_pairs
 from rebasin.permutation import Part, Permutation, PermutationSpec, Weights, flatten
 
 
@@ -59,7 +59,7 @@ def _ascend(
             point[group] = torch.lerp(point[group], matrix, step.where(active, 0).to(matrix.dtype).reshape(-1, 1, 1))
         history.append(history[-1] + gain.where(active, 0))
         sweeps += active
-    index = _assigned(spec, point)
+    index = assign_all(spec, point)
     found = inner_product(spec, a, Permutation(spec, index).apply(b))
     worse = found < first
     for group, rounded in index.items():
@@ -88,11 +88,11 @@ class _Objective:
             self.fixed += self._of_what_stays(key, parts)
 
     def _of_what_stays(self, key: str, parts: tuple[Part, ...]) -> Tensor:
-        """The inner product of the slices of an entry that are in no part."""
+        """The inner product of the slices of an entry that are in no part, all of which lie along one axis."""
         a, b = self.a[key], self.b[key]
-        for part in parts[:1]:
+        if parts:
             moving = torch.cat([part.positions.flatten() for part in parts]).to(a.device)
-            a = a.index_fill(part.axis + 1, moving, 0)
+            a = a.index_fill(parts[0].axis + 1, moving, 0)
         return (a * b).flatten(1).sum(-1, dtype=torch.float64) if a.ndim > 1 else (a * b).double()
 
     def of(self, point: Mapping[str, Tensor]) -> Tensor:
@@ -114,17 +114,9 @@ class _Objective:
         return found
 
 
-def _assigned(spec: PermutationSpec, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The permutations of all groups that maximise the scores."""
-    index: dict[str, Tensor] = {}
-    for group, members in spec.families.items():
-        index |= assign(spec, group, {member: scores[member] for member in members if member in scores})
-    return index
-
-
 def _vertex(spec: PermutationSpec, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The permutation matrices (pairs, units, units) that maximise the scores."""
-    flat = flatten(spec, _assigned(spec, scores))
+    flat = flatten(spec, assign_all(spec, scores))
     return {g: torch.zeros_like(matrix).scatter_(-1, flat[g].unsqueeze(-1), 1) for g, matrix in scores.items()}
 
 

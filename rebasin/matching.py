@@ -67,6 +67,14 @@ def assign(spec: PermutationSpec, group: str, scores: Mapping[str, Tensor]) -> d
     return {group: index, **{g: torch.take_along_dim(b, meeting, -2).squeeze(-2) for g, b in best.items()}}
 
 
+def assign_all(spec: PermutationSpec, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The best permutations of all groups by ``assign``; a group of blocks may have no scores of its own."""
+    index: dict[str, Tensor] = {}
+    for group, members in spec.families.items():
+        index |= assign(spec, group, {member: scores[member] for member in members if member in scores})
+    return index
+
+
 def weight_matching(
     spec: PermutationSpec,
     a: Weights,

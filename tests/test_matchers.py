@@ -217,6 +217,16 @@ def test_straight_through_keeps_the_permutation_of_its_best_midpoint():
     assert found.sweeps == 40
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_network_without_hidden_layers_is_left_as_it_is(method):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 3)).double()
+    spec = PermutationSpec.feed_forward(model)
+    a, b = drawn(model, 2, seed=21), drawn(model, 2, seed=22)
+    found = match(spec, a, b, method, **options(method, model))
+    assert found.permutation.indices == {}
+    torch.testing.assert_close(found.objective, inner_product(spec, a, b), **ROUNDING)
+
+
 @pytest.mark.parametrize("method", ["activations", "straight-through"])
 def test_a_loader_without_batches_is_refused(method):
     model = Chain().double()

@@ -208,6 +208,26 @@ def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
     torch.testing.assert_close(other(inputs), model(inputs))
 
 
+class Conflicting(nn.Module):
+    """One matrix both inside of the network and at its end, where its rows are the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.inner, self.last = nn.Linear(3, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)
+        self.last.weight = self.inner.weight
+
+    def forward(self, x):
+        return self.last(self.inner(self.into(x).relu()).relu())
+
+
+def test_shared_weights_that_demand_opposite_things_stay_with_the_reason():
+    spec = trace(Conflicting(), torch.randn(2, 3))
+    assert not spec.sizes
+    # The rows are outputs; what comes out of them goes into the columns, which therefore stay too, and so on down.
+    assert set(spec.pinned) == {"into.weight", "into.bias", "inner.weight", "last.weight"}
+    assert set(spec.pinned.values()) == {"an output of the network"}
+
+
 class Converted(nn.Module):
     """A change of number format, which the exported graph guards by an assertion that gives nothing."""
 
