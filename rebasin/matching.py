@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,8 +92,9 @@ def weight_matching(
     is done after a sweep without gain, or after ``max_sweeps``.
 
     ``a`` and ``b`` are weights with the same leading axes (*batch), of which ``chunk`` pairs are matched at once, by
-    default all. The visiting order depends on ``seed`` alone and is shared by all pairs, so that a pair's result
-    does not depend on its company. Raises ValueError if the weights do not fit the spec or each other.
+    default all on a GPU, and on a CPU one by each thread. The visiting order depends on ``seed`` alone and is shared by
+    all pairs, so that a pair's result does not depend on its company. Raises ValueError if the weights do not fit the
+    spec or each other.
     """
     return match_pairs(
         spec, a, b, chunk, lambda a, b, start: _coordinate_descent(spec, a, b, start, seed, max_sweeps), start
@@ -121,26 +123,36 @@ def match_pairs(
     solve: Callable[[Weights, Weights, dict[str, Tensor]], Found],
     start: Permutation | None = None,
 ) -> Matching:
-    """Match pairs (*batch) by ``solve``, which takes ``chunk`` of them at once and their indices to start from."""
+    """Match pairs (*batch) by ``solve``, which takes ``chunk`` of them at once and their indices to start from.
+
+    On a CPU several chunks are matched at once, one by each thread.
+    """
     begun = time.perf_counter()
     batch = check_pairs(spec, a, b)
     pairs = batch.numel()
-    chunk = pairs if chunk is None else chunk
-    if chunk < 1:
-        raise ValueError(f"nothing to match: {chunk} pairs at once")
     flat_a, flat_b = (
         {key: t.reshape(pairs, *t.shape[len(batch) :]) for key, t in weights.items()} for weights in (a, b)
     )
     device = flat_a[next(iter(spec.shapes))].device
+    # On a CPU every thread takes pairs of its own: together they would wait for the slowest.
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    chunk = (1 if device.type == "cpu" else pairs) if chunk is None else chunk
+    if chunk < 1:
+        raise ValueError(f"nothing to match: {chunk} pairs at once")
     begin = (Permutation.identity(spec, batch, device) if start is None else start).indices
     begin = {g: i.expand(*batch, *spec.index_shape(g)).reshape(pairs, *spec.index_shape(g)) for g, i in begin.items()}
+
+    def solve_chunk(at: int) -> Found:
+        rows = slice(at, at + chunk)
+        some = ({key: t[rows] for key, t in weights.items()} for weights in (flat_a, flat_b))
+        return solve(*some, {group: i[rows].clone() for group, i in begin.items()})
+
+    starts = range(0, pairs, chunk)
     found = []
-    with track(pairs if chunk < pairs else 0, f"match {pairs} pairs", "pair") as bar:
-        for at in range(0, pairs, chunk):
-            rows = slice(at, at + chunk)
-            some = ({key: t[rows] for key, t in weights.items()} for weights in (flat_a, flat_b))
-            found.append(solve(*some, {group: i[rows].clone() for group, i in begin.items()}))
-            bar.update(len(found[-1].sweeps))
+    with track(pairs if len(starts) > 1 else 0, f"match {pairs} pairs", "pair") as bar:
+        for part in _in_threads(solve_chunk, starts, threads):
+            found.append(part)
+            bar.update(len(part.sweeps))
     longest = max(part.history.shape[-1] for part in found)
     # Pairs that were done early keep their last objective.
     paths = [torch.cat([p.history, p.history[:, -1:].expand(-1, longest - p.history.shape[1])], 1) for p in found]
@@ -150,6 +162,18 @@ def match_pairs(
     )
     history = torch.cat(paths).reshape(*batch, longest)
     return Matching(Permutation(spec, index), objective, sweeps, history, time.perf_counter() - begun)
+
+
+def _in_threads(function: Callable[[int], Found], arguments: Sequence[int], threads: int) -> Iterator[Found]:
+    """``function`` of each argument, in order, by so many threads at once, each of which computes with one."""
+    if threads == 1 or len(arguments) == 1:
+        yield from map(function, arguments)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(function, arguments)
+    finally:
+        torch.set_num_threads(threads)  # which a thread sets for those that come after it, too
 
 
 class Found(NamedTuple):

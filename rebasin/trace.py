@@ -25,7 +25,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
     or the input, and AssertionError, naming a group, if permuting it changes the outputs of a copy with other weights.
     """
     inputs = tuple(
-        each.double() if each.is_floating_point() else each
+        each.cpu().double() if each.is_floating_point() else each.cpu()
         for each in (example if isinstance(example, tuple) else (example,))
     )
     program = export(_double(model), inputs, RULES)
@@ -35,13 +35,13 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
 
 
 def _double(model: nn.Module) -> nn.Module:
-    """A copy in float64. Its parameters and buffers have no values: the proof redraws them."""
+    """A copy in float64 on the CPU. Its parameters and buffers have no values: the proof redraws them."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
-            empty = torch.empty_like(tensor, dtype=torch.float64, requires_grad=False)
+            empty = torch.empty_like(tensor, dtype=torch.float64, device="cpu", requires_grad=False)
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).double()
+    return copy.deepcopy(model, memo).double().cpu()
 
 
 def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str, Value]]:

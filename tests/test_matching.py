@@ -102,6 +102,21 @@ def test_a_batch_is_matched_as_one_by_one(spec, random_weights, chunk):
         torch.testing.assert_close(whole.objective[i, j], alone.objective, **ROUNDING)
 
 
+def test_several_threads_match_as_one_does_and_leave_their_number_as_it_was(spec, random_weights):
+    a, b = random_weights(9, seed=32), random_weights(9, seed=33)
+    alone = weight_matching(spec, a, b)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = weight_matching(spec, a, b)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together.history, alone.history)
+    for group, index in alone.permutation.indices.items():
+        assert torch.equal(together.permutation.indices[group], index)
+
+
 def scores(a, b, matrices, layer):
     """What Algorithm 1 maximises for a hidden layer, with a bias as one more column: numpy, permutation matrices."""
     here, above = LAYERS[layer], LAYERS[layer + 1]
