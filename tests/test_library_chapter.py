@@ -70,7 +70,7 @@ def test_networks_that_take_too_long_are_counted(benchmarks):
 def test_the_tracing_table_tells_what_stays_and_why(benchmarks):
     benchmarks(tracing={"rows": [row("resnet18", 1.0, 0.998)]})
     text = library_chapter.tracing_table().data
-    assert "<td>resnet18</td>" in text and "<td>99.80</td>" in text and "0.20 an output of the network" in text
+    assert "<td>resnet18</td>" in text and "<td>99.800</td>" in text and "<td>0.200 an output</td>" in text
 
 
 def test_speed_and_objective_beside_the_others(benchmarks):
