@@ -55,7 +55,10 @@ def activation_matching(
             bar.update()
     if not programs:
         raise ValueError("the loader gave no batches")
-    scores = {g: _correlation(found) if similarity == "correlation" else found["ab"] for g, found in sums.items()}
+    precision = max(torch.finfo(flat_a[key].dtype).eps for key in spec.weights)
+    scores = {
+        g: _correlation(found, precision) if similarity == "correlation" else found["ab"] for g, found in sums.items()
+    }
     index = assign_all(spec, scores)
     unmoved = Permutation.identity(spec, (batch.numel(),)).flat
     nothing = torch.zeros(batch.numel(), dtype=torch.float64, device=next(iter(flat_a.values())).device)
@@ -86,7 +89,8 @@ def _sums(spec: PermutationSpec, program: torch.export.ExportedProgram, a: Weigh
             for part, reads in sites.get(node, ()):
                 seen = (args[0] if reads else value).movedim(AFFINE[operator(node)][0], 0)
                 positions = part.positions.flatten().to(seen.device)
-                found[part.group].append(seen.index_select(0, positions).reshape(len(part.positions), -1))
+                wide = seen.to(torch.promote_types(seen.dtype, torch.float32))  # sums of half numbers overflow
+                found[part.group].append(wide.index_select(0, positions).reshape(len(part.positions), -1))
             return value
 
         run(program, weights, (inputs,), visit)
@@ -134,13 +138,15 @@ def _sites(
     return dict(sites)
 
 
-def _correlation(sums: Mapping[str, Tensor]) -> Tensor:
-    """The correlation of every unit of a with every unit of b, (pairs, units, units); 0 for units that never vary."""
+def _correlation(sums: Mapping[str, Tensor], precision: float) -> Tensor:
+    """The correlation of every unit of a with every unit of b, (pairs, units, units); 0 for units that never vary.
+
+    ``precision`` is that of the values: what rounding leaves of a constant unit's variance is no variation.
+    """
     n = sums["n"]
     covariance = sums["ab"] - sums["a"] @ sums["b"].transpose(1, 2) / n
     spread_a, spread_b = (sums[2 * name] - sums[name].square() / n for name in "ab")
-    # What rounding leaves of a constant unit's variance is no variation.
-    varies_a, varies_b = spread_a > 1e-6 * sums["aa"], spread_b > 1e-6 * sums["bb"]
+    varies_a, varies_b = spread_a > 16 * precision * sums["aa"], spread_b > 16 * precision * sums["bb"]
     scale = (spread_a * varies_a) @ (spread_b * varies_b).transpose(1, 2)
     return torch.where(scale > 0, covariance / scale.sqrt(), 0)
 

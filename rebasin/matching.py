@@ -88,8 +88,10 @@ def weight_matching(
     """Match each ``b`` to its ``a`` by their weights alone (Git Re-Basin, Algorithm 1).
 
     Coordinate descent from ``start``, by default the identity: a sweep visits the groups in random order, and gives
-    each the permutation that maximises the inner product of the two weight vectors with all other groups held. A pair
-    is done after a sweep without gain, or after ``max_sweeps``.
+    each the permutation that maximises the inner product of the two weight vectors with all other groups held. Of a
+    group that lies on two axes of one weight, as in grouped convolutions, the product of both permutations is replaced
+    by its slope, and the answer taken if it is better than the last one. A pair is done after a sweep without gain, or
+    after ``max_sweeps``.
 
     ``a`` and ``b`` are weights with the same leading axes (*batch), of which ``chunk`` pairs are matched at once, by
     default all on a GPU, and on a CPU one by each thread. The visiting order depends on ``seed`` alone and is shared by
@@ -131,7 +133,7 @@ def match_pairs(
     batch = check_pairs(spec, a, b)
     pairs = batch.numel()
     flat_a, flat_b = (
-        {key: t.reshape(pairs, *t.shape[len(batch) :]) for key, t in weights.items()} for weights in (a, b)
+        {key: t.detach().reshape(pairs, *t.shape[len(batch) :]) for key, t in weights.items()} for weights in (a, b)
     )
     device = flat_a[next(iter(spec.shapes))].device
     # On a CPU every thread takes pairs of its own: together they would wait for the slowest.

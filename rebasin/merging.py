@@ -82,19 +82,19 @@ def merge_many(spec: PermutationSpec, models: Weights, seed: int = 0, max_rounds
                 break
             rows = active.nonzero().squeeze(-1)
             shortened = torch.zeros(len(rows), dtype=torch.bool, device=device)
-            total = {key: tensor[rows].sum(1) for key, tensor in flat.items()}
+            total = {key: tensor[rows].sum(1) for key, tensor in flat.items() if tensor.is_floating_point()}
             for i in rng.permutation(n):
                 model = {key: tensor[rows, i] for key, tensor in flat.items()}
                 others = {
-                    key: (total[key] - tensor) / (n - 1) if tensor.is_floating_point() else tensor
-                    for key, tensor in model.items()
+                    key: (total[key] - tensor) / (n - 1) if key in total else tensor for key, tensor in model.items()
                 }
                 found = weight_matching(spec, others, model, seed=int(rng.integers(2**31)))
                 # A permutation keeps the norm, so that the distance shrinks exactly when the inner product grows.
                 shortened |= found.objective - found.history[..., 0] > TOLERANCE
                 moved = found.permutation.apply(model)
-                for key, tensor in flat.items():
+                for key in total:
                     total[key] += moved[key] - model[key]
+                for key, tensor in flat.items():
                     tensor[rows, i] = moved[key]
                 before = {group: held[rows, i] for group, held in index.items()}
                 for group, composed in compose(spec, found.permutation.indices, before).items():
@@ -138,7 +138,7 @@ def merge_hierarchical(
     Stage 0 is the models. Each further stage weight-matches disjoint pairs and takes the midpoint, until one node is
     left: 2^n models make n stages. Neighbours are paired, or with ``shuffle`` nodes at random, alike in the whole
     batch. Of an odd number the last node passes up as it is; where two nodes own different numbers of leaves, the
-    midpoint is weighted by them. ``chunk`` pairs are matched at once, by default all. ``mend(merged, parents)`` is what
+    midpoint is weighted by them. ``chunk`` is that of ``weight_matching``. ``mend(merged, parents)`` is what
     is done to the midpoints (b, ...) of two nodes each (b, 2, ...) before they are matched in their turn: REPAIR, or a
     reset of norm statistics.
     Raises ValueError if the weights do not fit the spec or there are none.

@@ -94,11 +94,14 @@ class PermutationSpec:
         return trace(model, example)
 
     @classmethod
-    def from_axes(cls, state: Weights, axes: Mapping[str, Sequence[str | None]]) -> PermutationSpec:
+    def from_axes(
+        cls, state: Weights, axes: Mapping[str, Sequence[str | None]], statistics: Iterable[str] = ()
+    ) -> PermutationSpec:
         """A spec written by hand: the group of each axis of each entry of ``state``, None for an axis that stays.
 
         ``axes["layer2.weight"] == ("hidden2", "hidden1")`` says that the rows move with ``hidden2`` and the columns
-        with ``hidden1``. It is not proved. Raises ValueError, naming the first key, if it does not fit ``state``.
+        with ``hidden1``. It is not proved. ``statistics`` names entries that are no
+        weights; whole numbers are none. Raises ValueError, naming the first key, if it does not fit ``state``.
         """
         sizes: dict[str, int] = {}
         parts: dict[str, tuple[Part, ...]] = {}
@@ -118,7 +121,9 @@ class PermutationSpec:
         for key in state:
             if key not in axes:
                 raise ValueError(f"no axes are given for {key!r}")
-        return cls(sizes, parts, {key: tuple(tensor.shape) for key, tensor in state.items()})
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        whole = (key for key, tensor in state.items() if not tensor.is_floating_point())
+        return cls(sizes, parts, shapes, statistics=frozenset([*statistics, *whole]))
 
     @classmethod
     def feed_forward(cls, model: nn.Module) -> PermutationSpec:
@@ -128,9 +133,14 @@ class PermutationSpec:
         but linear layers that form a chain and functions that act on each unit alone.
         """
         for name, module in model.named_modules():
-            if not isinstance(module, nn.Sequential) and next(module.children(), None) is not None:
+            plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+            if not plain and next(module.children(), None) is not None:
                 what = f"{name!r}, a {type(module).__name__}" if name else f"a {type(module).__name__}"
                 raise ValueError(f"not a plain feed-forward network: {what} is no nn.Sequential of layers in order")
+        names: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if names.setdefault(id(parameter), name) != name:
+                raise ValueError(f"not a plain feed-forward network: {name!r} is {names[id(parameter)]!r} too")
         parts = [(name, part) for name, part in model.named_modules() if not isinstance(part, nn.Sequential)]
         layers = [(name, part) for name, part in parts if isinstance(part, nn.Linear)]
         first = next((i for i, (_, part) in enumerate(parts) if isinstance(part, nn.Linear)), len(parts))
@@ -229,7 +239,9 @@ class PermutationSpec:
             batch = leading if batch is None else batch
             if leading != batch:
                 raise ValueError(f"{what}: {key!r} has leading axes {leading}, others have {batch}")
-            if weights[key].numel() and not torch.isfinite(torch.stack(weights[key].aminmax())).all():
+            # A buffer that does not move, such as a mask, may hold what it likes.
+            told = weights[key].is_floating_point() and (key not in self.statistics or self.parts.get(key))
+            if told and weights[key].numel() and not torch.isfinite(torch.stack(weights[key].aminmax())).all():
                 raise ValueError(f"{what}: {key!r} holds NaN or infinite values")
         return torch.Size(batch or ())
 
@@ -312,6 +324,12 @@ class Permutation:
 
 def compose(spec: PermutationSpec, indices: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``first``, then ``indices``: (*batch, *index_shape) for each group; leading axes are broadcast."""
+    leading = torch.broadcast_shapes(
+        *(i.shape[: i.ndim - len(spec.index_shape(g))] for each in (indices, first) for g, i in each.items())
+    )
+    indices, first = (
+        {g: i.expand(*leading, *spec.index_shape(g)) for g, i in each.items()} for each in (indices, first)
+    )
     composed = {}
     for group, index in indices.items():
         before = first[group]

@@ -18,8 +18,9 @@ ROUNDING = 1e-8
 def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> None:
     """Raise AssertionError, naming the group, unless permuting the groups leaves the network's outputs as they are.
 
-    All weights and buffers are redrawn in float64, and so are the inputs, twice. Each group is permuted at random by
-    itself, those within the blocks of one group together, and at last all of them.
+    All weights and buffers are redrawn in float64, and so are the inputs, twice, whole numbers aside. Each group is
+    permuted at random by itself, those within the blocks of one group together, and at last all of them. Raises
+    ValueError if the redrawn network's outputs are not finite, since nothing can be compared then.
     """
     generator = torch.Generator().manual_seed(0)
     together = {name: [name] for name in spec.sizes}
@@ -39,6 +40,8 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
                 for each in inputs
             ]
             replays.append(_Replay(program, weights, example))
+            if not replays[-1].finite():
+                raise ValueError("nothing can be proved: for random weights and inputs, the outputs are not finite")
         for name, moving in together.items():
             moved = permuted(spec, weights, {group: index[group] for group in moving})
             if not all(replay.unchanged(moved) for replay in replays):
@@ -83,6 +86,11 @@ class _Replay:
                 self.values[node] = next(given)
         for node in self.nodes:
             self.values[node] = self._call(node, self.values.__getitem__)
+
+    def finite(self) -> bool:
+        """Whether the outputs are."""
+        values = (self.values[node] for node in self.outputs)
+        return all(bool(torch.isfinite(value).all()) for value in values if isinstance(value, Tensor))
 
     def unchanged(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether the outputs stay with these weights in place of their own.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
 from rebasin.permutation import PermutationSpec, Weights
 
+UNKNOWN = ("conv_transpose", "rms_norm", "_fused_rms_norm")  # layers that are not in AFFINE
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
@@ -22,7 +23,8 @@ def repair(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor) 
     unit i of the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each unit that comes out of a linear
     layer, a convolution or a norm is given the parents' average mean and average standard deviation over inputs and
     places; the output layers stay. Units that never vary in the merge are shifted alone. Raises ValueError for fewer
-    than two inputs, a layer that is used twice or has no bias and no norm after it, and weights that do not fit.
+    than two inputs, a layer that is used twice, has no bias and no norm after it, or cannot be rescaled, and weights
+    that do not fit.
     """
     if len(inputs) < 2:
         raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {len(inputs)}")
@@ -109,15 +111,21 @@ def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[
     followed: set[torch.fx.Node] = set()  # nodes with a layer somewhere after them
     for node in reversed(program.graph.nodes):
         followed.update(node.all_input_nodes if node in followed or operator(node) in AFFINE else ())
+        if node in followed and operator(node).startswith(UNKNOWN):
+            raise ValueError(f"REPAIR cannot rescale what {operator(node)} gives")
         if operator(node) not in AFFINE or node not in followed:
             continue
         _, at_weight, at_bias = AFFINE[operator(node)]
         weight, bias = (node.args[at] if at < len(node.args) else None for at in (at_weight, at_bias))
-        if weight not in keys:
+        if weight is None:  # a norm without weights
             continue
+        if weight not in keys:
+            raise ValueError(f"REPAIR cannot rescale the computed weight of {operator(node)}")
+        if operator(node) in NORMS and weight.meta["val"].ndim > 1:
+            raise ValueError(f"REPAIR cannot rescale {keys[weight]!r}, which scales places and units")
         if bias in keys:
             found[node] = (keys[weight], keys[bias])
-        elif not all(operator(user) in NORMS for user in node.users):
+        elif not all(operator(user) in NORMS and user in found for user in node.users):
             name = keys[weight].removesuffix(".weight")
             raise ValueError(f"REPAIR shifts units by their bias, and {name!r} has none")
     used = [weight for weight, _ in found.values()]

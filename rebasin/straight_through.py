@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Sized
 
@@ -39,7 +40,7 @@ def straight_through_matching(
     """
     begun = time.perf_counter()
     batch = check_pairs(spec, a, b)
-    model = model.eval()
+    model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}).eval()
     flat_a, flat_b = ({key: t.reshape(-1, *spec.shapes[key]) for key, t in weights.items()} for weights in (a, b))
     free = {key: flat_a[key].clone() for key in spec.weights}
     speed = {key: torch.zeros_like(tensor) for key, tensor in free.items()}
@@ -49,7 +50,8 @@ def straight_through_matching(
     history = [torch.full((pairs,), -torch.inf, dtype=torch.float64, device=device)]
 
     def midpoint_loss(weights: dict[str, Tensor], statistics: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(model, {**weights, **statistics}, (x,)), y)
+        # Tensors of two names are told twice.
+        return loss(functional_call(model, {**weights, **statistics}, (x,), tie_weights=False), y)
 
     descend = each_model(grad_and_value(midpoint_loss), (0, 0, None, None), chunk)
     steps = epochs * len(loader) if isinstance(loader, Sized) else 0

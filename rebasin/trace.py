@@ -88,7 +88,7 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         spec,
         parts={key: spec.parts.get(key, ()) for key in state},
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
-        statistics=frozenset(name for name, _ in model.named_buffers() if name in state),
+        statistics=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if name in state),
         pinned={**spec.pinned, **left_out},
     )
 

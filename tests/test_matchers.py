@@ -1,5 +1,6 @@
 """Every matcher on every kind of network: planted permutations, what the results promise, and bad input."""
 
+import copy
 from itertools import permutations, product
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_a_planted_permutation_is_recovered(network, method):
         assert torch.equal(found.permutation.indices[group], index)
 
 
-def test_weight_matching_reaches_an_optimum_of_each_group_and_never_falls(network):
+def test_weight_matching_ends_where_it_would_not_go_on_from(network):
     model, spec = network
     a, b = drawn(model, 6, seed=5), drawn(model, 6, seed=6)
     found = weight_matching(spec, a, b)
@@ -215,6 +216,63 @@ def test_straight_through_keeps_the_permutation_of_its_best_midpoint():
     assert loss(by_weights) == pytest.approx(-found.history[1].item(), rel=1e-12)
     assert loss(found.permutation) < loss(by_weights)
     assert found.sweeps == 40
+
+
+class Tied(nn.Module):
+    """One matrix under two names, and a norm under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.a, self.b, self.out = nn.Linear(32, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.b.weight = self.a.weight
+        self.norm = self.again = nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        return self.out(self.again(self.b(self.norm(self.a(self.into(x.flatten(1)))).relu())).relu())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shared_weights_and_norms_are_matched_and_the_model_is_left_as_it_was(method):
+    model = Tied().double().train()
+    spec = PermutationSpec.trace(model, images(2))
+    assert not any("running" in key or "tracked" in key for key in spec.weights)
+    a, b = (Permutation.random(spec, generator=seeded(seed)).apply(model.state_dict()) for seed in (23, 24))
+    found = match(spec, a, b, method, **options(method, model))
+    loaded = copy.deepcopy(model).eval()
+    loaded.load_state_dict(b)
+    before = loaded(images(5))
+    loaded.load_state_dict(found.permutation.apply(b))
+    torch.testing.assert_close(loaded(images(5)), before, **ROUNDING)
+    assert model.training
+
+
+def test_half_numbers_do_not_overflow_in_activation_matching():
+    model = Chain()
+    spec = PermutationSpec.feed_forward(model)
+    a = {key: tensor.half() for key, tensor in drawn(model, seed=25).items()}
+    planted = Permutation.random(spec, generator=seeded(26))
+    loader = [x.half() * 40 for x, _ in batches()]
+    found = activation_matching(spec, a, planted.apply(a), copy.deepcopy(model).half(), loader)
+    assert found.history[-1] > 65504, "more than a half number holds"
+    assert torch.isfinite(found.history).all()
+
+
+def test_units_far_from_zero_still_vary():
+    model = Chain().double()
+    spec = PermutationSpec.feed_forward(model)
+    a = drawn(model, seed=20)
+    a["1.bias"] += 5000
+    planted = Permutation.random(spec, generator=seeded(27))
+    found = activation_matching(spec, a, planted.apply(a), model, batches(), "correlation")
+    assert torch.equal(found.permutation.indices["1"], planted.invert().indices["1"])
+
+
+def test_frank_wolfe_refuses_a_weight_with_three_axes_that_move():
+    state = {"w": torch.ones(2, 3, 4)}
+    spec = PermutationSpec.from_axes(state, {"w": ("a", "b", "c")})
+    with pytest.raises(ValueError, match="takes weights with two axes that move, 'w' has more"):
+        frank_wolfe_matching(spec, state, state)
+    assert weight_matching(spec, state, state).objective == 24
 
 
 @pytest.mark.parametrize("method", METHODS)

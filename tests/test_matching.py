@@ -1,5 +1,7 @@
 """Weight matching finds planted permutations, tells the truth about its objective, and ends in a local optimum."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -109,7 +111,8 @@ def test_several_threads_match_as_one_does_and_leave_their_number_as_it_was(spec
     torch.set_num_threads(3)
     try:
         together = weight_matching(spec, a, b)
-        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as later:  # a thread that starts afterwards
+            assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
     assert torch.equal(together.history, alone.history)

@@ -95,6 +95,19 @@ def test_the_identity_changes_nothing(drawn):
     assert equal(identity.apply(weights), weights)
 
 
+@pytest.mark.parametrize(("later", "first"), [((3,), ()), ((), (3,)), ((2, 1), (3,)), ((2, 3), (2, 1))])
+def test_leading_axes_are_broadcast_in_a_composition(spec, random_weights, later, first):
+    p, q = Permutation.random(spec, later, seeded(1)), Permutation.random(spec, first, seeded(2))
+    weights = random_weights()
+    assert equal(p.compose(q).apply(weights), p.apply(q.apply(weights)))
+
+
+def test_statistics_and_whole_numbers_are_no_weights():
+    state = {"w": torch.zeros(3, 2), "mean": torch.zeros(3), "count": torch.tensor(3)}
+    spec = PermutationSpec.from_axes(state, {"w": ("a", None), "mean": ("a",), "count": ()}, statistics=["mean"])
+    assert spec.weights == ["w"]
+
+
 def without(weights, key):
     return {k: tensor for k, tensor in weights.items() if k != key}
 
@@ -177,6 +190,23 @@ def test_a_spec_that_contradicts_itself_is_refused(sizes, parts, message):
 def test_axes_written_by_hand_that_do_not_fit_are_refused(axes, message):
     with pytest.raises(ValueError, match=message):
         PermutationSpec.from_axes({"w": torch.zeros(4, 2)}, axes)
+
+
+def test_a_chain_whose_layers_are_tied_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match="not a plain feed-forward network: '2.weight' is '0.weight' too"):
+        PermutationSpec.feed_forward(model)
+
+
+class Ramp(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x) * torch.arange(6))
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="a Ramp is no nn.Sequential of layers in order"):
+        PermutationSpec.feed_forward(Ramp(nn.Linear(2, 6), nn.Linear(6, 2)))
 
 
 @pytest.mark.parametrize(

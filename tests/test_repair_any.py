@@ -1,6 +1,7 @@
 """REPAIR and the reset of norm statistics on networks of every kind, and inside the hierarchy."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -77,6 +78,40 @@ def test_a_hidden_layer_without_a_bias_or_a_norm_cannot_be_repaired():
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)).double()
     parents = drawn(model, 1, 2)
     with pytest.raises(ValueError, match="REPAIR shifts units by their bias, and '1' has none"):
+        repair(model, entry(parents, slice(None), 0), parents, images(5))
+
+
+class ComputedWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.out = nn.Parameter(torch.ones(4, 32)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(nn.functional.linear(x.flatten(1), self.weight * 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 2, 1)),
+            "REPAIR shifts units by their bias, and '0' has none",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(2, 4, 1), nn.LayerNorm([4, 4, 4]), nn.Conv2d(4, 2, 1)),
+            "REPAIR cannot rescale '1.weight', which scales places and units",
+        ),
+        (
+            nn.Sequential(nn.ConvTranspose2d(2, 3, 1), nn.Conv2d(3, 2, 1)),
+            "REPAIR cannot rescale what conv_transpose2d gives",
+        ),
+        (ComputedWeight(), "REPAIR cannot rescale the computed weight of linear"),
+    ],
+)
+def test_layers_that_cannot_be_repaired_are_refused(model, message):
+    model = model.double()
+    parents = drawn(model, 1, 2)
+    with pytest.raises(ValueError, match=message):
         repair(model, entry(parents, slice(None), 0), parents, images(5))
 
 
@@ -179,6 +214,10 @@ def test_counters_are_not_averaged():
     spec = PermutationSpec.trace(model, images(2))
     models = drawn(model, 2)
     models["norm.num_batches_tracked"] = torch.tensor([3, 8])
+    mask = {"mask": torch.tensor([[True, False], [True, True]])}  # a buffer of no numbers at all
+    masked = replace(spec, shapes=spec.shapes | {"mask": (2,)}, parts=spec.parts | {"mask": ()})
+    masked = replace(masked, statistics=spec.statistics | {"mask"})
+    assert torch.equal(merge_many(masked, models | mask).weights["mask"], mask["mask"][0])
     for merged in (average(spec, models), merge_many(spec, models).weights):
         assert merged["norm.num_batches_tracked"] == 3
     assert interpolate(entry(models, 0), entry(models, 1), 0.5)["norm.num_batches_tracked"] == 3

@@ -314,6 +314,20 @@ def test_what_is_written_in_place_is_as_in_the_model(half, sizes):
     assert not any(node.op == "call_function" and node.target._schema.is_mutable for node in graph.nodes)
 
 
+class Logarithm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x.log()).relu())
+
+
+def test_a_network_whose_outputs_are_not_finite_proves_nothing():
+    with pytest.raises(ValueError, match="nothing can be proved: for random weights and inputs, the outputs are not"):
+        trace(Logarithm(), torch.rand(4, 3))
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
