@@ -121,17 +121,18 @@ def _sites(
         if operator(node) in AFFINE and operator(node) not in NORMS and node.args[1] in keys
         for part in spec.parts[keys[node.args[1]]]
     ]
+    seen = {part.group for _, part in layers}
     read = {part.group for _, part in layers if part.axis == 1}
     for group in spec.sizes:
-        if group not in {part.group for _, part in layers} and not spec.within(group):
+        if group not in seen and not spec.within(group):
             raise ValueError(f"no layer reads or gives the units of {group!r}: match this network by its weights")
     sites: dict[torch.fx.Node, list[tuple[Part, bool]]] = defaultdict(list)
     counted = set()
     for node, part in layers:
         # Several layers may read the same values, which count once.
-        seen = (part.group, node.args[0])
-        if part.axis == 1 and seen not in counted:
-            counted.add(seen)
+        values = (part.group, node.args[0])
+        if part.axis == 1 and values not in counted:
+            counted.add(values)
             sites[node].append((part, True))
         elif part.axis == 0 and part.group not in read:
             sites[node].append((part, False))

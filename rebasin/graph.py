@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # Operators that give each unit a sum or a scale of its own and then shift it: the axis of the units in what comes out,
-# and which arguments are the weight and the bias. A name with a prefix stands for all operators that begin so.
+# and which arguments are the weight and the bias.
 AFFINE = {
     "linear": (-1, 1, 2),
     "conv1d": (1, 1, 2),
@@ -22,6 +22,7 @@ AFFINE = {
     "layer_norm": (-1, 2, 3),
     "group_norm": (1, 2, 3),
     "batch_norm": (1, 1, 2),
+    "instance_norm": (1, 1, 2),
     "_native_batch_norm_legit_no_training": (1, 1, 2),
 }
 NORMS = tuple(name for name in AFFINE if "norm" in name)
@@ -67,7 +68,7 @@ def _made_functional(graph: torch.fx.Graph, known: Container[str] | None) -> boo
     for node in graph.nodes:
         value = node.meta.get("val")
         if node.op == "call_function":
-            name = node.target.__name__.split(".")[0]
+            name = operator(node)
             if name in IN_PLACE:
                 # Where nobody reads the memory under an older name, and numbers have one format, both do the same.
                 older = holders[value.untyped_storage()._cdata]

@@ -232,7 +232,7 @@ class _Scores:
     """
 
     def __init__(self, spec: PermutationSpec, a: Weights, b: Weights, members: list[str]) -> None:
-        self.a, self.b, self.members = a, b, members
+        self.a, self.b = a, b
         terms = [
             (key, part, [other for other in spec.parts[key] if other.axis != part.axis])
             for key in spec.weights

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebasin.graph import given, weight_keys
 from rebasin.permutation import PermutationSpec, flatten, permute
 
 # Sums of float64 in another order differ by far less, a unit in a wrong place by far more.
@@ -19,8 +20,8 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
     """Raise AssertionError, naming the group, unless permuting the groups leaves the network's outputs as they are.
 
     All weights and buffers are redrawn in float64, and so are the inputs, twice, whole numbers aside. Each group is
-    permuted at random by itself, those within the blocks of one group together, and at last all of them. Raises
-    ValueError if the redrawn network's outputs are not finite, since nothing can be compared then.
+    permuted at random by itself, in all blocks where it lies within blocks, and at last all of them. Raises ValueError
+    if the redrawn network's outputs are not finite, since nothing can be compared then.
     """
     generator = torch.Generator().manual_seed(0)
     together = {name: [name] for name in spec.sizes}
@@ -65,25 +66,11 @@ class _Replay:
     """A graph's values for one input and one set of weights, and what becomes of them when some weights change."""
 
     def __init__(self, program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]):
-        signature = program.graph_signature
-        keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        constants = signature.inputs_to_lifted_tensor_constants
         self.nodes = [node for node in program.graph.nodes if node.op == "call_function"]
         (output,) = (node for node in program.graph.nodes if node.op == "output")
         self.outputs = list(output.all_input_nodes)
-        self.sources: dict[str, torch.fx.Node] = {}
-        self.values: dict[torch.fx.Node, Any] = {}
-        given = iter(inputs)
-        for node in program.graph.nodes:
-            if node.op != "placeholder":
-                continue
-            if node.name in keys:
-                self.sources[keys[node.name]] = node
-                self.values[node] = weights[keys[node.name]]
-            elif node.name in constants:
-                self.values[node] = program.constants[constants[node.name]]
-            else:
-                self.values[node] = next(given)
+        self.sources = {key: node for node, key in weight_keys(program).items()}
+        self.values = given(program, weights, inputs)
         for node in self.nodes:
             self.values[node] = self._call(node, self.values.__getitem__)
 

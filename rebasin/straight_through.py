@@ -62,7 +62,8 @@ def straight_through_matching(
             statistics = {key: middle.pop(key) for key in spec.statistics}
             gradient, losses = descend(middle, statistics, x, y)
             for key, tensor in free.items():
-                speed[key] = 0.9 * speed[key] + gradient[key]
+                # The midpoint moves half as far as the permuted b, which stands for the free point.
+                speed[key] = 0.9 * speed[key] + gradient[key] / 2
                 free[key] = tensor - learning_rate * speed[key]
             better = -losses.double() > history[-1]
             for group, index in basin.indices.items():

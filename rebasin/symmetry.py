@@ -98,7 +98,7 @@ def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_P
             continue
         rows = np.stack(sorted(rows, key=lambda units: rank[units].min()))
         heads = head_of[rows[:, 0]]
-        kinds, first, times = np.unique(kind[rows[0]], return_index=True, return_counts=True)
+        _, first, times = np.unique(kind[rows[0]], return_index=True, return_counts=True)
         # What a block has but one of moves with it; the block may lie somewhere itself, as in a table of biases.
         alone = [rows[:, start] for start, n in zip(first, times, strict=True) if n == 1]
         name = names.of(int(rows[0][rank[rows[0]].argmin()]), " blocks")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import export
+from rebasin.graph import export, operator, weight_keys
 from rebasin.operators.units import RULES, Labels, Relations, Value, follow
 from rebasin.permutation import PermutationSpec
 from rebasin.proof import prove
@@ -47,8 +47,7 @@ def _double(model: nn.Module) -> nn.Module:
 def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str, Value]]:
     """What the graph demands of the units along the axes of every parameter and buffer, and those."""
     relations = Relations()
-    signature = program.graph_signature
-    keys = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    keys, fleeting = weight_keys(program), program.graph_signature.non_persistent_buffers
     known: dict[torch.fx.Node, Any] = {}
     tensors: dict[str, Value] = {}
     same: dict[int, str] = {}
@@ -57,8 +56,8 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str,
         if node.op == "placeholder":
             shape = _shape(node.meta["val"])
             known[node] = Value(shape)
-            key = keys.get(node.name)
-            stays = key is None or key in signature.non_persistent_buffers or not node.meta["val"].is_floating_point()
+            key = keys.get(node)
+            stays = key is None or key in fleeting or not node.meta["val"].is_floating_point()
             twin = None if stays else same.setdefault(program.state_dict[key].data_ptr(), key)
             if twin in tensors:  # one tensor under two names
                 known[node] = tensors[key] = Value(shape, tensors[twin].labels, key)
@@ -66,9 +65,8 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str,
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
                 known[node] = tensors[key] = Value(shape, tuple(labels), key)
         elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing
-            name = node.target.__name__.split(".")[0]
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = follow(relations, name, _shape(node.meta["val"]), args, kwargs)
+            known[node] = follow(relations, operator(node), _shape(node.meta["val"]), args, kwargs)
         elif node.op == "output":
             for value in node.all_input_nodes:
                 for labels in known[value].labels:

@@ -285,6 +285,50 @@ def test_a_network_without_hidden_layers_is_left_as_it_is(method):
     torch.testing.assert_close(found.objective, inner_product(spec, a, b), **ROUNDING)
 
 
+def test_straight_through_agrees_with_algorithm_2_written_down_plainly():
+    model = Chain().double()
+    spec = PermutationSpec.feed_forward(model)
+    a, b = drawn(model, seed=28), drawn(model, seed=29)
+    found = match(spec, a, b, "straight-through", model=model, loader=batches(), epochs=5, learning_rate=0.3)
+    free = {key: tensor.clone().requires_grad_() for key, tensor in a.items()}
+    descent, basin, losses = torch.optim.SGD(free.values(), 0.3, momentum=0.9), Permutation.identity(spec), []
+    for x, y in batches() * 5:
+        basin = weight_matching(
+            spec, {key: tensor.detach() for key, tensor in free.items()}, b, start=basin
+        ).permutation
+        # The projection's value, with the free point's gradient.
+        projected = {key: moved + free[key] - free[key].detach() for key, moved in basin.apply(b).items()}
+        middle = {key: a[key] / 2 + projected[key] / 2 for key in a}
+        loss = nn.functional.cross_entropy(functional_call(model, middle, (x,)), y)
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+        losses.append(-loss.item())
+    assert len({round(loss, 9) for loss in losses[::4]}) > 2, "the permutation moves while it is learned"
+    torch.testing.assert_close(found.history[1:], torch.tensor(losses).double().cummax(0).values, rtol=1e-6, atol=0)
+
+
+class Twice(nn.Module):
+    """Two layers that read the same values."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.left, self.right = nn.Linear(32, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.into(x.flatten(1)).relu()
+        return self.left(x) + self.right(x)
+
+
+def test_values_that_two_layers_read_count_once():
+    model = Twice().double()
+    spec = PermutationSpec.trace(model, images(2))
+    a = drawn(model, seed=30)
+    found = activation_matching(spec, a, a, model, batches())
+    values = (images(100).flatten(1) @ a["into.weight"].T + a["into.bias"]).clamp(min=0)
+    torch.testing.assert_close(found.history[-1], values.square().sum(), **ROUNDING)
+
+
 @pytest.mark.parametrize("method", ["activations", "straight-through"])
 def test_a_loader_without_batches_is_refused(method):
     model = Chain().double()

@@ -314,6 +314,24 @@ def test_what_is_written_in_place_is_as_in_the_model(half, sizes):
     assert not any(node.op == "call_function" and node.target._schema.is_mutable for node in graph.nodes)
 
 
+class NarrowInPlace(nn.Module):
+    """Adds wide numbers into narrow ones, which stay narrow; the function would widen them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(3, 6)
+
+    def forward(self, x):
+        return self.a(x).to(torch.float32).add_(self.b(x).to(torch.float64))
+
+
+def test_what_is_written_in_place_keeps_its_number_format():
+    model, inputs = NarrowInPlace().double(), torch.randn(4, 3, dtype=torch.float64)
+    (output,) = export(model, (inputs,)).module()(inputs).unsqueeze(0)
+    assert output.dtype == model(inputs).dtype == torch.float32
+    assert torch.equal(output, model(inputs))
+
+
 class Logarithm(nn.Module):
     def __init__(self):
         super().__init__()
