@@ -34,6 +34,7 @@ def mlp(dataset: Dataset, width: int = 512, depth: int = 3) -> nn.Sequential:
 
 ARCHITECTURES = {
     "mlp": mlp,
+    **{f"mlp{depth}": partial(mlp, depth=depth) for depth in (1, 2, 6)},
     "vgg16_ln": partial(vgg16, norm="layer"),
     "vgg16_bn": partial(vgg16, norm="batch"),
     "resnet20_ln": partial(resnet20, norm="layer"),
@@ -46,8 +47,9 @@ INITIAL = ("torch", "lecun_normal")
 def build(architecture: str, dataset: Dataset, width: int) -> nn.Module:
     """An architecture by name, for this data set; ``width`` is that of its first layer, with all others in proportion.
 
-    The usual width is 512 for ``mlp``, 64 for ``vgg16_*``, 16 for ``resnet20_*`` and 128 for ``vit``: a paper's width
-    factor times that. Raises ValueError for a name that is not known, and where a width or an image does not divide.
+    ``mlp`` has three hidden layers, ``mlp1``, ``mlp2`` and ``mlp6`` have as many as they say. The usual width is 512
+    for these, 64 for ``vgg16_*``, 16 for ``resnet20_*`` and 128 for ``vit``: a paper's width factor times that. Raises
+    ValueError for a name that is not known, and where a width or an image does not divide.
     """
     return _builder(architecture)(dataset, width)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
+from rebasin.lab.augmentation import augment
 from rebasin.lab.cache import cache_folder, code_fingerprint, fingerprint, write_atomically
 from rebasin.lab.data import Dataset
 from rebasin.lab.device import pick_device
@@ -22,6 +23,7 @@ from rebasin.progress import track
 
 OPTIMISERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine")
+SUBSETS = ("all", "half", "split")
 MOMENTUM = 0.9  # of SGD
 
 
@@ -29,7 +31,7 @@ MOMENTUM = 0.9  # of SGD
 class Recipe:
     """How a model is trained, up to the number of epochs: on cross-entropy plus penalties.
 
-    Raises ValueError for an optimiser or schedule that is not known, and a schedule without epochs to run over.
+    Raises ValueError for an optimiser, schedule or subset that is not known, and a schedule without epochs to run over.
     """
 
     architecture: str = "mlp"
@@ -45,11 +47,14 @@ class Recipe:
     schedule: str = "constant"  # or cosine: down to 0, batch by batch
     schedule_epochs: int = 0  # how long a cosine takes, warm-up included; training may stop earlier
     warmup_epochs: int = 0  # in which the learning rate rises from 0 in a straight line, before the schedule
+    augmented: bool = False  # whether each image is seen in a new random view every time
+    subset: str = "all"  # the training images that a model sees: all, half or split, see ``images_seen``
 
     def __post_init__(self) -> None:
         for what, name, known in (
             ("optimiser", self.optimiser, OPTIMISERS),
             ("schedule", self.schedule, SCHEDULES),
+            ("subset", self.subset, SUBSETS),
         ):
             if name not in known:
                 raise ValueError(f"unknown {what} {name!r}: there are {', '.join(known)}")
@@ -76,7 +81,8 @@ class Trained:
 
 def recipe_key(recipe: Recipe, dataset: Dataset) -> str:
     """What the trained weights depend on, beside a model's number and the number of epochs."""
-    code = code_fingerprint("rebasin.lab.training", *modules_of(recipe.architecture))
+    views = {augment.__module__} if recipe.augmented else set()
+    code = code_fingerprint("rebasin.lab.training", *modules_of(recipe.architecture), *views)
     return fingerprint(asdict(recipe), dataset.fingerprint, code)
 
 
@@ -103,8 +109,9 @@ def train(
         raise ValueError(f"the recipe's cosine ends after {recipe.schedule_epochs} epochs, got snapshots={snapshots}")
     if min(recipe.l1, recipe.l2) < 0:
         raise ValueError(f"penalties cannot be negative, got l1={recipe.l1}, l2={recipe.l2}")
-    if recipe.batch_size > len(dataset.train.labels):
-        raise ValueError(f"a batch of {recipe.batch_size} is larger than the {len(dataset.train.labels)} images")
+    fewest = min(len(images_seen(recipe, dataset.train.labels, number)) for number in range(min(n_models, 2)))
+    if recipe.batch_size > fewest:
+        raise ValueError(f"a batch of {recipe.batch_size} is larger than the {fewest} images")
     device = pick_device(device)
     folder = cache_folder() / "models" / recipe_key(recipe, dataset)
     files = [[folder / f"{number:05d}-{epoch}.pt" for epoch in snapshots] for number in range(n_models)]
@@ -221,14 +228,21 @@ def train_epoch(
 
     loss_of_each = vmap(loss_of_one)
     generators = [torch.Generator().manual_seed(_seed(recipe.seed, number, epoch + 1)) for number in numbers]
-    order = torch.stack([torch.randperm(len(labels), generator=g) for g in generators]).to(images.device)
-    batches = len(labels) // recipe.batch_size
+    seen = [images_seen(recipe, labels.cpu(), number) for number in numbers]
+    m = min(map(len, seen))  # of a split, some may have an image more
+    order = torch.stack(
+        [one[torch.randperm(len(one), generator=g)[:m]] for one, g in zip(seen, generators, strict=True)]
+    )
+    order, batches = order.to(images.device), m // recipe.batch_size
     for batch in range(batches):
         for group in optimiser.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * share_of_rate(recipe, epoch + batch / batches)
         model.train()  # whoever asked for the last batch may have evaluated the model since
         picked = order[:, batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-        loss = loss_of_each(weights, images[picked].float() / 255, labels[picked])
+        inputs = images[picked].float() / 255
+        if recipe.augmented:
+            inputs = torch.stack([augment(x, g) for x, g in zip(inputs, generators, strict=True)])
+        loss = loss_of_each(weights, inputs, labels[picked])
         objective = loss.sum()
         if recipe.l1:
             objective = objective + recipe.l1 * sum(tensor.abs().sum() for tensor in matrices)
@@ -238,6 +252,28 @@ def train_epoch(
         optimiser.step()
         optimiser.zero_grad()
         yield loss.detach()
+
+
+def images_seen(recipe: Recipe, labels: Tensor, number: int) -> Tensor:
+    """The numbers (m,) of the training images, with these labels (m,), that model ``number`` is trained on.
+
+    With ``half`` they are a random half, each model's own. With ``split`` they are 20 % of the images of the first half
+    of the classes and 80 % of those of the other half for an even number; the rest is the next, odd number's. (Git
+    Re-Basin, sections 5.4 and 5.5.)
+    """
+    if recipe.subset == "all":
+        return torch.arange(len(labels))
+    half = recipe.subset == "half"
+    drawn = np.random.default_rng((recipe.seed, number if half else number // 2, 0)).permutation(len(labels))
+    if half:
+        return torch.from_numpy(np.sort(drawn[: len(labels) // 2]))
+    classes = labels[drawn].numpy()
+    # How many images of its own class come before each in the draw, as a share of the class.
+    share = np.empty(len(drawn))
+    for label in np.unique(classes):
+        share[classes == label] = np.arange((classes == label).sum()) / (classes == label).sum()
+    first = share < np.where(classes < (classes.max() + 1) // 2, 0.2, 0.8)
+    return torch.from_numpy(np.sort(drawn[first if number % 2 == 0 else ~first]))
 
 
 def share_of_rate(recipe: Recipe, epochs: float) -> float:
