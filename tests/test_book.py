@@ -488,7 +488,7 @@ def test_a_table_of_other_code_or_other_rules_says_so(monkeypatch):
         patch.setattr(results, "step_key", lambda name, parameters: "another")
         assert "the code has changed since" in report.measured_on("smoke", "accuracy")
     with monkeypatch.context() as patch:
-        patch.setattr(results, "claims_digest", lambda: "another")
+        patch.setattr(results, "claims_digest", lambda name: "another")
         assert "the rules of the claims have changed since" in report.measured_on("smoke", "accuracy")
 
 

@@ -12,13 +12,13 @@ from rebasin.lab import results
 from rebasin.lab.claims import (
     FEWEST_FOR_VERDICT,
     INCONCLUSIVE,
-    MEASURES,
     NOT_REPLICATED,
     NOT_RUN,
     PARTLY,
     REPLICATED,
     combine,
     contrast,
+    contrast_of_nodes,
     decide,
     judge,
     stated_claims,
@@ -269,7 +269,29 @@ def test_a_value_without_a_logarithm_is_refused(value):
 )
 def test_an_effect_is_judged_by_the_side_of_the_bound_that_its_interval_lies_on(low, high, n, verdict):
     assert FEWEST_FOR_VERDICT == 8
-    assert judge(Interval((low + high) / 2, low, high, n), above=1.0) == verdict
+    assert judge(Interval((low + high) / 2, low, high, n), "above", 1.0) == verdict
+    assert judge(Interval(-(low + high) / 2, -high, -low, n), "below", -1.0) == verdict
+
+
+def test_what_is_exact_is_judged_on_a_single_value():
+    assert judge(Interval(0.1, 0.1, 0.1, 1), "above", 0.0) == INCONCLUSIVE
+    assert judge(Interval(0.1, 0.1, 0.1, 1), "above", 0.0, exact=True) == REPLICATED
+    assert judge(Interval(0.0, 0.0, 0.0, 1), "above", 0.0, exact=True) == INCONCLUSIVE
+    assert judge(Interval(-0.1, -0.1, -0.1, 1), "above", 0.0, exact=True) == NOT_REPLICATED
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("nats", [0.1, 0.3]), ("points", [10, 30]), ("%", np.log([1.5, 2.5]))])
+def test_nodes_that_have_a_value_for_every_term_are_compared_one_by_one(unit, expected):
+    rows = [("a", 0, 0.3), ("b", 0, 0.2), ("a", 1, 0.5), ("b", 1, 0.2), ("a", 2, 0.9)]
+    table = pd.DataFrame(rows, columns=["algorithm", "node", "value"])
+    terms = [{"algorithm": "a", "weight": 1}, {"algorithm": "b", "weight": -1}]
+    np.testing.assert_allclose(contrast_of_nodes(table, terms, unit), expected)
+
+
+def test_a_rule_that_leaves_two_values_of_a_node_open_is_refused():
+    table = pd.DataFrame({"algorithm": ["a", "a"], "node": [0, 0], "epochs": [1, 2], "value": [0.1, 0.2]})
+    with pytest.raises(ValueError, match="a node has several values for .*'a'"):
+        contrast_of_nodes(table, [{"algorithm": "a", "weight": 1}], "nats")
 
 
 VERDICTS = (REPLICATED, NOT_REPLICATED, INCONCLUSIVE)
@@ -512,9 +534,10 @@ def test_a_run_without_results_decides_nothing():
 
 
 def test_what_every_measure_is_read_from_is_written_by_its_notebook():
-    for notebook, table, unit in MEASURES.values():
-        assert f'"{table}"' in (results.NOTEBOOKS / f"{notebook}.ipynb").read_text().replace('\\"', '"')
-        assert unit in ("points", "%")
+    for measure in results.stated()["measures"].values():
+        notebook = (results.NOTEBOOKS / f"{measure['notebook']}.ipynb").read_text().replace('\\"', '"')
+        assert f'"{measure["table"]}"' in notebook
+        assert measure["unit"] in ("points", "%", "nats", "sweeps")
 
 
 def test_every_claim_is_stated_in_full_and_once():
@@ -523,21 +546,22 @@ def test_every_claim_is_stated_in_full_and_once():
         assert set(claim) == {"id", "paper", "source", "claim", "statistic", "conditions"}, claim["id"]
         assert all(isinstance(claim[key], str) and claim[key] for key in set(claim) - {"conditions"}), claim["id"]
         for condition in claim["conditions"]:
-            required = {"name", "measure", "block", "above", "contrast"}
+            assert ("above" in condition) != ("below" in condition), claim["id"]
+            required = {"name", "measure", "contrast"} | {"above", "below"} & set(condition)
             attacked = {"epsilon"} if condition["measure"] == "worst_case" else set()
-            assert set(condition) - {"decisive"} == required | attacked, claim["id"]
+            compared = {"block"} if "block" in condition else {"where"} & set(condition)
+            assert set(condition) - {"decisive"} == required | attacked | compared, claim["id"]
             assert condition.get("decisive", True) is True, "told only where it is so"
     ids = [claim["id"] for claim in stated]
     assert len(ids) == len(set(ids))
 
 
 def test_every_contrast_is_of_nodes_that_an_experiment_makes():
-    rules = [rule for claim in stated_claims() for rule in claim["conditions"]]
+    rules = [rule for claim in stated_claims() for rule in claim["conditions"] if "block" in rule]
     assert rules
     presets = [load_preset(path.stem) for path in PRESETS.glob("*.yaml")]
     for rule in rules:
-        assert rule["measure"] in MEASURES
-        notebook = MEASURES[rule["measure"]][0]
+        notebook = results.stated()["measures"][rule["measure"]]["notebook"]
         for given in [results.declared_parameters(notebook) | preset for preset in presets]:
             assert rule.get("epsilon", given.get("epsilons", [None])[0]) in given.get("epsilons", [None])
             # Which stages are measured: two leaves are stage 1, eight are stage 3.
@@ -554,13 +578,23 @@ def test_every_contrast_is_of_nodes_that_an_experiment_makes():
 
 
 def test_the_bounds_are_those_that_were_chosen_before_the_runs():
-    bounds = {claim["id"]: [rule["above"] for rule in claim["conditions"]] for claim in stated_claims()}
-    expected = {"H1": [0], "H2": [0, 0], "H3": [1], "H4": [0] * 5, "H5": [0] * 3, "H6": [0] * 4}
+    bounds = {
+        claim["id"]: [(side, rule[side]) for rule in claim["conditions"] for side in ("above", "below") if side in rule]
+        for claim in stated_claims()
+    }
+    positive, zero = ("above", 0), ("below", 0.02)
+    expected = {
+        "H1": [positive], "H2": [positive] * 2, "H3": [("above", 1)],
+        "H4": [positive] * 5, "H5": [positive] * 3, "H6": [positive] * 4,
+        "G1": [zero] * 3, "G2": [("above", 99), ("below", 4.5)], "G3": [positive, ("below", 1)],
+        "G4": [positive, ("below", 1)] * 2, "G5": [positive] * 3, "G6": [positive] * 2, "G7": [positive],
+        "G8": [positive], "G9": [("above", 0.02)] * 2, "G10": [positive],
+    }  # fmt: skip
     assert {name: bound for name, bound in bounds.items() if bound} == expected
 
 
 def test_a_claim_on_robustness_is_decided_against_models_that_are_as_accurate():
     for claim in stated_claims():
-        for rule in claim["conditions"]:
+        for rule in [rule for rule in claim["conditions"] if "block" in rule]:
             against_equals = "early_stopped" in [part["algorithm"] for part in rule["contrast"]]
             assert rule.get("decisive", False) == against_equals, rule["name"]

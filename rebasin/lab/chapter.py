@@ -11,12 +11,12 @@ import pandas as pd
 
 from rebasin.lab import results
 from rebasin.lab.accuracy_figures import RECIPE, barriers, by_recipe, node_drops, sizes_of
-from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, NOT_RUN, REPLICATED, contrast, decide
+from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, NOT_RUN, REPLICATED, Condition, contrast, decide
 from rebasin.lab.figures import INITIALS, LABELS
 from rebasin.lab.merges import ALGORITHMS
 from rebasin.lab.pipeline import STEPS, load_preset
-from rebasin.lab.report import decimal, points, runs
-from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
+from rebasin.lab.report import decimal, nats, points, runs
+from rebasin.lab.statistics import Interval, interval
 from rebasin.merging import merge_many
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
@@ -123,8 +123,8 @@ def _path_finding(run: str) -> str:
         )
     return (
         f"<strong>{opening}</strong>: {points(accuracy)} points of test accuracy are left of "
-        f"{points(height('naive', 'accuracy'))}, and {_nats(loss)} nats of test loss of "
-        f"{_nats(height('naive', 'loss'))} (n = {accuracy.n} pairs; zero means under {ZERO['accuracy']} points or "
+        f"{points(height('naive', 'accuracy'))}, and {nats(loss)} nats of test loss of "
+        f"{nats(height('naive', 'loss'))} (n = {accuracy.n} pairs; zero means under {ZERO['accuracy']} points or "
         f"{ZERO['loss']} nats)."
     )
 
@@ -189,8 +189,8 @@ def verdict_table(run: str | None, ids: Sequence[str] | None = None) -> pd.DataF
         if ids is not None and claim.id not in ids:
             continue
         effects = [
-            f"{c.name}{' <small>(decisive)</small>' if c.decisive else ''}: {points(c.effect, signed=True)} {c.unit}, "
-            f"bound {c.above:g}, n = {c.effect.n}: <em>{c.verdict}</em>"
+            f"{c.name}{' <small>(decisive)</small>' if c.decisive else ''}: {_effect(c)}, "
+            f"to lie {c.side} {c.bound:g}, n = {c.effect.n}: <em>{c.verdict}</em>"
             for c in claim.conditions
         ]
         effects += [f"{name}: <em>not measured</em>" for name in claim.missing if claim.conditions]
@@ -205,6 +205,13 @@ def verdict_table(run: str | None, ids: Sequence[str] | None = None) -> pd.DataF
     return pd.DataFrame(rows)
 
 
+def _effect(condition: Condition) -> str:
+    """The effect of a condition with its unit."""
+    if condition.unit == "nats":
+        return f"{nats(condition.effect, signed=True)} nats"
+    return f"{points(condition.effect, signed=True)} {condition.unit}"
+
+
 def barrier_table(run: str) -> pd.DataFrame:
     """Barriers of pairs by both definitions, on both splits, in accuracy and loss, as texts."""
     found = barriers(results.read(run, "accuracy", "paths"))
@@ -215,14 +222,9 @@ def barrier_table(run: str) -> pd.DataFrame:
             one = group[group["metric"] == metric]
             for column, title in (("barrier", "from mean"), ("above_line", "above line")):
                 value = interval(one[column].to_numpy())
-                row[f"{metric}, {title} ({unit})"] = points(value) if metric == "accuracy" else _nats(value)
+                row[f"{metric}, {title} ({unit})"] = points(value) if metric == "accuracy" else nats(value)
         rows.append(row | {"n": len(group) // 2})
     return pd.DataFrame(rows)
-
-
-def _nats(value: Interval) -> str:
-    mean, low, high = (decimal(bound, 3) for bound in (value.mean, value.low, value.high))
-    return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
 
 
 def conditions_table(run: str) -> pd.DataFrame:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from rebasin.lab import results
 from rebasin.lab.statistics import Interval, interval
@@ -16,19 +15,11 @@ from rebasin.lab.statistics import Interval, interval
 FEWEST_FOR_VERDICT = 8
 REPLICATED, NOT_REPLICATED, PARTLY = "replicated", "not replicated", "partly"
 INCONCLUSIVE, NOT_RUN = "inconclusive", "not run yet"
-# What a rule can be about: the notebook and the table that measure it, and the unit of its effect.
-MEASURES = {
-    "accuracy": ("accuracy", "images", "points"),
-    "worst_case": ("attack", "images", "points"),
-    "perturbed": ("perturbations", "images", "points"),
-    "l2_norm": ("regularisation", "nodes", "%"),
-    "lipschitz": ("regularisation", "nodes", "%"),
-}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of a claim: its effect, in points or percent, the bound it is held against, and the verdict.
+    """One condition of a claim: its effect in ``unit``, the bound that it must lie above or below, and the verdict.
 
     A claim whose ``decisive`` condition fails is not replicated, whatever its others say.
     """
@@ -36,7 +27,8 @@ class Condition:
     name: str
     effect: Interval
     unit: str
-    above: float
+    side: str  # above or below
+    bound: float
     decisive: bool
     verdict: str
 
@@ -57,7 +49,7 @@ class Claim:
 
 def stated_claims() -> list[dict[str, Any]]:
     """The claims as book/claims.yml states them."""
-    return yaml.safe_load(results.CLAIMS.read_text())
+    return results.stated()["claims"]
 
 
 def decide(run: str | None) -> list[Claim]:
@@ -79,30 +71,44 @@ def decide(run: str | None) -> list[Claim]:
 
 def _condition(run: str, rule: dict[str, Any]) -> Condition | None:
     """A rule applied to a run; None if the run does not have its measurements."""
-    notebook, table, unit = MEASURES[rule["measure"]]
-    if not results.is_shown(run, notebook):
+    measure = results.stated()["measures"][rule["measure"]]
+    if not results.is_shown(run, measure["notebook"]):
         return None
-    measured = results.read(run, notebook, table)
+    measured = results.read(run, measure["notebook"], measure["table"])
+    where = dict(rule.get("where", {}))
     if "epsilon" in rule:
-        measured = measured[measured["epsilon"] == rule["epsilon"]]
-    if unit == "%":
-        measured = measured[measured["metric"] == rule["measure"]]
-    if not _shared_blocks(measured, rule["contrast"], rule["block"]):
-        return None
-    effect = interval(contrast(measured, rule["contrast"], rule["block"]))
-    if unit == "%":
+        where["epsilon"] = rule["epsilon"]
+    if "block" in rule and measure["unit"] == "%":
+        where["metric"] = rule["measure"]
+    measured = picked(measured, where)
+    if "block" in rule:
+        if not _shared_blocks(measured, rule["contrast"], rule["block"]):
+            return None
+        values = contrast(measured, rule["contrast"], rule["block"])
+    else:
+        values = contrast_of_nodes(measured, rule["contrast"], measure["unit"])
+        if not len(values):
+            return None
+    exact = measure.get("exact", False)
+    effect = Interval(*[float(values.mean())] * 3, len(values)) if exact else interval(values)
+    if measure["unit"] == "%":
         effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
-    verdict = judge(effect, rule["above"])
-    return Condition(rule["name"], effect, unit, rule["above"], rule.get("decisive", False), verdict)
+    side = "above" if "above" in rule else "below"
+    verdict = judge(effect, side, rule[side], exact)
+    return Condition(rule["name"], effect, measure["unit"], side, rule[side], rule.get("decisive", False), verdict)
 
 
-def judge(effect: Interval, above: float) -> str:
-    """Whether the interval lies wholly above the bound, wholly below it, or neither; too few nodes decide nothing."""
-    if effect.n < FEWEST_FOR_VERDICT:
+def judge(effect: Interval, side: str, bound: float, exact: bool = False) -> str:
+    """Whether the interval lies wholly on this side of the bound, wholly on the other, or neither.
+
+    Too few nodes decide nothing, unless what was measured is ``exact`` and no sample.
+    """
+    if effect.n < FEWEST_FOR_VERDICT and not exact:
         return INCONCLUSIVE
-    if effect.low > above:
+    sides = {"above": effect.low > bound, "below": effect.high < bound}
+    if sides.pop(side):
         return REPLICATED
-    return NOT_REPLICATED if effect.high < above else INCONCLUSIVE
+    return NOT_REPLICATED if any(sides.values()) else INCONCLUSIVE
 
 
 def combine(verdicts: Sequence[str], decisive: Sequence[bool]) -> str:
@@ -117,6 +123,29 @@ def combine(verdicts: Sequence[str], decisive: Sequence[bool]) -> str:
     if REPLICATED in verdicts:
         return REPLICATED if set(verdicts) == {REPLICATED} else PARTLY
     return NOT_REPLICATED if NOT_REPLICATED in verdicts else INCONCLUSIVE
+
+
+def picked(measured: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a table whose columns have these values."""
+    for column, value in where.items():
+        measured = measured[measured[column] == value]
+    return measured
+
+
+def contrast_of_nodes(measured: pd.DataFrame, terms: Sequence[dict[str, Any]], unit: str) -> np.ndarray:
+    """A weighted sum of values for each node (n,) that has one for every term, in ``unit``.
+
+    Each term says which values of which columns it is about. A value counts as it is, a share in percentage points, and
+    where the unit is % as its logarithm. Raises ValueError if a node has several values for a term.
+    """
+    scale = {"points": lambda value: 100 * value, "%": np.log}.get(unit, lambda value: value)
+    parts = []
+    for term in terms:
+        rows = picked(measured, {column: value for column, value in term.items() if column != "weight"})
+        if rows["node"].duplicated().any():
+            raise ValueError(f"a node has several values for {term}: they differ in a column that no rule names")
+        parts.append(term["weight"] * scale(rows.set_index("node")["value"].astype(float)))
+    return pd.concat(parts, axis=1, join="inner").sum(axis=1).to_numpy()
 
 
 def contrast(measured: pd.DataFrame, terms: Sequence[dict[str, Any]], block: int) -> np.ndarray:

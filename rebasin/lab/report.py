@@ -67,7 +67,7 @@ def measured_on(run: str, name: str) -> str:
     commit = (made["commit"] or "no commit")[:10] + ("" if made["clean"] else " with uncommitted changes")
     if made["key"] != results.step_key(name, results.declared_parameters(name) | parameters):
         commit += ", the code has changed since"
-    if made["claims"] != results.claims_digest():
+    if made["claims"] != results.claims_digest(name):
         commit += ", the rules of the claims have changed since"
     facts = [
         f"run {run}",
@@ -101,7 +101,16 @@ def table(frame: pd.DataFrame) -> HTML:
 
 def points(value: Interval, signed: bool = False) -> str:
     """An interval in words: ``45.7 [44.9, 46.5]``, the mean alone where there are too few nodes for an interval."""
-    mean, low, high = (decimal(bound, 1, signed) for bound in (value.mean, value.low, value.high))
+    return _interval(value, 1, signed)
+
+
+def nats(value: Interval, signed: bool = False) -> str:
+    """As ``points``, with the three decimals that a loss needs."""
+    return _interval(value, 3, signed)
+
+
+def _interval(value: Interval, places: int, signed: bool) -> str:
+    mean, low, high = (decimal(bound, places, signed) for bound in (value.mean, value.low, value.high))
     return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 
 from rebasin.lab.cache import ROOT, bare_code, code_fingerprint, fingerprint, imported_modules, write_together
 from rebasin.lab.data import Dataset
@@ -73,14 +74,21 @@ def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
         "commit": _git("rev-parse", "HEAD"),
         # An earlier step of the same run may have written its tables: they are no code.
         "clean": _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results") == "",
-        "claims": claims_digest(),
+        "claims": claims_digest(name),
     }
     return Experiment(name, values, time.monotonic(), code)
 
 
-def claims_digest() -> str:
-    """A fingerprint of the file that holds the claims and their rules."""
-    return _digest(CLAIMS)
+def stated() -> dict[str, Any]:
+    """What book/claims.yml states: ``claims``, and the ``measures`` that their rules are about."""
+    return yaml.safe_load(CLAIMS.read_text())
+
+
+def claims_digest(name: str) -> str:
+    """A fingerprint of the rules that the tables of notebook ``name`` decide."""
+    measures = stated()["measures"]
+    rules = [(claim["id"], rule) for claim in stated()["claims"] for rule in claim["conditions"]]
+    return fingerprint(*((claim, rule) for claim, rule in rules if measures[rule["measure"]]["notebook"] == name))
 
 
 def declared_parameters(name: str) -> dict[str, Any]:
