@@ -1,5 +1,6 @@
 """A table is served whole and with its provenance, or refused; a key changes with what a table depends on."""
 
+import dataclasses
 import json
 import platform
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rebasin.lab import cache, results
+from rebasin.lab import cache, report, results
 from rebasin.lab.cache import ROOT
 from rebasin.lab.data import load
 from rebasin.lab.pipeline import STEPS
@@ -342,3 +343,13 @@ def test_a_committed_run_is_whole_and_was_made_from_a_clean_tree(run, monkeypatc
         assert told["clean"] is True, f"{path} was made with uncommitted changes"
         for table in told["tables"]:
             assert len(read(run, name, table)), f"table {table!r} of {path} is empty"
+
+
+def test_tables_of_several_data_sets_or_none_say_so(folder):
+    experiment = results.begin("train", results.declared_parameters("train") | {"run": "mine"})
+    one = load("digits")
+    results.finish(experiment, [one, dataclasses.replace(one, title="Others")], {}, models="two networks")
+    assert provenance("mine", "train")["dataset"]["title"] == "scikit-learn's digits, Others"
+    assert "two networks · scikit-learn&#x27;s digits, Others (" in report.measured_on("mine", "train")
+    results.finish(experiment, [], {}, models="two networks")
+    assert "two networks · no data set · " in report.measured_on("mine", "train")

@@ -63,7 +63,7 @@ def measured_on(run: str, name: str) -> str:
     hardware = made["hardware"]
     machine = hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores"
     parameters = made["parameters"]
-    models = parameters.get("n_models") or parameters.get("condition_models")
+    data = made["dataset"]
     commit = (made["commit"] or "no commit")[:10] + ("" if made["clean"] else " with uncommitted changes")
     if made["key"] != results.step_key(name, results.declared_parameters(name) | parameters):
         commit += ", the code has changed since"
@@ -71,8 +71,8 @@ def measured_on(run: str, name: str) -> str:
         commit += ", the rules of the claims have changed since"
     facts = [
         f"run {run}",
-        f"{models} {parameters['architecture'].upper()}s, {_recipe(parameters)}",
-        f"{made['dataset']['title']} ({made['dataset']['fingerprint']})",
+        made.get("models") or _recipe(parameters),
+        f"{data['title']} ({data['fingerprint']})" if data["name"] else "no data set",
         machine,
         f"commit {commit}",
         made["date"],
@@ -82,8 +82,10 @@ def measured_on(run: str, name: str) -> str:
 
 
 def _recipe(parameters: Mapping[str, Any]) -> str:
-    """How the models were trained, as far as it is one recipe."""
-    told = [f"width {parameters['width']}, {parameters['epochs']} epochs"] if "epochs" in parameters else []
+    """How many models there are, and how they were trained, as far as it is one recipe."""
+    n_models = parameters.get("n_models") or parameters["condition_models"]
+    told = [f"{n_models} {parameters['architecture'].upper()}s"]
+    told += [f"width {parameters['width']}, {parameters['epochs']} epochs"] if "epochs" in parameters else []
     told += [f"batch {parameters['batch_size']}", f"Adam at {parameters['learning_rate']:g}"]
     if "weight_decay" in parameters:
         told += [

@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,12 +126,17 @@ def results_folder() -> Path:
 
 
 def finish(
-    experiment: Experiment, dataset: Dataset, tables: Mapping[str, pd.DataFrame], training_seconds: float = 0.0
+    experiment: Experiment,
+    datasets: Dataset | Sequence[Dataset],
+    tables: Mapping[str, pd.DataFrame],
+    training_seconds: float = 0.0,
+    models: str = "",
 ) -> None:
     """Write the tables as results/<run>/<notebook>-<table>.parquet, and their provenance beside them.
 
-    ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook. All files are
-    written before any takes its place, and the provenance names each table's content: what is read is whole.
+    ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook; ``models`` says
+    in words what they are, where the notebook's parameters do not. All files are written before any takes its place,
+    and the provenance names each table's content: what is read is whole.
     """
     folder = results_folder() / experiment.parameters["run"]
     digests: dict[str, str] = {}
@@ -141,21 +146,30 @@ def finish(
         digests[table] = _digest(path)
 
     def write_provenance(path: Path) -> None:
-        path.write_text(json.dumps(_provenance(experiment, dataset, digests, training_seconds), indent=1) + "\n")
+        made = _provenance(experiment, datasets, digests, training_seconds, models)
+        path.write_text(json.dumps(made, indent=1) + "\n")
 
     writers = {folder / f"{experiment.name}-{table}.parquet": partial(write_table, table) for table in tables}
     write_together(writers | {folder / f"{experiment.name}.json": write_provenance})
 
 
 def _provenance(
-    experiment: Experiment, dataset: Dataset, digests: Mapping[str, str], training_seconds: float
+    experiment: Experiment,
+    datasets: Dataset | Sequence[Dataset],
+    digests: Mapping[str, str],
+    training_seconds: float,
+    models: str,
 ) -> dict[str, Any]:
+    datasets = [datasets] if isinstance(datasets, Dataset) else datasets
     return {
         "notebook": f"notebooks/{experiment.name}.ipynb",
         **experiment.code,
         "parameters": experiment.parameters,
         "tables": dict(digests),
-        "dataset": {"name": dataset.name, "title": dataset.title, "fingerprint": dataset.fingerprint},
+        "models": models,
+        "dataset": {
+            field: ", ".join(getattr(one, field) for one in datasets) for field in ("name", "title", "fingerprint")
+        },
         "date": datetime.date.today().isoformat(),
         "hardware": _hardware(),
         "versions": {

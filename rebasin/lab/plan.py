@@ -1,0 +1,77 @@
+"""A plan of recipes, as a notebook's parameter lists them, and the models trained by each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from rebasin.lab.data import Dataset, load
+from rebasin.lab.models import build
+from rebasin.lab.training import Recipe, train
+
+OWN = ("recipe", "dataset", "epochs", "models")
+# How many models go through at once where an entry does not say.
+CHUNK = 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An entry of a plan: its ``name``, the data set, and ``models`` trained by a recipe to each of the ``epochs``."""
+
+    name: str
+    dataset: str
+    recipe: Recipe
+    epochs: tuple[int, ...]
+    models: int
+    chunk: int = CHUNK
+
+    def columns(self, epochs: int) -> dict[str, Any]:
+        """What a table says of these models after so many epochs: a column for each part of the recipe."""
+        return {"recipe": self.name, "dataset": self.dataset, **asdict(self.recipe), "epochs": epochs}
+
+
+def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
+    """The entries of a plan, each a dict: ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
+
+    Raises ValueError, with the entry's name, for a key that is missing or not known, and as Recipe does.
+    """
+    known = [field.name for field in fields(Recipe)]
+    found = []
+    for entry in entries:
+        name = entry.get("recipe")
+        for key in OWN:
+            if key not in entry:
+                raise ValueError(f"recipe {name!r} of the plan lacks {key!r}")
+        for key in entry:
+            if key not in (*OWN, "chunk", *known):
+                raise ValueError(
+                    f"recipe {name!r} of the plan has an unknown key {key!r}: there are {', '.join(known)}"
+                )
+        recipe = Recipe(**{key: value for key, value in entry.items() if key in known})
+        epochs, chunk = tuple(entry["epochs"]), entry.get("chunk", CHUNK)
+        found.append(Planned(name, entry["dataset"], recipe, epochs, entry["models"], chunk))
+    return found
+
+
+def train_plan(
+    plan: Sequence[Planned], device: str
+) -> Iterator[tuple[Planned, int, Dataset, nn.Module, dict[str, Tensor], float]]:
+    """Train every entry, or read its models from the cache, and yield them at each of its epochs.
+
+    Yields the entry, the epochs, the data set, the model, the weights (models, ...), and the seconds that training took
+    up to there since the epochs before.
+    """
+    open_once = cache(load)
+    for planned in plan:
+        data = open_once(planned.dataset)
+        model = build(planned.recipe.architecture, data, planned.recipe.width)
+        trained = train(planned.recipe, data, planned.models, planned.epochs, device, planned.chunk)
+        seconds, before = float(trained.seconds.sum()), 0
+        for snapshot, epochs in enumerate(planned.epochs):
+            weights = {key: tensor[snapshot] for key, tensor in trained.weights.items()}
+            yield planned, epochs, data, model, weights, seconds * (epochs - before) / planned.epochs[-1]
+            before = epochs

@@ -1,0 +1,43 @@
+"""A plan says in full which models there are, and a mistake in it is told before anything is trained."""
+
+import re
+
+import pytest
+import torch
+
+from rebasin.lab.plan import read_plan, train_plan
+
+ENTRY = {"recipe": "narrow", "dataset": "digits", "epochs": [1, 2], "models": 2, "width": 8, "batch_size": 64}
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_CACHE", str(tmp_path))
+
+
+def test_models_come_at_each_of_their_epochs_with_what_a_table_says_of_them():
+    (planned,) = read_plan([ENTRY])
+    found = list(train_plan([planned], "cpu"))
+    assert [epochs for _, epochs, *_ in found] == [1, 2]
+    for _, epochs, data, model, weights, seconds in found:
+        assert data.name == "digits"
+        assert {key: (2, *tensor.shape) for key, tensor in model.state_dict().items()} == {
+            key: tuple(tensor.shape) for key, tensor in weights.items()
+        }
+        told = planned.columns(epochs)
+        assert (told["recipe"], told["dataset"], told["width"], told["epochs"]) == ("narrow", "digits", 8, epochs)
+        assert seconds > 0
+    assert not torch.equal(found[0][4]["layer1.weight"], found[1][4]["layer1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({key: value for key, value in ENTRY.items() if key != "models"}, "recipe 'narrow' of the plan lacks 'models'"),
+        (ENTRY | {"widht": 8}, "recipe 'narrow' of the plan has an unknown key 'widht': there are architecture, width"),
+        (ENTRY | {"optimiser": "lion"}, "unknown optimiser 'lion': there are adam, sgd"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(entry, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_plan([entry])
