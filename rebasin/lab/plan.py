@@ -35,7 +35,7 @@ class Planned:
 
 
 def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
-    """The entries of a plan, each a dict: ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
+    """The entries of a plan, each each ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
 
     Raises ValueError, with the entry's name, for a key that is missing or not known, and as Recipe does.
     """
