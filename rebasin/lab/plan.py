@@ -14,8 +14,6 @@ from rebasin.lab.models import build
 from rebasin.lab.training import Recipe, train
 
 OWN = ("recipe", "dataset", "epochs", "models")
-# How many models go through at once where an entry does not say.
-CHUNK = 1
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,8 @@ class Planned:
     recipe: Recipe
     epochs: tuple[int, ...]
     models: int
-    chunk: int = CHUNK
+    held_out: int = 0  # training images that no model is trained on
+    chunk: int = 1  # models that go through at once
 
     def columns(self, epochs: int) -> dict[str, Any]:
         """What a table says of these models after so many epochs: a column for each part of the recipe."""
@@ -35,9 +34,9 @@ class Planned:
 
 
 def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
-    """The entries of a plan, each each ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
+    """The entries of a plan, each with ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
 
-    Raises ValueError, with the entry's name, for a key that is missing or not known, and as Recipe does.
+    An entry may have ``held_out`` and ``chunk`` besides. Raises ValueError, with the entry's name, for a key that is missing or not known, and as Recipe does.
     """
     known = [field.name for field in fields(Recipe)]
     found = []
@@ -47,13 +46,13 @@ def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
             if key not in entry:
                 raise ValueError(f"recipe {name!r} of the plan lacks {key!r}")
         for key in entry:
-            if key not in (*OWN, "chunk", *known):
+            if key not in (*OWN, "held_out", "chunk", *known):
                 raise ValueError(
                     f"recipe {name!r} of the plan has an unknown key {key!r}: there are {', '.join(known)}"
                 )
         recipe = Recipe(**{key: value for key, value in entry.items() if key in known})
-        epochs, chunk = tuple(entry["epochs"]), entry.get("chunk", CHUNK)
-        found.append(Planned(name, entry["dataset"], recipe, epochs, entry["models"], chunk))
+        rest = {key: entry[key] for key in ("held_out", "chunk") if key in entry}
+        found.append(Planned(name, entry["dataset"], recipe, tuple(entry["epochs"]), entry["models"], **rest))
     return found
 
 
@@ -67,7 +66,7 @@ def train_plan(
     """
     open_once = cache(load)
     for planned in plan:
-        data = open_once(planned.dataset)
+        data = open_once(planned.dataset, planned.held_out)
         model = build(planned.recipe.architecture, data, planned.recipe.width)
         trained = train(planned.recipe, data, planned.models, planned.epochs, device, planned.chunk)
         seconds, before = float(trained.seconds.sum()), 0
