@@ -36,7 +36,8 @@ class Planned:
 def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
     """The entries of a plan, each with ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
 
-    An entry may have ``held_out`` and ``chunk`` besides. Raises ValueError, with the entry's name, for a key that is missing or not known, and as Recipe does.
+    An entry may have ``held_out`` and ``chunk`` besides. Raises ValueError, with the entry's name, for a key that is
+    missing or not known, and as Recipe does.
     """
     known = [field.name for field in fields(Recipe)]
     found = []
