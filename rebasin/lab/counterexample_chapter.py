@@ -20,8 +20,8 @@ def finding() -> str:
     if share > 0:
         return (
             f"<strong>No permutation connects the two networks</strong>, as the paper says: between the one and each "
-            f"of the {len(barriers)} permutations of the other lies one that misclassifies at least {100 * share:g} % of "
-            f"the square more than they do. The areas are exact, at {points} points of each path."
+            f"of the {len(barriers)} permutations of the other lies one that misclassifies at least {100 * share:g} % "
+            f"of the square more than they do. The areas are exact, at {points} points of each path."
         )
     connecting = " and ".join(barriers[barriers["value"] <= 0]["permutation"])
     return (

@@ -17,7 +17,7 @@ from rebasin.lab.cache import ROOT
 
 STEPS = (
     "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
-    "counterexample",
+    "counterexample", "planted",
 )  # fmt: skip
 PRESETS = ROOT / "presets"
 
