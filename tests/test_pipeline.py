@@ -27,6 +27,7 @@ TABLES = {
     "perturbations": ["curves", "images"],
     "regularisation": ["layers", "nodes", "radii"],
     "autoattack": ["nodes"],
+    "counterexample": ["barriers", "paths", "regions", "smallest"],
 }
 COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
 
