@@ -55,7 +55,16 @@ def prose(page):
     return re.sub(r"`[^`\n]*`|\$[^$\n]*\$", "", text)
 
 
-PAGES = ["index", "hierarchy", "conditions", "robustness", "perturbations", "regularisation", "counterexample"]
+PAGES = [
+    "index",
+    "hierarchy",
+    "conditions",
+    "robustness",
+    "perturbations",
+    "regularisation",
+    "counterexample",
+    "mnist",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -16,8 +16,16 @@ from rebasin.lab import results
 from rebasin.lab.cache import ROOT
 
 STEPS = (
-    "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
+    "train",
+    "merge",
+    "accuracy",
+    "conditions",
+    "attack",
+    "perturbations",
+    "regularisation",
+    "autoattack",
     "counterexample",
+    "mnist",
 )  # fmt: skip
 PRESETS = ROOT / "presets"
 
