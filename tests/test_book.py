@@ -63,6 +63,7 @@ PAGES = [
     "perturbations",
     "regularisation",
     "counterexample",
+    "mnist",
     "planted",
 ]
 

@@ -16,9 +16,18 @@ from rebasin.lab import results
 from rebasin.lab.cache import ROOT
 
 STEPS = (
-    "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
-    "counterexample", "planted",
-)  # fmt: skip
+    "train",
+    "merge",
+    "accuracy",
+    "conditions",
+    "attack",
+    "perturbations",
+    "regularisation",
+    "autoattack",
+    "counterexample",
+    "mnist",
+    "planted",
+)
 PRESETS = ROOT / "presets"
 
 
