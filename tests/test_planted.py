@@ -224,7 +224,7 @@ def test_the_tables_of_a_run(plant):
     assert list(times["seconds"]) == ["0.50", "34", "0.25", "not run"]
     assert list(times["paper's seconds"]) == ["3", "33", "", "194"]
     assert list(times["tracing (s)"]) == ["", "7.2", "7.2", ""]
-    assert times.loc["ResNet50", "each pair"] == "34, 41, 31"
+    assert times.loc["ResNet50", "each pair (s)"] == "34, 41, 31"
     assert planted_chapter.threads_note("mine") == "2 threads of the processor"
 
 
