@@ -56,7 +56,7 @@ def prose(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["index", "hierarchy", "conditions", "robustness", "perturbations", "regularisation", "mnist"]
+    "page", ["index", "hierarchy", "conditions", "robustness", "perturbations", "regularisation", "mnist", "many"]
 )
 def test_no_measured_number_is_typed_into_a_chapter(page):
     found = re.findall(r"\d+[.,]\d+(?: ?%)?|\d+ ?(?:%|percent\b|points\b|nats\b)", prose(page).replace("\n", " "))

@@ -17,7 +17,8 @@ TINY = {
     "l1_strengths": [0.001], "l2_strengths": [], "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
-    "mnist_models": 4, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
+    "mnist_models": 5, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
+    "half_models": 4, "half_epochs": 1, "half_sizes": [2, 4],
 }  # fmt: skip
 TABLES = {
     "train": ["models"],
@@ -29,6 +30,7 @@ TABLES = {
     "regularisation": ["layers", "nodes", "radii"],
     "autoattack": ["nodes"],
     "mnist": ["barriers", "paths"],
+    "many": ["members", "nodes", "reliability"],
 }
 COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
 
@@ -115,7 +117,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         "accuracy": {"run": "mine", "tree_leaves": 4},
         **{step: {"run": "mine", "tree_leaves": 4} for step in COMPARED},
         "conditions": {"run": "mine", "condition_widths": [16]},
-        "mnist": {"run": "mine"},
+        **{step: {"run": "mine"} for step in ("mnist", "many")},
     }
 
 
@@ -160,6 +162,8 @@ def test_a_second_run_has_nothing_to_do(copied, executed, capsys):
     [
         ({"barrier_points": 5}, ["accuracy", "mnist"]),
         ({"straight_through_epochs": 2}, ["mnist"]),
+        ({"mnist_epochs": [1]}, ["mnist", "many"]),
+        ({"half_sizes": [4]}, ["many"]),
         ({"tree_leaves": 2}, ["merge", "accuracy", *COMPARED]),
         ({"condition_epochs": [1]}, ["conditions"]),
         ({"epochs": 3}, ["train", "merge", "accuracy", *COMPARED]),

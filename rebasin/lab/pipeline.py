@@ -16,7 +16,8 @@ from rebasin.lab import results
 from rebasin.lab.cache import ROOT
 
 STEPS = (
-    "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack", "mnist",
+    "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
+    "mnist", "many",
 )  # fmt: skip
 PRESETS = ROOT / "presets"
 
