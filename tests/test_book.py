@@ -65,6 +65,7 @@ PAGES = [
     "counterexample",
     "mnist",
     "planted",
+    "many",
 ]
 
 

@@ -19,6 +19,8 @@ TINY = {
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
     "mnist_models": 4, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
     "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
+    "mnist_models": 5, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
+    "half_models": 4, "half_epochs": 1, "half_sizes": [2, 4],
 }  # fmt: skip
 TABLES = {
     "train": ["models"],
@@ -32,6 +34,7 @@ TABLES = {
     "counterexample": ["barriers", "paths", "regions", "smallest"],
     "mnist": ["barriers", "paths"],
     "planted": ["recovered", "times"],
+    "many": ["members", "nodes", "reliability"],
 }
 COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
 
@@ -121,6 +124,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         "mnist": {"run": "mine"},
         "counterexample": {"run": "mine"},
         "planted": {"run": "mine"},
+        **{step: {"run": "mine"} for step in ("mnist", "many")},
     }
 
 
@@ -165,6 +169,8 @@ def test_a_second_run_has_nothing_to_do(copied, executed, capsys):
     [
         ({"barrier_points": 5}, ["accuracy", "mnist"]),
         ({"straight_through_epochs": 2}, ["mnist"]),
+        ({"mnist_epochs": [1]}, ["mnist", "many"]),
+        ({"half_sizes": [4]}, ["many"]),
         ({"tree_leaves": 2}, ["merge", "accuracy", *COMPARED]),
         ({"condition_epochs": [1]}, ["conditions"]),
         ({"epochs": 3}, ["train", "merge", "accuracy", *COMPARED, "planted"]),

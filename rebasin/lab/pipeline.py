@@ -27,7 +27,7 @@ STEPS = (
     "counterexample",
     "mnist",
     "planted",
-)
+    "many",
 PRESETS = ROOT / "presets"
 
 
