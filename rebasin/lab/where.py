@@ -115,8 +115,8 @@ def mender(model: nn.Module, inputs: Tensor) -> Callable[[Weights, Weights], dic
 
     REPAIR makes what a batch norm gives right by its weight and bias, whatever its running statistics: in a merge these
     are means of the parents', too wide for units that vary less. The weight would make up for that by a factor, which
-    the next stage averages with another merge's. So they are measured anew first, before REPAIR; what it then changes in
-    the layers before a norm is all that is left for the norm's weight to make up for.
+    the next stage averages with another merge's. So they are measured anew first; what REPAIR changes in the layers
+    before a norm is all that is left for its weight to make up for.
     """
     has_statistics = any(name.endswith("running_var") for name in model.state_dict())
 
