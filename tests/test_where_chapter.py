@@ -60,34 +60,32 @@ def plant(*args, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("merged", "end", "counts"),
+    ("merged", "end", "as_merged", "repaired"),
     [
-        (
-            {8: GROWING, 16: STEADY},
-            GROWING,
-            "as merged in 6, and behind in none</strong>; after REPAIR at the end in 6",
-        ),
-        (
-            {8: BEHIND, 16: BEHIND},
-            BEHIND,
-            "as merged in none, and behind in 6</strong>; after REPAIR at the end in none, ",
-        ),
-        ({8: GROWING, 16: BEHIND}, STEADY, "as merged in 3, and behind in 3</strong>; after REPAIR at the end in 6"),
-        ({8: (0, 0, 0), 16: (0, 0, 0)}, BEHIND, "as merged in none, and behind in none</strong>; after REPAIR"),
+        ({8: GROWING, 16: STEADY}, GROWING, ("6", "6", "none"), ("6", "6", "none")),
+        ({8: BEHIND, 16: BEHIND}, BEHIND, ("none", "none", "6"), ("none", "none", "6")),
+        ({8: GROWING, 16: BEHIND}, STEADY, ("3", "3", "3"), ("6", "6", "none")),
+        ({8: (0.01, 0.01, 0.01), 16: (-0.01, 0, -1)}, BEHIND, ("3", "none", "1"), ("none", "none", "6")),
     ],
-    ids=["everywhere", "nowhere", "in some", "cannot be told"],
+    ids=["everywhere", "nowhere", "in some", "only in the mean"],
 )
-def test_the_finding_counts_where_the_hierarchy_is_ahead_for_certain_and_where_behind(merged, end, counts):
+def test_the_finding_counts_where_the_hierarchy_is_ahead_and_behind(merged, end, as_merged, repaired):
     plant(merged, end)
-    start = "<strong>Of 6 comparisons, the hierarchy is ahead of MergeMany for certain "
-    found = chapter.where_finding()
-    assert found.startswith(start + counts)
-    assert "(run mine). A comparison is one of 2 conditions" in found and "95 % interval" in found
+
+    def told(ahead, certain, behind):
+        return f"in {ahead} of 6 comparisons, for certain in {certain}, and MergeMany for certain in {behind}"
+
+    assert chapter.where_finding().startswith(
+        f"<strong>As merged, the hierarchy is ahead of MergeMany {told(*as_merged)}</strong>; after REPAIR at the end "
+        f"{told(*repaired)}; with REPAIR at every stage of the hierarchy {told('6', '6', 'none')} (run mine). A "
+        "comparison is one of 2 conditions at one number of leaves. Of these, 6 have 4 groups of networks or more"
+    )
 
 
 def test_what_has_too_few_groups_for_an_interval_is_no_comparison():
     plant({8: GROWING}, models=16)
-    assert chapter.where_finding().startswith("<strong>Of 2 comparisons, ")
+    assert "in 3 of 3 comparisons, for certain in 2, and MergeMany for certain in none" in chapter.where_finding()
+    assert "Of these, 2 have 4 groups of networks or more" in chapter.where_finding()
     table = chapter.counts_table("mine").set_index(["", "models"])
     assert list(table.loc[("as merged", 4)]) == ["1 of 1", "1 of 1", "0 of 1"]
     assert list(table.loc[("as merged", 8)]) == ["1 of 1", "–", "–"]
@@ -105,28 +103,27 @@ def test_too_few_networks_everywhere_are_said_to_be_too_few():
     )
 
 
-LABEL = "digits, 3 epochs, MLP, 3 hidden layers, width 8"
-
-
 @pytest.mark.parametrize(
-    ("merged", "told"),
+    ("merged", "grows", "certain"),
     [
-        (GROWING, f"as merged in 1 ({LABEL}), for certain at one doubling or more in 1"),
-        (STEADY, "as merged in none, for certain at one doubling or more in none"),
-        (SHRINKING, "as merged in none, for certain at one doubling or more in none"),
-        (BEHIND, "as merged in none, for certain at one doubling or more in none"),
-        ((-4, -2, -1), "as merged in none, for certain at one doubling or more in none"),
-        ((1, 4, 2), "as merged in none, for certain at one doubling or more in 1"),
-        ((0.01, 0.02, 0.03), f"as merged in 1 ({LABEL}), for certain at one doubling or more in none"),
+        (GROWING, True, "1"),
+        (STEADY, False, "none"),
+        (SHRINKING, False, "none"),
+        (BEHIND, False, "none"),
+        ((-4, -2, -1), False, "none"),
+        ((1, 4, 2), False, "1"),
+        ((0.01, 0.02, 0.03), True, "none"),
     ],
     ids=["grows", "does not", "shrinks", "falls behind", "catches up", "grows once", "grows by chance"],
 )
-def test_the_gap_is_said_to_grow_only_where_the_hierarchy_is_ahead_and_more_so_each_time(merged, told):
+def test_the_gap_is_said_to_grow_only_where_the_hierarchy_is_ahead_and_more_so_each_time(merged, grows, certain):
     plant({8: merged})
-    start = (
-        "<strong>Of 1 conditions, the hierarchy is in the mean ahead, and by more with every doubling of the models, "
+    listed = "1 (digits, 3 epochs, MLP, 3 hidden layers, width 8)" if grows else "none"
+    assert chapter.growth_finding() == (
+        "<strong>Of the 1 conditions, it is ahead, and by more with every doubling of the models, in "
+        f"{listed} as merged</strong>, in none after REPAIR at the end, in none with REPAIR at every stage. At one "
+        f"doubling or more that is certain in {certain}, none and none."
     )
-    assert chapter.growth_finding().startswith(f"{start}{told}</strong>; after REPAIR at the end in none, ")
 
 
 def test_growth_compares_a_group_with_its_own_two_halves():

@@ -12,12 +12,6 @@ from rebasin.lab.report import decimal, points, runs
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from rebasin.lab.where_figures import GAPS, conditions, gap, growth, percent, sizes_of
 
-IN_TEXT = {
-    "as merged": "as merged",
-    "REPAIR at the end": "after REPAIR at the end",
-    "REPAIR at every stage": "with REPAIR at every stage of the hierarchy",
-}
-
 
 def where_finding() -> str:
     """In how many comparisons the hierarchy is ahead of MergeMany for certain, and behind, as merged and mended."""
@@ -32,16 +26,23 @@ def where_finding() -> str:
             f"<strong>Run {run} has too few networks to tell the hierarchy from MergeMany for certain</strong>: "
             f"{most} groups at most of one recipe, {FEWEST_FOR_INTERVAL} are needed."
         )
-    counts = {kind: _certain(bounds) for kind, bounds in gaps.items()}
-    told = [
-        f"{IN_TEXT[kind]} in {ahead or 'none'}, and behind in {behind or 'none'}"
-        for kind, (ahead, behind, _) in counts.items()
-    ]
+    merged, at_the_end, at_every_stage = (_counts(bounds) for bounds in gaps.values())
+    sure = sum(bound.n >= FEWEST_FOR_INTERVAL for bound in gaps["as merged"])
     return (
-        f"<strong>Of {counts['as merged'][2]} comparisons, the hierarchy is ahead of MergeMany for certain {told[0]}"
-        f"</strong>; {'; '.join(told[1:])} (run {run}). A comparison is one of {len(found)} conditions at one number "
-        f"of leaves that it has {FEWEST_FOR_INTERVAL} groups or more of; it is certain where the 95 % interval over "
-        "groups does not hold zero."
+        f"<strong>As merged, the hierarchy is ahead of MergeMany in {merged}</strong>; after REPAIR at the end in "
+        f"{at_the_end}; with REPAIR at every stage of the hierarchy in {at_every_stage} (run {run}). A comparison is "
+        f"one of {len(found)} conditions at one number of leaves. Of these, {sure} have {FEWEST_FOR_INTERVAL} groups of "
+        "networks or more, and so a 95 % interval; what is certain has one that does not hold zero."
+    )
+
+
+def _counts(gaps: list[Interval]) -> str:
+    """In how many comparisons the one is ahead, and for certain, and for certain the other."""
+    ahead, behind, _ = _certain(gaps)
+    mean = sum(gap.mean > 0 for gap in gaps)
+    return (
+        f"{mean or 'none'} of {len(gaps)} comparisons, for certain in {ahead or 'none'}, and MergeMany for certain in "
+        f"{behind or 'none'}"
     )
 
 
@@ -50,16 +51,15 @@ def growth_finding() -> str:
     if not runs("where"):
         return ""
     found = _found(runs("where")[0])
-    told = []
+    told, certain = [], []
     for kind in GAPS:
         growing = [", ".join(label) for label, condition in found.items() if _grows(condition, kind)]
-        listed = f" ({'; '.join(growing)})" if growing else ""
-        told.append(f"{IN_TEXT[kind]} in {len(growing) or 'none'}{listed}")
-        certain = sum(_grows_for_certain(condition, kind) for condition in found.values())
-        told[-1] += f", for certain at one doubling or more in {certain or 'none'}"
+        told.append(f"in {len(growing) or 'none'}" + (f" ({'; '.join(growing)})" if growing else ""))
+        certain.append(str(sum(_grows_for_certain(condition, kind) for condition in found.values()) or "none"))
     return (
-        f"<strong>Of {len(found)} conditions, the hierarchy is in the mean ahead, and by more with every doubling of "
-        f"the models, {told[0]}</strong>; {'; '.join(told[1:])}."
+        f"<strong>Of the {len(found)} conditions, it is ahead, and by more with every doubling of the models, {told[0]} "
+        f"as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every stage. At one doubling or "
+        f"more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
     )
 
 
@@ -115,7 +115,7 @@ def _given_back(run: str) -> pd.DataFrame:
     rows = []
     for label, condition in _found(run).items():
         size = sizes_of(condition)[-1]
-        row = {"condition": ", ".join(label), "models": size}
+        row = {"condition": "<br>".join(label).replace(" ", "&nbsp;"), "models": size}
         unmerged = percent(condition, "unmerged", "none", 1).mean()
         for algorithm, mended in (("tree", "end"), ("tree", "every stage"), ("merge_many", "end"), ("naive", "end")):
             plain = percent(condition, algorithm, "none", size).mean()
@@ -151,7 +151,8 @@ def gaps_table(run: str) -> pd.DataFrame:
     rows = []
     for label, condition in _found(run).items():
         for size in sizes_of(condition):
-            row = {"condition": ", ".join(label), "models": size}
+            told = "<br>".join(label).replace(" ", "&nbsp;") if size == sizes_of(condition)[0] else ""
+            row = {"condition": told, "models": size}
             row["unmerged"] = decimal(percent(condition, "unmerged", "none", 1).mean(), 1)
             for kind, (tree, many) in GAPS.items():
                 bound = interval(gap(condition, kind, size))
