@@ -66,6 +66,7 @@ PAGES = [
     "mnist",
     "planted",
     "many",
+    "where",
 ]
 
 

@@ -14,6 +14,9 @@ TINY = {
     "run": "tiny", "n_models": 8, "tree_leaves": 4, "many_leaves": 4, "epochs": 2, "width": 16, "barrier_points": 3,
     "barrier_images": 100, "barrier_pairs": 2, "condition_models": 8, "condition_widths": [16],
     "condition_epochs": [2], "condition_weight_decays": [0.0], "condition_initials": ["torch"], "repair_images": 100,
+    "where_sizes": [2, 4], "where_test_images": 100, "where_recipes": [
+        {"recipe": "tiny", "dataset": "digits", "epochs": [2], "models": 4, "width": 16, "batch_size": 64},
+    ],
     "l1_strengths": [0.001], "l2_strengths": [], "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
@@ -27,6 +30,7 @@ TABLES = {
     "merge": ["nodes"],
     "accuracy": ["images", "nodes", "paths"],
     "conditions": ["conditions"],
+    "where": ["nodes"],
     "attack": ["checks", "clean", "curves", "images", "transfer"],
     "perturbations": ["curves", "images"],
     "regularisation": ["layers", "nodes", "radii"],
@@ -125,6 +129,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         "counterexample": {"run": "mine"},
         "planted": {"run": "mine"},
         **{step: {"run": "mine"} for step in ("mnist", "many")},
+        "where": {"run": "mine"},
     }
 
 

@@ -15,7 +15,6 @@ import yaml
 from rebasin.lab import results
 from rebasin.lab.cache import ROOT
 
-STEPS = (
     "train",
     "merge",
     "accuracy",
@@ -28,6 +27,7 @@ STEPS = (
     "mnist",
     "planted",
     "many",
+    "where",
 PRESETS = ROOT / "presets"
 
 
