@@ -15,7 +15,9 @@ import yaml
 from rebasin.lab import results
 from rebasin.lab.cache import ROOT
 
-STEPS = ("train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack")
+STEPS = (
+    "train", "merge", "accuracy", "conditions", "barriers", "attack", "perturbations", "regularisation", "autoattack",
+)  # fmt: skip
 PRESETS = ROOT / "presets"
 
 
