@@ -28,6 +28,7 @@ from rebasin.lab.cache import ROOT
     "planted",
     "many",
     "where",
+    "barriers",
 PRESETS = ROOT / "presets"
 
 
