@@ -20,7 +20,6 @@ TINY = {
     "l1_strengths": [0.001], "l2_strengths": [], "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
-    "mnist_models": 4, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
     "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
     "mnist_models": 5, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
     "half_models": 4, "half_epochs": 1, "half_sizes": [2, 4],

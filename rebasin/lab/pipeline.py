@@ -15,20 +15,10 @@ import yaml
 from rebasin.lab import results
 from rebasin.lab.cache import ROOT
 
-    "train",
-    "merge",
-    "accuracy",
-    "conditions",
-    "attack",
-    "perturbations",
-    "regularisation",
-    "autoattack",
-    "counterexample",
-    "mnist",
-    "planted",
-    "many",
-    "where",
-    "barriers",
+STEPS = (
+    "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
+    "planted", "mnist", "many", "barriers", "counterexample", "where",
+)  # fmt: skip
 PRESETS = ROOT / "presets"
 
 

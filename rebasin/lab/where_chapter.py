@@ -31,8 +31,8 @@ def where_finding() -> str:
     return (
         f"<strong>As merged, the hierarchy is ahead of MergeMany in {merged}</strong>; after REPAIR at the end in "
         f"{at_the_end}; with REPAIR at every stage of the hierarchy in {at_every_stage} (run {run}). A comparison is "
-        f"one of {len(found)} conditions at one number of leaves. Of these, {sure} have {FEWEST_FOR_INTERVAL} groups of "
-        "networks or more, and so a 95 % interval; what is certain has one that does not hold zero."
+        f"one of {len(found)} conditions at one number of leaves. Of these, {sure} have {FEWEST_FOR_INTERVAL} groups "
+        "of networks or more, and so a 95 % interval; what is certain has one that does not hold zero."
     )
 
 
@@ -57,9 +57,9 @@ def growth_finding() -> str:
         told.append(f"in {len(growing) or 'none'}" + (f" ({'; '.join(growing)})" if growing else ""))
         certain.append(str(sum(_grows_for_certain(condition, kind) for condition in found.values()) or "none"))
     return (
-        f"<strong>Of the {len(found)} conditions, it is ahead, and by more with every doubling of the models, {told[0]} "
-        f"as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every stage. At one doubling or "
-        f"more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
+        f"<strong>Of the {len(found)} conditions, it is ahead, and by more with every doubling of the models, "
+        f"{told[0]} as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every stage. At one "
+        f"doubling or more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
     )
 
 
