@@ -58,8 +58,8 @@ def growth_finding() -> str:
         certain.append(str(sum(_grows_for_certain(condition, kind) for condition in found.values()) or "none"))
     return (
         f"<strong>Of the {len(found)} conditions, it is ahead, and by more with every doubling of the models, "
-        f"{told[0]} as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every stage. At one "
-        f"doubling or more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
+        f"{told[0]} as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every stage. At "
+        f"one doubling or more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
     )
 
 
