@@ -350,6 +350,14 @@ def test_without_a_run_no_claim_was_run_yet():
     assert {(claim.verdict, claim.conditions) for claim in decided} == {(NOT_RUN, ())}
 
 
+def test_the_claims_are_read_once_for_all_verdicts(monkeypatch):
+    # Reading YAML takes a tenth of a second, and there are dozens of conditions.
+    read, stated = [], results.stated
+    monkeypatch.setattr(results, "stated", lambda: read.append(1) or stated())
+    decide("mine")
+    assert len(read) == 1
+
+
 @pytest.mark.parametrize(
     ("accuracy", "trees", "verdicts"),
     [

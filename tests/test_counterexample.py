@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from fractions import Fraction
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ import torch
 from torch.func import functional_call
 
 from rebasin.lab import counterexample, counterexample_chapter, counterexample_figures, report, results
+from rebasin.lab.cache import ROOT
 from rebasin.lab.claims import REPLICATED, decide
 from rebasin.lab.counterexample import (
     LAMS,
@@ -226,6 +228,17 @@ def test_the_figures_show_every_permutation(paths):
     ):
         assert themed(draw, "alt").data.count("<img ") == 2
     assert plt.get_fignums() == []
+
+
+def test_the_chapter_prints_the_networks_that_are_computed():
+    text = (ROOT / "book" / "counterexample.md").read_text()
+    printed = re.findall(r"&= \\begin\{pmatrix\} (.*?) \\end\{pmatrix\}", text)
+    rows = [[[int(part) for part in row.split("&")] for row in matrix.split(r"\\")] for matrix in printed]
+    for network, (w1, b1, w2, b2) in ((A, rows[:4]), (B, rows[4:])):
+        first, second, last = (list(map(list, layer)) for layer in network)
+        assert first == [w + b for w, b in zip(w1, b1, strict=True)]
+        assert second == [w + b for w, b in zip(w2, b2, strict=True)]
+        assert last == [[-1, -1, 0]]
 
 
 def test_every_order_of_the_units_is_tried():

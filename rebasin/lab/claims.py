@@ -58,9 +58,10 @@ def decide(run: str | None) -> list[Claim]:
     A condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
     """
     decided = []
-    for stated in stated_claims():
+    book = results.stated()  # once: reading YAML is slow
+    for stated in book["claims"]:
         rules = stated.pop("conditions")
-        found = [None if run is None else _condition(run, rule) for rule in rules]
+        found = [None if run is None else _condition(run, rule, book["measures"][rule["measure"]]) for rule in rules]
         conditions = tuple(condition for condition in found if condition is not None)
         missing = tuple(rule["name"] for rule, condition in zip(rules, found, strict=True) if condition is None)
         verdicts = [c.verdict for c in conditions] + [INCONCLUSIVE] * (len(missing) if conditions else 0)
@@ -69,9 +70,8 @@ def decide(run: str | None) -> list[Claim]:
     return decided
 
 
-def _condition(run: str, rule: dict[str, Any]) -> Condition | None:
-    """A rule applied to a run; None if the run does not have its measurements."""
-    measure = results.stated()["measures"][rule["measure"]]
+def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condition | None:
+    """A rule about a measure applied to a run; None if the run does not have its measurements."""
     if not results.is_shown(run, measure["notebook"]):
         return None
     measured = results.read(run, measure["notebook"], measure["table"])

@@ -19,9 +19,10 @@ def finding() -> str:
     share, points = smallest["value"].item(), paths["lam"].nunique()
     if share > 0:
         return (
-            f"<strong>No permutation connects the two networks</strong>, as the paper says: between the one and each "
-            f"of the {len(barriers)} permutations of the other lies one that misclassifies at least {100 * share:g} % "
-            f"of the square more than they do. The areas are exact, at {points} points of each path."
+            f"<strong>No permutation connects the two networks</strong>, as the paper says: on the straight line from "
+            f"the one to each of the {len(barriers)} permutations of the other, some network misclassifies at least "
+            f"{100 * share:g} % of the square more than the ends do. The areas are exact, at {points} points of each "
+            "path."
         )
     connecting = " and ".join(barriers[barriers["value"] <= 0]["permutation"])
     return (

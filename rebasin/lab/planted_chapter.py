@@ -78,7 +78,7 @@ def _ties(found: pd.DataFrame) -> str:
     """Whether the permutation is the planted one, or only one that gives the same weights."""
     tied = int((found["ties"] > 0).sum())
     if not tied:
-        return "Wherever the weights are found again, so is the permutation itself: no two units were equal."
+        return "Wherever the weights are found again, so is the permutation itself: no unit stands in another's place."
     return (
         f"In {tied} of them some units stand in other places, since their weights are equal: the network is the same."
     )
