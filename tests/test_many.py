@@ -195,9 +195,8 @@ FEW = "This run has too few groups of five to say whether merging them lowers th
         ({"groups": 7}, FEW + "(n = 7, 8 are needed): "),
         (
             {"groups": 1, "loss": 0.5, "price": 0.01},
-            FEW
-            + "(n = 1, 8 are needed): MergeMany changes it by −50.0 %, in the paper by −43.8 %, and costs 1.00 points "
-            "of accuracy, in the paper 0.29 (n = 1).",
+            FEW + "(n = 1, 8 are needed): MergeMany changes it by −50.0 %, in the paper's table by −43.8 %, and costs "
+            "1.00 points of accuracy, in the paper 0.29 (n = 1).",
         ),
     ],
     ids=["lower", "higher", "open", "seven", "one"],

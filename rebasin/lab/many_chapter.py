@@ -60,7 +60,7 @@ def five_finding(nodes: pd.DataFrame) -> str:
             "Whether five networks merged into one have a lower test loss is not decided</strong>",
         )  # fmt: skip
     return (
-        f"<strong>{opening}: MergeMany changes it by {points(change, signed=True)} %, in the paper by "
+        f"<strong>{opening}: MergeMany changes it by {points(change, signed=True)} %, in the paper's table by "
         f"{decimal(theirs, 1, signed=True)} %, and costs {hundredths(lost)} points of accuracy, in the paper "
         f"{price:.2f} (n = {change.n})."
     )
