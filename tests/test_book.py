@@ -55,9 +55,22 @@ def prose(page):
     return re.sub(r"`[^`\n]*`|\$[^$\n]*\$", "", text)
 
 
-@pytest.mark.parametrize(
-    "page", ["index", "hierarchy", "conditions", "where", "robustness", "perturbations", "regularisation"]
-)
+PAGES = [
+    "index",
+    "hierarchy",
+    "conditions",
+    "robustness",
+    "perturbations",
+    "regularisation",
+    "counterexample",
+    "mnist",
+    "planted",
+    "many",
+    "where",
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_no_measured_number_is_typed_into_a_chapter(page):
     found = re.findall(r"\d+[.,]\d+(?: ?%)?|\d+ ?(?:%|percent\b|points\b|nats\b)", prose(page).replace("\n", " "))
     assert set(found) <= ALLOWED, found

@@ -15,7 +15,10 @@ import yaml
 from rebasin.lab import results
 from rebasin.lab.cache import ROOT
 
-STEPS = ("train", "merge", "accuracy", "conditions", "where", "attack", "perturbations", "regularisation", "autoattack")
+STEPS = (
+    "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
+    "planted", "mnist", "many", "barriers", "counterexample", "where",
+)  # fmt: skip
 PRESETS = ROOT / "presets"
 
 

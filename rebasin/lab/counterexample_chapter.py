@@ -1,0 +1,65 @@
+"""What the chapter on the counterexample says, made from results: no number is typed."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from rebasin.lab import report, results
+from rebasin.lab.report import decimal
+
+
+def finding() -> str:
+    """Whether some permutation connects the two networks, and what the smallest barrier is."""
+    if not report.runs("counterexample"):
+        return "The counterexample was not computed yet."
+    run = report.runs("counterexample")[0]
+    barriers, paths, smallest = (
+        results.read(run, "counterexample", table) for table in ("barriers", "paths", "smallest")
+    )
+    share, points = smallest["value"].item(), paths["lam"].nunique()
+    if share > 0:
+        return (
+            f"<strong>No permutation connects the two networks</strong>, as the paper says: between the one and each "
+            f"of the {len(barriers)} permutations of the other lies one that misclassifies at least {100 * share:g} % "
+            f"of the square more than they do. The areas are exact, at {points} points of each path."
+        )
+    connecting = " and ".join(barriers[barriers["value"] <= 0]["permutation"])
+    return (
+        f"<strong>A permutation connects the two networks</strong>, against the paper: {connecting}, at all "
+        f"{points} points of its path. The areas are exact."
+    )
+
+
+def matched_finding() -> str:
+    """Which permutation weight matching finds, and whether the library's networks are the ones computed here."""
+    if not report.runs("counterexample"):
+        return ""
+    barriers = results.read(report.runs("counterexample")[0], "counterexample", "barriers")
+    found = barriers[barriers["matched"]].iloc[0]
+    nearest = found["inner_product"] == barriers["inner_product"].max()
+    same = int(barriers["same"].sum())
+    return (
+        f"Weight matching finds {found['permutation']}, {'the' if nearest else 'not the'} nearest to A by the inner "
+        f"product of the weights; the barrier on its path is {100 * found['value']:g} % of the square. "
+        f"{same} of the {len(barriers)} permuted networks that the library makes are, to the last bit, those that the "
+        "areas were computed for."
+    )
+
+
+def table(run: str) -> pd.DataFrame:
+    """A row for each permutation, as texts: barrier, where its path is worst, and the inner product with A."""
+    barriers, paths = (results.read(run, "counterexample", name) for name in ("barriers", "paths"))
+    rows = []
+    for row in barriers.itertuples():
+        path = paths[paths["node"] == row.node]
+        wrong = path[path["value"] == path["value"].max()]["lam"]
+        lams = f"{wrong.min():.2f}" if len(wrong) == 1 else f"{wrong.min():.2f} to {wrong.max():.2f}"
+        rows.append(
+            {
+                "order of the units": f"<strong>{row.permutation}</strong>" if row.matched else row.permutation,
+                "barrier (% of the square)": f"{100 * row.value:g}",
+                "most is misclassified at λ": lams,
+                "inner product with A": decimal(row.inner_product, 0),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,54 @@
+"""What lies on the straight line between the two networks of a pair, and how high its barriers are."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from rebasin.lab.data import Split
+from rebasin.lab.evaluation import barrier, evaluate_path
+from rebasin.permutation import Weights
+
+PATH = ["algorithm", "epochs", "node", "n_leaves", "split"]
+
+
+def walk(
+    model: nn.Module, a: Weights, b: Weights, lams: Tensor, splits: dict[str, Split], device: str, chunk: int
+) -> pd.DataFrame:
+    """Loss and accuracy along the lines from ``a`` to ``b`` (pairs, ...): node, split, lam, metric and value."""
+    rows = []
+    for split, images in splits.items():
+        for metric, values in zip(
+            ("accuracy", "loss"), evaluate_path(model, a, b, lams, images, device, chunk), strict=True
+        ):
+            rows += [
+                (node, 2, split, lam, metric, value)
+                for node, along in enumerate(values.tolist())
+                for lam, value in zip(lams.tolist(), along, strict=True)
+            ]
+    return pd.DataFrame(rows, columns=["node", "n_leaves", "split", "lam", "metric", "value"])
+
+
+def barriers(paths: pd.DataFrame) -> pd.DataFrame:
+    """The barriers of every path: one row for each path and metric.
+
+    ``loss_barrier`` and ``accuracy_barrier`` are measured from the mean of the ends, ``loss_above_line`` and
+    ``accuracy_above_line`` from the line between them, all positive where the path is worse; ``loss_gain`` is the
+    smaller of the ends' losses minus the midpoint's. Nats, and shares of the images. Raises ValueError where the
+    midpoint is not among the points.
+    """
+    rows = []
+    for metric, part in paths.groupby("metric"):
+        table = part.pivot(index=PATH, columns="lam", values="value")
+        if 0.5 not in table.columns:
+            raise ValueError("the midpoint is not among the points of the paths: take an odd number of them")
+        values = torch.from_numpy(table.to_numpy(copy=True)) * (-1 if metric == "accuracy" else 1)
+        from_mean, above_line = barrier(values, torch.tensor(table.columns.to_numpy(copy=True)))
+        found = {f"{metric}_barrier": from_mean, f"{metric}_above_line": above_line}
+        if metric == "loss":
+            ends = torch.minimum(values[:, 0], values[:, -1])
+            found["loss_gain"] = ends - values[:, list(table.columns).index(0.5)]
+        for name, each in found.items():
+            rows.append(table.index.to_frame(index=False).assign(metric=name, value=each.numpy()))
+    return pd.concat(rows, ignore_index=True)

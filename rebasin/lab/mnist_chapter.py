@@ -1,0 +1,200 @@
+"""What the chapter on pairs of MNIST networks says: sentences and tables made from notebooks/mnist.ipynb's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from rebasin.lab import report, results
+from rebasin.lab.chapter import ZERO
+from rebasin.lab.claims import FEWEST_FOR_VERDICT
+from rebasin.lab.matched import ALGORITHMS
+from rebasin.lab.report import nats, points
+from rebasin.lab.statistics import Interval, interval
+
+WAYS = {"weights": "by weights", "activations": "by activations", "straight-through": "straight through"}
+# What the paper says of each, and of the barrier after so many epochs, the latter read off its plot code.
+PAPER = {
+    "naive": "–",
+    "weights": "zero",
+    "activations": "zero, a little worse than the others",
+    "straight-through": "zero",
+}
+PAPER_EPOCHS = {1: "about 0.6"}
+PAPER_STRAIGHT_THROUGH = 250  # epochs, in the authors' code
+NAMES = {"naive": "as they are", **WAYS}
+UNITS = {"loss": "nats of test loss", "accuracy": "points of test accuracy"}
+
+
+def findings() -> dict[str, str]:
+    """The chapter's findings, a paragraph each, by name."""
+    if not report.runs("mnist"):
+        return {"loss": "Not run yet.", **dict.fromkeys(("accuracy", "midpoint", "epochs", "straight_through"), "")}
+    run = report.shown_run("mnist")
+    barriers = results.read(run, "mnist", "barriers")
+    return {
+        "loss": barrier_finding(barriers, "loss"),
+        "accuracy": barrier_finding(barriers, "accuracy"),
+        "midpoint": midpoint_finding(barriers),
+        "epochs": epochs_finding(barriers),
+        "straight_through": straight_through_note(results.provenance(run, "mnist")["parameters"]),
+    }
+
+
+def barrier_finding(barriers: pd.DataFrame, metric: str) -> str:
+    """Whether the barrier in ``metric`` (loss or accuracy) is zero after the last epoch, and for which matchers."""
+    last = barriers["epochs"].max()
+    found = {algorithm: height(barriers, algorithm, f"{metric}_barrier", last) for algorithm in ALGORITHMS}
+    states = {algorithm: state(found[algorithm], metric) for algorithm in WAYS}
+    n = found["weights"].n
+    if n < FEWEST_FOR_VERDICT:
+        opening = (
+            f"This run has too few pairs to say whether matching removes the barrier in {metric}</strong> "
+            f"(n = {n}, {FEWEST_FOR_VERDICT} are needed)"
+        )
+    elif len(set(states.values())) == 1:
+        opening = {
+            "gone": f"All three matchers remove the barrier in {metric}</strong>",
+            "there": f"No matcher removes the barrier in {metric}</strong>",
+            "open": f"Whether any matcher removes the barrier in {metric} is not decided</strong>",
+        }[states["weights"]]
+        # Of accuracy the paper defines no barrier.
+        opening += {"gone": ", as the paper says", "there": ", against the paper"}.get(
+            states["weights"] if metric == "loss" else "", ""
+        )
+    else:
+        told = {"gone": "is gone", "there": "is still there", "open": "is not decided"}
+        parts = [
+            f"{words} once they are matched {listed([way for name, way in WAYS.items() if states[name] == which])}"
+            for which, words in told.items()
+            if which in states.values()
+        ]
+        opening = f"The barrier in {metric} between two networks {'; it '.join(parts)}</strong>"
+    written = points if metric == "accuracy" else nats
+    left = listed([f"{written(found[algorithm])} {way}" for algorithm, way in WAYS.items()])
+    return (
+        f"<strong>{opening}: {written(found['naive'])} {UNITS[metric]} between two networks as they are become, "
+        f"matched, {left} (n = {n} pairs, {last} epochs; zero means under {ZERO[metric]:g})."
+    )
+
+
+def midpoint_finding(barriers: pd.DataFrame) -> str:
+    """Whether the midpoint of two matched networks is better than both, on test images."""
+    gain = height(barriers, "weights", "loss_gain", barriers["epochs"].max())
+    if gain.n < FEWEST_FOR_VERDICT:
+        opening = "So few pairs do not decide whether the midpoint is better than both its ends"
+    elif gain.low > 0:
+        opening = "The midpoint of two networks matched by weights is better than both, as the paper says"
+    elif gain.high < 0:
+        opening = "The midpoint of two networks matched by weights is not better than both, against the paper"
+    else:
+        opening = "Whether the midpoint of two networks matched by weights is better than both is not decided"
+    return (
+        f"<strong>{opening}</strong>: the better one's test loss less the midpoint's is {nats(gain, signed=True)} nats "
+        f"(n = {gain.n} pairs)."
+    )
+
+
+def epochs_finding(barriers: pd.DataFrame) -> str:
+    """How the barrier changes from the first epoch to the last."""
+    first, last = barriers["epochs"].min(), barriers["epochs"].max()
+    early, late = (_values(barriers, "weights", "loss_barrier", epochs) for epochs in (first, last))
+    fall = interval((early - late).to_numpy())
+    if fall.n < FEWEST_FOR_VERDICT:
+        opening = "So few pairs do not decide whether the barrier falls with training"
+    elif fall.low > 0:
+        opening = "The barrier falls with training, as the paper says"
+    elif fall.high < 0:
+        opening = "The barrier rises with training, against the paper"
+    else:
+        opening = "Whether the barrier falls with training is not decided"
+    return (
+        f"<strong>{opening}</strong>: matched by weights it is {nats(interval(early.to_numpy()))} nats of test loss at "
+        f"epoch {first} and {nats(interval(late.to_numpy()))} at epoch {last}, a fall of {nats(fall, signed=True)} "
+        f"(n = {fall.n} pairs)."
+    )
+
+
+def straight_through_note(parameters: Mapping[str, Any]) -> str:
+    """How long a run's straight-through matching was, beside the authors'."""
+    epochs, size = parameters["straight_through_epochs"], parameters["straight_through_batch_size"]
+    share = f"{100 * epochs / PAPER_STRAIGHT_THROUGH:g} % of their epochs"
+    return (
+        f"Here it goes over the training images {epochs} times, in batches of {size}: "
+        f"{'as often as theirs' if epochs == PAPER_STRAIGHT_THROUGH else share}."
+    )
+
+
+def barriers_table(run: str) -> pd.DataFrame:
+    """Barriers after the last epoch by matcher and split, as texts, beside what the paper says."""
+    barriers = results.read(run, "mnist", "barriers")
+    last = barriers["epochs"].max()
+    rows = []
+    for split in ("test", "train"):
+        for algorithm in ALGORITHMS:
+            of = {
+                metric: height(barriers, algorithm, metric, last, split)
+                for metric in (
+                    "loss_barrier",
+                    "loss_above_line",
+                    "loss_gain",
+                    "accuracy_barrier",
+                    "accuracy_above_line",
+                )
+            }
+            rows.append(
+                {
+                    "images": split,
+                    "matched": NAMES[algorithm],
+                    "barrier in loss": nats(of["loss_barrier"]),
+                    "the paper": PAPER[algorithm],
+                    "above the line": nats(of["loss_above_line"]),
+                    "midpoint's gain": nats(of["loss_gain"], signed=True),
+                    "barrier in accuracy": points(of["accuracy_barrier"]),
+                    "above its line": points(of["accuracy_above_line"]),
+                    "n": of["loss_barrier"].n,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def epochs_table(run: str) -> pd.DataFrame:
+    """Barriers on test images by epoch, as they are and matched by weights, as texts."""
+    barriers = results.read(run, "mnist", "barriers")
+    rows = []
+    for epochs in sorted(barriers["epochs"].unique()):
+        row = {"epochs": epochs}
+        for algorithm in ("naive", "weights"):
+            loss = height(barriers, algorithm, "loss_barrier", epochs)
+            row[f"loss, {NAMES[algorithm]}"] = nats(loss)
+        accuracy = height(barriers, "weights", "accuracy_barrier", epochs)
+        row |= {"the paper's": PAPER_EPOCHS.get(epochs, "–"), "accuracy, by weights": points(accuracy), "n": accuracy.n}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def height(barriers: pd.DataFrame, algorithm: str, metric: str, epochs: int, split: str = "test") -> Interval:
+    """The mean of a metric over pairs, in nats or, of accuracy, points."""
+    values = _values(barriers, algorithm, metric, epochs, split).to_numpy()
+    return interval(100 * values if metric.startswith("accuracy") else values)
+
+
+def state(barrier: Interval, metric: str) -> str:
+    """What an interval says of a barrier, given what counts as zero: gone, there or open."""
+    if barrier.high < ZERO[metric]:
+        return "gone"
+    return "there" if barrier.low > ZERO[metric] else "open"
+
+
+def _values(barriers: pd.DataFrame, algorithm: str, metric: str, epochs: int, split: str = "test") -> pd.Series:
+    """One value for each pair."""
+    of = {"algorithm": algorithm, "metric": metric, "epochs": epochs, "split": split}
+    chosen = barriers[(barriers[list(of)] == pd.Series(of)).all(axis=1)]
+    return chosen.set_index("node")["value"]
+
+
+def listed(parts: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
