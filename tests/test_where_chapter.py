@@ -53,10 +53,12 @@ def planted(merged, end=STEADY, every=STEADY, models=32):
 
 
 def plant(*args, **kwargs):
+    write(planted(*args, **kwargs))
+
+
+def write(table):
     given = results.declared_parameters("where") | {"run": "mine"}
-    table = planted(*args, **kwargs)
     results.finish(clean(results.begin("where", given)), digits(), {"nodes": table}, models="some")
-    return table
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,18 @@ def test_the_finding_counts_where_the_hierarchy_is_ahead_and_behind(merged, end,
     )
 
 
+def test_a_tie_that_rounding_hides_is_no_lead():
+    table = planted({8: (0, 0, 0)}, models=8)
+    shares = {0: 0.1 + 0.2, 1: 0.3}  # differ by the last bit
+    tree = (table["algorithm"] == "tree") & (table["mended"] == "none")
+    table.loc[tree, "value"] = shares[0]
+    table.loc[(table["algorithm"] == "merge_many") & (table["mended"] == "none"), "value"] = shares[1]
+    write(table)
+    assert "ahead of MergeMany in none of 3 comparisons" in chapter.where_finding()
+    assert "in none as merged" in chapter.growth_finding()
+    assert not chapter.gaps_table("mine")["gap, as merged"].str.contains("strong").any()
+
+
 def test_what_has_too_few_groups_for_an_interval_is_no_comparison():
     plant({8: GROWING}, models=16)
     assert "in 3 of 3 comparisons, for certain in 2, and MergeMany for certain in none" in chapter.where_finding()
@@ -92,11 +106,8 @@ def test_what_has_too_few_groups_for_an_interval_is_no_comparison():
 
 
 def test_too_few_networks_everywhere_are_said_to_be_too_few():
-    plant({8: GROWING}, models=8)
-    table = results.read("mine", "where", "nodes")
-    given = results.declared_parameters("where") | {"run": "mine"}
-    table = table[table["n_leaves"] != 2]
-    results.finish(clean(results.begin("where", given)), digits(), {"nodes": table}, models="some")
+    table = planted({8: GROWING}, models=8)
+    write(table[table["n_leaves"] != 2])
     assert chapter.where_finding() == (
         "<strong>Run mine has too few networks to tell the hierarchy from MergeMany for certain</strong>: 2 groups at "
         "most of one recipe, 4 are needed."

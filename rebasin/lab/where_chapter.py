@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,8 @@ from rebasin.lab import results
 from rebasin.lab.report import decimal, points, runs
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from rebasin.lab.where_figures import GAPS, conditions, gap, growth, percent, sizes_of
+
+TIED = 1e-9  # points: what is less is the rounding of a difference of sums
 
 
 def where_finding() -> str:
@@ -26,20 +28,19 @@ def where_finding() -> str:
             f"<strong>Run {run} has too few networks to tell the hierarchy from MergeMany for certain</strong>: "
             f"{most} groups at most of one recipe, {FEWEST_FOR_INTERVAL} are needed."
         )
-    merged, at_the_end, at_every_stage = (_counts(bounds) for bounds in gaps.values())
-    sure = sum(bound.n >= FEWEST_FOR_INTERVAL for bound in gaps["as merged"])
+    merged, at_the_end, at_every_stage = (_counted(bounds) for bounds in gaps.values())
+    *_, compared = _tally(gaps["as merged"])
     return (
         f"<strong>As merged, the hierarchy is ahead of MergeMany in {merged}</strong>; after REPAIR at the end in "
         f"{at_the_end}; with REPAIR at every stage of the hierarchy in {at_every_stage} (run {run}). A comparison is "
-        f"one of {len(found)} conditions at one number of leaves. Of these, {sure} have {FEWEST_FOR_INTERVAL} groups "
-        "of networks or more, and so a 95 % interval; what is certain has one that does not hold zero."
+        f"one of {len(found)} conditions at one number of leaves. Of these, {compared} have {FEWEST_FOR_INTERVAL} "
+        "groups of networks or more, and so a 95 % interval; what is certain has one that does not hold zero."
     )
 
 
-def _counts(gaps: list[Interval]) -> str:
-    """In how many comparisons the one is ahead, and for certain, and for certain the other."""
-    ahead, behind, _ = _certain(gaps)
-    mean = sum(gap.mean > 0 for gap in gaps)
+def _counted(gaps: list[Interval]) -> str:
+    """In how many comparisons the hierarchy is ahead, and for certain, and for certain MergeMany."""
+    mean, ahead, behind, _ = _tally(gaps)
     return (
         f"{mean or 'none'} of {len(gaps)} comparisons, for certain in {ahead or 'none'}, and MergeMany for certain in "
         f"{behind or 'none'}"
@@ -66,13 +67,13 @@ def growth_finding() -> str:
 def _grows(condition: pd.DataFrame, kind: str) -> bool:
     """Whether in the mean the hierarchy is ahead at the largest size, and by more than at each size before."""
     means = [gap(condition, kind, size).mean() for size in sizes_of(condition)]
-    return len(means) > 1 and means[-1] > 0 and bool((np.diff(means) > 0).all())
+    return len(means) > 1 and means[-1] > TIED and bool((np.diff(means) > TIED).all())
 
 
 def _grows_for_certain(condition: pd.DataFrame, kind: str) -> bool:
     """Whether at some size the gap, and what it has grown by since half that size, lie wholly above zero."""
     return any(
-        interval(gap(condition, kind, size)).low > 0 and interval(growth(condition, kind, size)).low > 0
+        interval(gap(condition, kind, size)).low > TIED and interval(growth(condition, kind, size)).low > TIED
         for size in sizes_of(condition)[1:]
     )
 
@@ -133,12 +134,12 @@ def counts_table(run: str) -> pd.DataFrame:
         for size, bound in _gaps(_found(run), kind):
             by_size.setdefault(size, []).append(bound)
         for size, bounds in sorted(by_size.items()):
-            ahead, behind, sure = _certain(bounds)
+            mean, ahead, behind, sure = _tally(bounds)
             rows.append(
                 {
                     "": kind,
                     "models": size,
-                    "ahead in the mean": f"{sum(bound.mean > 0 for bound in bounds)} of {len(bounds)}",
+                    "ahead in the mean": f"{mean} of {len(bounds)}",
                     "ahead for certain": f"{ahead} of {sure}" if sure else "–",
                     "behind for certain": f"{behind} of {sure}" if sure else "–",
                 }
@@ -160,7 +161,7 @@ def gaps_table(run: str) -> pd.DataFrame:
                 row[f"hierarchy, {kind}"] = decimal(percent(condition, "tree", tree, size).mean(), 1)
                 if kind != "REPAIR at every stage":  # MergeMany has no stages: it is the one before
                     row[f"MergeMany, {kind}"] = decimal(percent(condition, "merge_many", many, size).mean(), 1)
-                row[f"gap, {kind}"] = f"<strong>{text}</strong>" if bound.low > 0 or bound.high < 0 else text
+                row[f"gap, {kind}"] = f"<strong>{text}</strong>" if bound.low > TIED or bound.high < -TIED else text
             rows.append(row | {"n": bound.n})
     return pd.DataFrame(rows)
 
@@ -169,12 +170,13 @@ def _found(run: str) -> dict[tuple[str, str], pd.DataFrame]:
     return conditions(results.read(run, "where", "nodes"))
 
 
-def _gaps(found: dict[tuple[str, str], pd.DataFrame], kind: str) -> Iterable[tuple[int, Interval]]:
+def _gaps(found: dict[tuple[str, str], pd.DataFrame], kind: str) -> Iterator[tuple[int, Interval]]:
     """The number of leaves and the gap of every comparison."""
     return ((size, interval(gap(one, kind, size))) for one in found.values() for size in sizes_of(one))
 
 
-def _certain(gaps: Iterable[Interval]) -> tuple[int, int, int]:
-    """How many gaps lie wholly above zero, wholly below, and have an interval at all."""
+def _tally(gaps: Sequence[Interval]) -> tuple[int, int, int, int]:
+    """How many gaps are above zero in the mean, wholly above, wholly below, and have an interval at all."""
     sure = [gap for gap in gaps if gap.n >= FEWEST_FOR_INTERVAL]
-    return sum(gap.low > 0 for gap in sure), sum(gap.high < 0 for gap in sure), len(sure)
+    mean = sum(gap.mean > TIED for gap in gaps)
+    return mean, sum(gap.low > TIED for gap in sure), sum(gap.high < -TIED for gap in sure), len(sure)
