@@ -55,7 +55,10 @@ def prose(page):
     return re.sub(r"`[^`\n]*`|\$[^$\n]*\$", "", text)
 
 
-@pytest.mark.parametrize("page", ["index", "hierarchy", "conditions", "robustness", "perturbations", "regularisation"])
+@pytest.mark.parametrize(
+    "page",
+    ["index", "hierarchy", "conditions", "barriers", "disagreement", "robustness", "perturbations", "regularisation"],
+)
 def test_no_measured_number_is_typed_into_a_chapter(page):
     found = re.findall(r"\d+[.,]\d+(?: ?%)?|\d+ ?(?:%|percent\b|points\b|nats\b)", prose(page).replace("\n", " "))
     assert set(found) <= ALLOWED, found
