@@ -67,6 +67,8 @@ PAGES = [
     "planted",
     "many",
     "where",
+    "barriers",
+    "disagreement",
 ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rebasin.lab import results
-from rebasin.lab.barriers_figures import label
+from rebasin.lab.barriers_figures import OPTIMISERS, label
 from rebasin.lab.chapter import ZERO
 from rebasin.lab.pipeline import load_preset
 from rebasin.lab.report import nats, points, runs
@@ -222,7 +222,7 @@ def failures_table(run: str) -> pd.DataFrame:
     rows = []
     for (name, width, epochs), part in pd.concat([usual, failures]).groupby(["recipe", "width", "epochs"], sort=False):
         one = part.iloc[0]
-        training = f"{one['optimiser'].replace('sgd', 'SGD').replace('adam', 'Adam')} at {one['learning_rate']:g}"
+        training = f"{OPTIMISERS[one['optimiser']]} at {one['learning_rate']:g}"
         change = "the usual recipe" if name.endswith("width") else _ending(name, CHANGES)
         row = {"networks": f"{label(one)}, width {width}", "": change, "training": f"{training}, {epochs} epochs"}
         rows.append(row | {"accuracy of the ends (%)": points(mean(part, "accuracy_ends"))} | _barriers(part))

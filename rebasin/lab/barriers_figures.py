@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from rebasin.lab.chapter import ZERO
-from rebasin.lab.statistics import interval
+from rebasin.lab.statistics import Interval, interval
 
 # Of recipes, by their order: Okabe and Ito's palette.
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -18,12 +20,47 @@ ARCHITECTURES = {
     "mlp": "MLP", "resnet20_ln": "ResNet20", "resnet20_bn": "ResNet20, BatchNorm", "vgg16_ln": "VGG-16"
 }  # fmt: skip
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
+# Barriers below these are drawn there, on axes that have no zero.
+FLOOR = {"loss": 0.001, "accuracy": 0.05}
+OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 AXES = {"width": "width of the first layer", "epochs": "epochs of training"}
 
 
 def label(row: pd.Series) -> str:
     """A recipe's data set and architecture, in words."""
     return f"{DATASETS[row['dataset']]} {ARCHITECTURES.get(row['architecture'], row['architecture'])}"
+
+
+def loss_against_accuracy(found: Sequence[tuple[str, Interval, Interval]]) -> Figure:
+    """Barrier in loss (nats) and in accuracy (points) of each recipe: one mark for each, with both its intervals.
+
+    ``found`` has a name for the legend and the two barriers. What counts as zero is shaded.
+    """
+    figure, axes = plt.subplots(figsize=(5.6, 4.4))
+    shade = {"color": plt.rcParams["grid.color"], "alpha": 0.6, "linewidth": 0}
+    axes.axvspan(FLOOR["loss"] / 2, ZERO["loss"], **shade)
+    axes.axhspan(FLOOR["accuracy"] / 2, ZERO["accuracy"], **shade)
+    names = list(dict.fromkeys(name for name, _, _ in found))
+    for name, *both in found:
+        means = [max(value.mean, floor) for value, floor in zip(both, FLOOR.values(), strict=True)]
+        ends = [
+            np.nan_to_num([[at - max(value.low, floor)], [value.high - at]]).clip(0)
+            for at, value, floor in zip(means, both, FLOOR.values(), strict=True)
+        ]
+        number = names.index(name)
+        axes.errorbar(
+            means[0], means[1], ends[1], ends[0], color=SHADES[number % len(SHADES)], linestyle="none",
+            marker=SHAPES[number % len(SHAPES)], markersize=7, elinewidth=1, alpha=0.85, label=name,
+        )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="barrier in test loss (nats)", ylabel="barrier in accuracy (points)")
+    axes.set(xlim=(FLOOR["loss"] / 2, None), ylim=(FLOOR["accuracy"] / 2, None))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    handles, labels = axes.get_legend_handles_labels()
+    first = dict(zip(reversed(labels), reversed(handles), strict=True))
+    figure.legend(first.values(), first.keys(), loc="upper center", ncols=2, bbox_to_anchor=(0.54, 0.0))
+    figure.tight_layout()
+    return figure
 
 
 def barriers_over(table: pd.DataFrame, axis: str) -> Figure:
