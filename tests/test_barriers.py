@@ -11,11 +11,11 @@ from test_claims import digits
 from test_claims import plant as plant_table
 from torch import nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy, softmax
+from torch.nn.functional import cross_entropy
 
 from rebasin import Permutation, PermutationSpec, weight_matching
 from rebasin.lab import barriers, barriers_chapter, barriers_figures
-from rebasin.lab.barriers import pair_barriers, tempered_loss
+from rebasin.lab.barriers import pair_barriers
 from rebasin.lab.models import build, initial_weights
 from rebasin.lab.training import Recipe, train
 from rebasin.repair import reset_norms
@@ -139,26 +139,6 @@ def test_paths_that_cannot_be_are_refused(n, points, message):
     weights = {key: tensor.detach().expand(n, *tensor.shape) for key, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match=re.escape(message)):
         pair_barriers(model, weights, digits(), points, 10, 10, device="cpu")
-
-
-def test_a_network_that_is_too_sure_by_a_known_factor_is_cooled_by_it():
-    generator = torch.Generator().manual_seed(0)
-    answers = 2 * torch.randn(20000, 5, generator=generator, dtype=torch.float64)
-    labels = torch.multinomial(softmax(answers, 1), 1, generator=generator).squeeze(1)
-    loss, temperature = tempered_loss(3 * answers, labels)
-    # 20 000 labels drawn from these probabilities tell the factor to about 1 %.
-    assert temperature == pytest.approx(3, rel=0.05)
-    assert loss == pytest.approx(cross_entropy(answers, labels).item(), abs=1e-3)
-    assert loss < cross_entropy(3 * answers, labels).item() - 0.1
-
-
-def test_one_half_of_the_images_is_tested_at_the_temperature_of_the_other():
-    # Of the first half every answer is right, of the second every one wrong: each half would have the other extreme.
-    answers = torch.tensor([[1.0, 0.0]]).repeat(10, 1)
-    labels = torch.tensor([0] * 5 + [1] * 5)
-    assert tempered_loss(answers, labels)[0] > 10
-    mixed = torch.tensor([0, 1] * 5)
-    assert tempered_loss(answers, mixed)[0] < 1
 
 
 # The chapter.

@@ -6,8 +6,9 @@ import torch
 from sklearn.calibration import calibration_curve
 from torch import nn
 from torch.func import functional_call
+from torch.nn.functional import cross_entropy, nll_loss
 
-from rebasin.lab.calibration import BINS, best_temperature, calibration_error, logits, reliability
+from rebasin.lab.calibration import BINS, best_temperature, calibration_error, logits, reliability, temper
 from rebasin.lab.data import Split
 
 
@@ -142,3 +143,30 @@ def test_logits_are_those_of_a_plain_forward_pass_in_evaluation(net, chunk, batc
 def test_outputs_that_are_no_numbers_are_refused(net, bad):
     with pytest.raises(ValueError, match="a model's outputs are NaN or infinite"):
         logits(net, stacked(net, 2, bad), images(3), "cpu")
+
+
+def test_a_network_that_is_too_sure_by_a_known_factor_is_cooled_by_it():
+    generator = torch.Generator().manual_seed(0)
+    raw = 2 * torch.randn(20000, 5, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(raw.softmax(1), 1, generator=generator).squeeze(1)
+    tempered, temperature = temper(torch.stack([raw, 3 * raw]), labels)
+    # 20 000 labels drawn from these probabilities tell the factor to about 1 %.
+    assert temperature.tolist() == pytest.approx([1, 3], rel=0.05)
+    assert nll_loss(tempered[1], labels).item() == pytest.approx(cross_entropy(raw, labels).item(), abs=1e-3)
+    assert cross_entropy(3 * raw, labels) > cross_entropy(raw, labels) + 0.1
+    assert torch.equal(tempered.argmax(-1), raw.argmax(-1).expand(2, -1))
+
+
+def test_a_temperature_is_chosen_on_the_other_half_of_the_images():
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(2, 400, 3, generator=generator, dtype=torch.float64)
+    labels = torch.multinomial(raw[0].softmax(-1), 1, generator=generator).squeeze(-1)
+    sure = (4 * raw).log_softmax(-1)
+    found, _ = temper(sure, labels)
+    odd = best_temperature(sure[0, 1::2], labels[1::2])
+    torch.testing.assert_close(found[0, ::2], (sure[0, ::2] / odd).log_softmax(-1))
+    assert calibration_error(found[0].exp(), labels) < calibration_error(sure[0].exp(), labels) / 2
+    # What an image's own label is does not change its answer.
+    changed = labels.clone()
+    changed[0] = (changed[0] + 1) % 3
+    torch.testing.assert_close(temper(sure, changed)[0][:, ::2], found[:, ::2])

@@ -11,10 +11,10 @@ from test_claims import clean, digits, plant
 from torch.func import functional_call
 
 from rebasin.lab import many, many_chapter, many_figures, report, results
-from rebasin.lab.calibration import best_temperature, calibration_error
+from rebasin.lab.calibration import calibration_error, temper
 from rebasin.lab.claims import NOT_REPLICATED, REPLICATED, decide
 from rebasin.lab.figures import themed
-from rebasin.lab.many import ALGORITHMS, measure, measure_groups, merged_groups, temper, whole_groups
+from rebasin.lab.many import ALGORITHMS, measure, measure_groups, merged_groups, whole_groups
 from rebasin.lab.models import build, initial_weights
 from rebasin.merging import merge_many
 from rebasin.permutation import PermutationSpec
@@ -111,25 +111,11 @@ def test_bins_of_a_node_hold_all_its_answers(six):
         assert accuracy == pytest.approx(nodes[algorithm, "accuracy", node])
 
 
-def test_a_temperature_is_chosen_on_the_other_half_of_the_images():
-    generator = torch.Generator().manual_seed(0)
-    raw = torch.randn(2, 400, 3, generator=generator, dtype=torch.float64)
-    labels = torch.multinomial(raw[0].softmax(-1), 1, generator=generator).squeeze(-1)
-    answers = (4 * raw).log_softmax(-1)
-    found = temper(answers, labels)
-    odd = best_temperature(answers[0, 1::2], labels[1::2])
-    torch.testing.assert_close(found[0, ::2], (answers[0, ::2] / odd).log_softmax(-1))
-    assert calibration_error(found[0].exp(), labels) < calibration_error(answers[0].exp(), labels) / 2
-    # What an image's own label is does not change its answer.
-    changed = labels.clone()
-    changed[0] = (changed[0] + 1) % 3
-    torch.testing.assert_close(temper(answers, changed)[:, ::2], found[:, ::2])
-
-
-def test_a_temperature_changes_no_answer():
+def test_calibration_at_another_temperature_is_told_where_it_is_asked_for():
     raw = torch.randn(3, 60, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64).log_softmax(-1)
     labels = torch.arange(60) % 5
-    assert torch.equal(temper(raw, labels).argmax(-1), raw.argmax(-1))
+    found = measure(raw, labels, tempered=True)["calibration_error_tempered"]
+    torch.testing.assert_close(found, calibration_error(temper(raw, labels)[0].exp(), labels))
     assert "calibration_error_tempered" not in measure(raw, labels, tempered=False)
 
 

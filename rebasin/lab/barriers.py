@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, nll_loss
 
 from rebasin.lab.cache import cached, code_fingerprint, content, fingerprint
-from rebasin.lab.calibration import best_temperature, logits
+from rebasin.lab.calibration import logits, temper
 from rebasin.lab.data import Dataset, Split
 from rebasin.lab.device import pick_device
 from rebasin.lab.evaluation import barrier
@@ -113,9 +113,9 @@ def path_metrics(
         accuracy.append((answers.argmax(-1) == test.labels).double().mean(-1))
         loss.append(torch.stack([cross_entropy(one, test.labels) for one in answers]))
         if lam in (0, 0.5, 1):
-            cooled = [tempered_loss(one, test.labels) for one in answers]
-            tempered.append(torch.tensor([one[0] for one in cooled]))
-            temperature.append(torch.tensor([one[1] for one in cooled]))
+            surer, degrees = temper(answers, test.labels)
+            tempered.append(torch.stack([nll_loss(one, test.labels) for one in surer]))
+            temperature.append(degrees)
     found = {}
     for metric, values, sign in (("loss", torch.stack(loss, 1), 1), ("accuracy", torch.stack(accuracy, 1), -1)):
         ends, midpoint = values[:, [0, -1]], values[:, len(lams) // 2]
@@ -142,18 +142,3 @@ def _points(
         start, midpoint, end = points
         return start, repair(model, midpoint, {key: torch.stack([a[key], b[key]], 1) for key in a}, inputs), end
     return points
-
-
-def tempered_loss(answers: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The cross-entropy of logits (m, classes) at their best temperature, and that temperature.
-
-    Each half of the images is tested at the temperature that is best for the other half, and the mean of the two is
-    told. (Training images would not do: networks that know them all would best be infinitely sure of them.)
-    """
-    halves = list(zip(answers.chunk(2), labels.chunk(2), strict=True))
-    temperatures = [best_temperature(*half) for half in halves]
-    losses = [
-        cross_entropy(half / temperature, truth, reduction="sum")
-        for (half, truth), temperature in zip(halves, reversed(temperatures), strict=True)
-    ]
-    return float(sum(losses)) / len(labels), sum(temperatures) / 2

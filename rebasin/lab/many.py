@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.lab.cache import cached, code_fingerprint, fingerprint, imported_modules
-from rebasin.lab.calibration import best_temperature, calibration_error, logits, reliability
+from rebasin.lab.calibration import calibration_error, logits, reliability, temper
 from rebasin.lab.data import Split
 from rebasin.lab.device import pick_device
 from rebasin.lab.merges import grouped
@@ -112,20 +112,5 @@ def measure(answers: Tensor, labels: Tensor, tempered: bool) -> dict[str, Tensor
         "calibration_error": calibration_error(answers.exp(), labels),
     }
     if tempered:
-        found["calibration_error_tempered"] = calibration_error(temper(answers, labels).exp(), labels)
+        found["calibration_error_tempered"] = calibration_error(temper(answers, labels)[0].exp(), labels)
     return found
-
-
-def temper(answers: Tensor, labels: Tensor) -> Tensor:
-    """Log-probabilities (..., m, classes), each half of the images at the temperature that is best on the other half.
-
-    So no image's own label decides how sure its answer is. Images seen in training would not do: there networks are
-    right nearly always, and the best temperature makes them surer still.
-    """
-    flat = answers.flatten(0, -3)
-    half = torch.arange(len(labels)) % 2 == 0
-    tempered = torch.empty_like(flat)
-    for one, each in enumerate(flat):
-        for here in (half, ~half):
-            tempered[one, here] = (each[here] / best_temperature(each[~here], labels[~here])).log_softmax(-1)
-    return tempered.view_as(answers)
