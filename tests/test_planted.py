@@ -12,8 +12,8 @@ from torch import nn
 from rebasin.lab import planted, planted_chapter, planted_figures, results
 from rebasin.lab.data import load
 from rebasin.lab.figures import themed
-from rebasin.lab.planted import fresh_network, recover, same_bits, times_table, trained_network
-from rebasin.permutation import Permutation
+from rebasin.lab.planted import Network, fresh_network, recover, same_bits, times_table, trained_network
+from rebasin.permutation import Permutation, PermutationSpec
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def test_dead_units_may_change_places():
     drawn = torch.Generator().manual_seed(0)
     weights = {key: torch.randn(1, *each.shape, generator=drawn) for key, each in net.state_dict().items()}
     weights["0.weight"][:, 3:], weights["0.bias"][:, 3:], weights["2.weight"][:, :, 3:] = 0, 0, 0
-    found = pd.concat([recover(trained_network(net, weights), 1, seed, "cpu") for seed in range(8)])
+    network = Network("dead", PermutationSpec.feed_forward(net), lambda k: {key: w[k] for key, w in weights.items()})
+    found = pd.concat([recover(network, 1, seed, "cpu") for seed in range(8)])
     assert set(values(found, "recovered")) == {1.0}
     ties = values(found, "ties")
     assert set(ties) <= {0.0, 2.0, 3.0} and max(ties) > 0, "three units are equal, and some came out elsewhere"
@@ -117,6 +118,11 @@ def test_tracing_is_told_once():
 def test_an_unknown_network_is_named(name):
     with pytest.raises(ValueError, match=f"unknown network '{name}': there are resnet50 and resnet20 x1"):
         fresh_network(name, load("digits"), 0)
+
+
+def test_one_trained_network_makes_no_pair(net, random_weights):
+    with pytest.raises(ValueError, match="two trained models at least, got 1"):
+        trained_network(net, random_weights(1))
 
 
 def test_the_same_bits_are_the_same_names_too():
@@ -251,4 +257,4 @@ def test_the_papers_mlp_stands_beside_one_of_its_size_only(weights, with_paper):
 
 def test_networks_stand_by_size():
     names = ["resnet20 x16", "resnet20 x4", "resnet50", "mlp"]
-    assert planted_chapter.by_size(names) == ["mlp", "resnet50", "resnet20 x4", "resnet20 x16"]
+    assert planted_figures.by_size(names) == ["mlp", "resnet50", "resnet20 x4", "resnet20 x16"]

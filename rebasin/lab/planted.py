@@ -35,8 +35,13 @@ class Network:
 
 
 def trained_network(model: nn.Module, weights: Weights) -> Network:
-    """An MLP, called ``mlp`` however deep, with trained weights (n, ...), of which instance k is number k modulo n."""
+    """An MLP, called ``mlp`` however deep, with trained weights (n, ...), of which instance k is number k modulo n.
+
+    Raises ValueError for a single one, which would be paired with itself.
+    """
     n = len(next(iter(weights.values())))
+    if n < 2:
+        raise ValueError(f"pairs of independent networks need two trained models at least, got {n}")
     spec = PermutationSpec.feed_forward(model)
     return Network("mlp", spec, lambda k: {key: each[k % n] for key, each in weights.items()})
 

@@ -6,27 +6,10 @@ import pandas as pd
 
 from rebasin.lab import report, results
 from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, REPLICATED
+from rebasin.lab.planted_figures import PAPER, by_size, network_name
 from rebasin.lab.report import points
 from rebasin.lab.robustness_chapter import claim
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL
-
-# Git Re-Basin, section 5: seconds of Algorithm 1 on a V100, between trained networks.
-PAPER = {"mlp": 3, "resnet50": 33, "resnet20 x32": 194}
-PAPER_MLP = 0.9  # million weights: 3 hidden layers of 512 units, for MNIST
-NAMES = {"mlp": "MLP", "resnet50": "ResNet50"}
-
-
-def network_name(network: str) -> str:
-    """What readers call a network."""
-    return NAMES.get(network, network.replace("resnet20", "ResNet20"))
-
-
-def by_size(networks: list[str]) -> list[str]:
-    """The MLP, ResNet50, and ResNet20 from the narrowest to the widest."""
-    order = list(NAMES)
-    return sorted(
-        networks, key=lambda name: (order.index(name), 0) if name in order else (len(order), int(name.split("x")[-1]))
-    )
 
 
 def finding() -> str:
