@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weig
 from rebasin.permutation import PermutationSpec, Weights
 
 UNKNOWN = ("conv_transpose", "rms_norm", "_fused_rms_norm")  # layers that are not in AFFINE
+MOVING = ("movedim", "permute", "transpose")  # axes change places, and values stay
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
@@ -125,7 +126,7 @@ def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[
             raise ValueError(f"REPAIR cannot rescale {keys[weight]!r}, which scales places and units")
         if bias in keys:
             found[node] = (keys[weight], keys[bias])
-        elif not all(operator(user) in NORMS and user in found for user in node.users):
+        elif not all(operator(reader) in NORMS and reader in found for reader in _readers(node)):
             name = keys[weight].removesuffix(".weight")
             raise ValueError(f"REPAIR shifts units by their bias, and {name!r} has none")
     used = [weight for weight, _ in found.values()]
@@ -133,6 +134,15 @@ def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[
         if used.count(weight) > 1:
             raise ValueError(f"REPAIR cannot rescale {weight!r} for each of the {used.count(weight)} times it is used")
     return dict(reversed(found.items()))
+
+
+def _readers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
+    """The nodes that read what a node gives, be it with its axes in another order."""
+    for user in node.users:
+        if operator(user) in MOVING:
+            yield from _readers(user)
+        else:
+            yield user
 
 
 def _moments(value: Any, axis: int) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,10 @@ PAGES = [
     "counterexample",
     "mnist",
     "planted",
+    "many",
+    "where",
+    "barriers",
+    "disagreement",
 ]
 
 
@@ -406,7 +410,7 @@ def test_the_verdicts_of_a_run_tell_effect_bound_and_n():
     assert set(table["verdict"]) == {"<strong>replicated</strong>"}
     effect = chapter.decide("mine")[2].conditions[0].effect
     points = report.points(effect, signed=True)
-    told = f"drop at 8 leaves above 1 point: {points} points, bound 1, n = 8: <em>replicated</em>"
+    told = f"drop at 8 leaves above 1 point: {points} points, to lie above 1, n = 8: <em>replicated</em>"
     assert table.loc["H3", "effect"] == told
 
 
@@ -418,8 +422,8 @@ def test_the_verdicts_of_a_run_tell_what_is_decisive_and_what_is_in_percent():
     effects = table.loc["H4", "effect"].split("<br>")
     assert ["<small>(decisive)</small>" in effect for effect in effects] == [False, False, True, True, False]
     told = r"above unmerged networks of its accuracy at 2/255 <small>\(decisive\)</small>: −\d+\.\d \[.*\] points, "
-    assert re.match(told + "bound 0, n = 8: <em>not replicated</em>$", effects[2])
-    told = "norm below its leaves': +40.0 [+40.0, +40.0] %, bound 0, n = 8: <em>replicated</em>"
+    assert re.match(told + "to lie above 0, n = 8: <em>not replicated</em>$", effects[2])
+    told = "norm below its leaves': +40.0 [+40.0, +40.0] %, to lie above 0, n = 8: <em>replicated</em>"
     assert table.loc["H6", "effect"].split("<br>")[0] == told
     assert set(table["verdict"].drop(["H4", "H6"])) == {NOT_RUN}
 

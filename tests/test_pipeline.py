@@ -14,17 +14,26 @@ TINY = {
     "run": "tiny", "n_models": 8, "tree_leaves": 4, "many_leaves": 4, "epochs": 2, "width": 16, "barrier_points": 3,
     "barrier_images": 100, "barrier_pairs": 2, "condition_models": 8, "condition_widths": [16],
     "condition_epochs": [2], "condition_weight_decays": [0.0], "condition_initials": ["torch"], "repair_images": 100,
+    "where_sizes": [2, 4], "where_test_images": 100, "where_recipes": [
+        {"recipe": "tiny", "dataset": "digits", "epochs": [2], "models": 4, "width": 16, "batch_size": 64},
+    ],
+    "barrier_recipes": [
+        {"recipe": "tiny", "dataset": "digits", "epochs": [1], "models": 2, "width": 8, "batch_size": 256}
+    ], "barrier_test_images": 50,
     "l1_strengths": [0.001], "l2_strengths": [], "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
-    "mnist_models": 4, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
     "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
+    "mnist_models": 5, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
+    "half_models": 4, "half_epochs": 1, "half_sizes": [2, 4],
 }  # fmt: skip
 TABLES = {
     "train": ["models"],
     "merge": ["nodes"],
     "accuracy": ["images", "nodes", "paths"],
     "conditions": ["conditions"],
+    "where": ["nodes"],
+    "barriers": ["barriers"],
     "attack": ["checks", "clean", "curves", "images", "transfer"],
     "perturbations": ["curves", "images"],
     "regularisation": ["layers", "nodes", "radii"],
@@ -32,6 +41,7 @@ TABLES = {
     "counterexample": ["barriers", "paths", "regions", "smallest"],
     "mnist": ["barriers", "paths"],
     "planted": ["recovered", "times"],
+    "many": ["members", "nodes", "reliability"],
 }
 COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
 
@@ -118,9 +128,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         "accuracy": {"run": "mine", "tree_leaves": 4},
         **{step: {"run": "mine", "tree_leaves": 4} for step in COMPARED},
         "conditions": {"run": "mine", "condition_widths": [16]},
-        "mnist": {"run": "mine"},
-        "counterexample": {"run": "mine"},
-        "planted": {"run": "mine"},
+        **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "where")},
     }
 
 
@@ -163,8 +171,11 @@ def test_a_second_run_has_nothing_to_do(copied, executed, capsys):
 @pytest.mark.parametrize(
     ("change", "stale"),
     [
-        ({"barrier_points": 5}, ["accuracy", "mnist"]),
+        ({"barrier_points": 5}, ["accuracy", "mnist", "barriers"]),
         ({"straight_through_epochs": 2}, ["mnist"]),
+        ({"mnist_epochs": [1]}, ["mnist", "many"]),
+        ({"half_sizes": [4]}, ["many"]),
+        ({"barrier_test_images": 60}, ["barriers"]),
         ({"tree_leaves": 2}, ["merge", "accuracy", *COMPARED]),
         ({"condition_epochs": [1]}, ["conditions"]),
         ({"epochs": 3}, ["train", "merge", "accuracy", *COMPARED, "planted"]),

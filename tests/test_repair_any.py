@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from rebasin import Permutation, PermutationSpec, average, interpolate, merge_hierarchical, merge_many, repair
 from rebasin import reset_norms as reset
+from rebasin.lab.convnets import LayerNorm2d
 
 # Sums of some thousand float64 products, each layer's error carried through the next.
 ROUNDING = {"rtol": 1e-8, "atol": 1e-8}
@@ -28,7 +29,7 @@ def statistics(model, weights, x, layers):
 
     def keep(name):
         def hook(module, args, value):
-            axis = 1 if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.InstanceNorm2d) else -1
+            axis = 1 if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.InstanceNorm2d | LayerNorm2d) else -1
             rows = value.movedim(axis, -1).flatten(0, -2)
             seen[name] = torch.stack([rows.mean(0), rows.std(0)])
 
@@ -50,7 +51,16 @@ class Instances(nn.Sequential):
         super().__init__(first, norm, nn.ReLU(), nn.Conv2d(5, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
 
 
-@pytest.mark.parametrize("network", [Chain, Branches, Attention, Instances])
+class ChannelNorms(nn.Sequential):
+    """Norms over the channels of each pixel, which move the axes there and back, after a convolution without a bias."""
+
+    def __init__(self):
+        first, second = nn.Conv2d(2, 5, 1, bias=False), nn.Conv2d(5, 4, 1)
+        norms = LayerNorm2d(5), LayerNorm2d(4)
+        super().__init__(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+
+
+@pytest.mark.parametrize("network", [Chain, Branches, Attention, Instances, ChannelNorms])
 def test_a_repaired_midpoint_has_its_parents_mean_and_deviation_in_each_unit(network):
     torch.manual_seed(0)
     model, x = network().double().eval(), images(50)

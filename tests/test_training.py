@@ -16,7 +16,7 @@ from rebasin.lab.cache import cache_folder
 from rebasin.lab.data import Split, load
 from rebasin.lab.evaluation import evaluate
 from rebasin.lab.models import build
-from rebasin.lab.training import Recipe, share_of_rate, start, train, train_epoch
+from rebasin.lab.training import Recipe, images_seen, recipe_key, share_of_rate, start, train, train_epoch
 
 TINY = Recipe(width=16, batch_size=256)  # five batches an epoch
 BATCH_NORM = Recipe(
@@ -180,6 +180,115 @@ def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
     warm = replace(TINY, warmup_epochs=2)
     assert [share_of_rate(warm, epochs) for epochs in (0, 1, 2, 100)] == [0, 0.5, 1, 1]
     assert share_of_rate(TINY, 0) == share_of_rate(TINY, 50) == 1
+
+
+HALF, SPLIT = replace(TINY, subset="half"), replace(TINY, subset="split")
+VIEWS = replace(HALF, augmented=True)
+
+
+def test_all_images_are_seen_unless_a_recipe_says_otherwise(digits):
+    labels = digits.train.labels
+    assert torch.equal(images_seen(TINY, labels, 3), torch.arange(len(labels)))
+
+
+def test_a_half_is_a_half_and_each_models_own(digits):
+    labels = digits.train.labels
+    halves = [images_seen(HALF, labels, number) for number in range(6)]
+    for number, half in enumerate(halves):
+        assert len(half) == len(set(half.tolist())) == len(labels) // 2
+        assert torch.equal(half, half.sort().values)
+        for other in halves[:number]:
+            # Of two independent halves of 1347 a quarter is shared, give or take 9 images.
+            assert 290 < len(set(half.tolist()) & set(other.tolist())) < 384
+
+
+def test_what_a_model_sees_depends_on_nothing_but_seed_and_number(digits):
+    labels = digits.train.labels
+    for recipe in (HALF, SPLIT):
+        torch.manual_seed(1)
+        first = images_seen(recipe, labels, 2)
+        torch.manual_seed(2)
+        images_seen(recipe, labels, 5)
+        other = replace(recipe, architecture="vgg16_ln", width=64, batch_size=10, learning_rate=1.0, augmented=True)
+        assert torch.equal(images_seen(other, labels, 2), first)
+        assert not torch.equal(images_seen(replace(recipe, seed=1), labels, 2), first)
+        assert not torch.equal(images_seen(recipe, labels, 4), first)
+
+
+@pytest.mark.parametrize("pair", [0, 1, 5])
+def test_an_even_and_the_next_odd_model_share_out_all_images_by_class(digits, pair):
+    labels = digits.train.labels
+    even, odd = (images_seen(SPLIT, labels, 2 * pair + i) for i in (0, 1))
+    assert torch.equal(torch.cat([even, odd]).sort().values, torch.arange(len(labels)))
+    for label in range(10):
+        whole, seen = (int((some == label).sum()) for some in (labels, labels[even]))
+        # Of each class, to the image: the next whole number where a fifth of it is none.
+        assert seen == math.ceil(whole * (0.2 if label < 5 else 0.8) - 1e-9)
+
+
+def test_of_an_odd_number_of_classes_the_middle_one_belongs_to_the_second_half():
+    labels = torch.arange(5).repeat(10)
+    assert torch.bincount(labels[images_seen(SPLIT, labels, 0)]).tolist() == [2, 2, 8, 8, 8]
+
+
+def test_training_sees_no_other_images_than_those_of_its_subset(digits, orders):
+    # A wrong label in what a model must not see would show in its loss.
+    seen = images_seen(HALF, digits.train.labels, 0)
+    broken = digits.train.labels.clone()
+    broken[[i for i in range(len(broken)) if i not in set(seen.tolist())]] = -100_000
+    trained = train(HALF, replace(digits, train=Split(digits.train.images, broken)), 1, (1,), "cpu")
+    assert torch.isfinite(trained.loss).all()
+    assert [len(order) for order in orders] == [len(digits.train.labels) // 2]
+    assert same(one(train(HALF, digits, 1, (1,), "cpu"), 0, 0), one(trained, 0, 0))
+
+
+@pytest.mark.parametrize("recipe", [HALF, SPLIT, VIEWS, replace(SPLIT, augmented=True)])
+def test_models_of_a_subset_or_of_views_side_by_side_are_those_trained_alone(digits, fresh_cache, recipe):
+    alone = train(recipe, digits, 4, (2,), "cpu")
+    fresh_cache()
+    stacked = train(recipe, digits, 4, (2,), "cpu", 4)
+    torch.testing.assert_close(stacked.loss, alone.loss, rtol=0, atol=1e-4)
+    for key, tensor in alone.weights.items():
+        torch.testing.assert_close(stacked.weights[key], tensor, rtol=0, atol=1e-3)
+
+
+def test_views_are_new_in_every_epoch_and_of_each_model(digits, monkeypatch):
+    seen = []
+    with monkeypatch.context() as patch:
+        original = training.augment
+        patch.setattr(training, "augment", lambda images, g: seen.append(original(images, g)) or seen[-1])
+        trained = train(replace(TINY, augmented=True), digits, 2, (2,), "cpu", 2)
+    assert len(seen) == 2 * 2 * 5, "models, epochs and batches"
+    assert len({float(views.sum()) for views in seen}) == len(seen)
+    assert not same(one(trained, 0, 0), one(train(TINY, digits, 1, (2,), "cpu"), 0, 0))
+
+
+@pytest.mark.parametrize("recipe", [VIEWS, replace(SPLIT, augmented=True)])
+def test_snapshots_and_resuming_change_nothing_for_subsets_and_views(digits, fresh_cache, orders, monkeypatch, recipe):
+    whole = train(recipe, digits, 2, (2, 4), "cpu", 2)
+    fresh_cache()
+    short = train(recipe, digits, 2, (2,), "cpu", 2)
+    assert all(same(one(whole, 0, i), one(short, 0, i)) for i in range(2))
+    fresh_cache()
+    checkpoint_every_epoch(monkeypatch)
+    orders.clear()
+    with monkeypatch.context() as patch:
+        counted = torch.randperm
+
+        def interrupted(*args, **kwargs):
+            if len(orders) == 3 * 2:
+                raise KeyboardInterrupt
+            return counted(*args, **kwargs)
+
+        patch.setattr(torch, "randperm", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, digits, 2, (2, 4), "cpu", 2)
+    assert same(train(recipe, digits, 2, (2, 4), "cpu", 2).weights, whole.weights)
+
+
+def test_the_key_of_the_cache_tells_subsets_and_views_apart(digits):
+    recipes = [TINY, HALF, SPLIT, VIEWS, replace(TINY, augmented=True)]
+    assert len({recipe_key(recipe, digits) for recipe in recipes}) == len(recipes)
 
 
 PENALTIES = [{}, {"l1": 0.02}, {"l2": 0.05}, {"l1": 0.02, "l2": 0.05}]
@@ -462,6 +571,7 @@ def test_a_gpu_that_is_not_there_is_refused(digits, use):
         (TINY, 1, (1, 1), 1, r"snapshots must be ascending epochs from 1, got \(1, 1\)"),
         (BATCH_NORM, 1, (1, 6), 1, r"the recipe's cosine ends after 5 epochs, got snapshots=\(1, 6\)"),
         (Recipe(batch_size=1348), 1, (1,), 1, "a batch of 1348 is larger than the 1347 images"),
+        (Recipe(batch_size=674, subset="half"), 1, (1,), 1, "a batch of 674 is larger than the 673 images"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused(digits, recipe, n_models, snapshots, chunk, message):
@@ -474,6 +584,7 @@ def test_a_training_that_cannot_be_is_refused(digits, recipe, n_models, snapshot
     ("fields", "message"),
     [
         ({"optimiser": "lion"}, "unknown optimiser 'lion': there are adam, sgd"),
+        ({"subset": "third"}, "unknown subset 'third': there are all, half, split"),
         ({"schedule": "linear"}, "unknown schedule 'linear': there are constant, cosine"),
         ({"warmup_epochs": -1}, "warmup_epochs cannot be negative, got -1"),
         ({"schedule": "cosine"}, "a cosine needs schedule_epochs beyond its 0 of warm-up, got 0"),

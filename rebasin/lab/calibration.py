@@ -73,3 +73,20 @@ def best_temperature(answers: Tensor, labels: Tensor) -> float:
 
     low, high = torch.tensor(TEMPERATURES).log().tolist()
     return float(torch.tensor(minimize_scalar(loss, bounds=(low, high), method="bounded").x).exp())
+
+
+def temper(answers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (..., m, classes) of logits (..., m, classes) at their best temperature, and that (...).
+
+    Every other image is tempered by what is best for the rest, and these by what is best for it; the mean of the two is
+    told. So no image's own label decides how sure its answer is. Images seen in training would not do: networks that
+    are right on all of them would best be infinitely sure.
+    """
+    flat = answers.flatten(0, -3)
+    half = torch.arange(len(labels)) % 2 == 0
+    tempered, temperatures = torch.empty_like(flat), torch.empty(len(flat), 2, dtype=flat.dtype)
+    for one, each in enumerate(flat):
+        for part, here in enumerate((half, ~half)):
+            temperatures[one, part] = best_temperature(each[~here], labels[~here])
+            tempered[one, here] = (each[here] / temperatures[one, part]).log_softmax(-1)
+    return tempered.view_as(answers), temperatures.mean(1).view(answers.shape[:-2])

@@ -16,18 +16,9 @@ from rebasin.lab import results
 from rebasin.lab.cache import ROOT
 
 STEPS = (
-    "train",
-    "merge",
-    "accuracy",
-    "conditions",
-    "attack",
-    "perturbations",
-    "regularisation",
-    "autoattack",
-    "counterexample",
-    "mnist",
-    "planted",
-)
+    "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
+    "planted", "mnist", "many", "barriers", "counterexample", "where",
+)  # fmt: skip
 PRESETS = ROOT / "presets"
 
 

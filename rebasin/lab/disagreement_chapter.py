@@ -1,0 +1,235 @@
+"""What the chapter on the papers' disagreement says: barriers in loss beside those in accuracy, recipe by recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from rebasin.lab import results
+from rebasin.lab.accuracy_figures import barriers
+from rebasin.lab.barriers_chapter import mean
+from rebasin.lab.barriers_figures import ARCHITECTURES, DATASETS, OPTIMISERS
+from rebasin.lab.chapter import ZERO
+from rebasin.lab.report import PREFERRED, decimal, nats, points, runs
+from rebasin.lab.statistics import Interval, interval
+
+# The notebooks that a run may have these barriers from.
+SOURCES = ("barriers", "mnist", "accuracy")
+NORMS = {"ln": "LayerNorm", "bn": "BatchNorm"}
+# Test accuracy of LayerNorm ResNet20s on CIFAR-10 in the data that the authors of REPAIR released, by width in units of
+# the usual one: the ends, the midpoint of matched networks, and the same after REPAIR.
+RELEASED = {1: (92.4, 50.7, 68.8), 4: (95.5, 88.5, 91.3), 16: (96.2, 92.6, 94.9), 32: (96.4, 92.3, 94.8)}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Matched pairs of one recipe: means over pairs, accuracy in percent and points, loss in nats.
+
+    ``tempered`` is the barrier in loss with the ends and the midpoint each at its own best temperature, the repaired
+    ones are those after REPAIR of the midpoint; None is not measured.
+    """
+
+    dataset: str
+    architecture: str
+    width: int
+    training: str
+    epochs: int
+    loss: Interval
+    accuracy: Interval
+    ends: Interval | None = None
+    tempered: Interval | None = None
+    loss_repaired: Interval | None = None
+    accuracy_repaired: Interval | None = None
+
+    @property
+    def name(self) -> str:
+        network = ARCHITECTURES.get(self.architecture, self.architecture)
+        return f"{DATASETS[self.dataset]} {network}, width {self.width}, {self.training}, epoch {self.epochs}"
+
+
+def recipes(run: str) -> list[Pairs]:
+    """Every recipe of a run whose pairs were matched by their weights, the lowest barrier in accuracy first."""
+    readers: dict[str, Callable[[str], list[Pairs]]] = {
+        "barriers": _of_barriers, "mnist": _of_mnist, "accuracy": _of_accuracy
+    }  # fmt: skip
+    found = [pairs for source in SOURCES if results.is_shown(run, source) for pairs in readers[source](run)]
+    # The same networks may be under two names of a plan.
+    return sorted(dict.fromkeys(found), key=lambda pairs: pairs.accuracy.mean)
+
+
+def _of_barriers(run: str) -> list[Pairs]:
+    table = results.read(run, "barriers", "barriers")
+    return [
+        Pairs(
+            one["dataset"],
+            one["architecture"],
+            width,
+            _training(one["optimiser"], one["learning_rate"]) + ("" if one["subset"] == "all" else ", data shared out"),
+            epochs,
+            mean(part, "loss_barrier"),
+            mean(part, "accuracy_barrier"),
+            mean(part, "accuracy_ends"),
+            mean(part, "loss_barrier_tempered"),
+            mean(part, "loss_barrier", mended="repair"),
+            mean(part, "accuracy_barrier", mended="repair"),
+        )
+        for (_, width, epochs), part in table.groupby(["recipe", "width", "epochs"], sort=False)
+        for one in [part.iloc[0]]
+    ]
+
+
+def _of_mnist(run: str) -> list[Pairs]:
+    given = results.provenance(run, "mnist")["parameters"]
+    kind = given["mnist_dataset"], "mlp", given["mnist_width"], _training("adam", given["mnist_learning_rate"])
+    table, paths = (results.read(run, "mnist", name) for name in ("barriers", "paths"))
+    found = []
+    for epochs, part in table[(table["algorithm"] == "weights") & (table["split"] == "test")].groupby("epochs"):
+        barrier = {metric: rows["value"].to_numpy() for metric, rows in part.groupby("metric")}
+        ends = _ends(paths[(paths["epochs"] == epochs) & (paths["algorithm"] == "weights")])
+        loss, accuracy = interval(barrier["loss_barrier"]), interval(100 * barrier["accuracy_barrier"])
+        found.append(Pairs(*kind, epochs, loss, accuracy, ends))
+    return found
+
+
+def _of_accuracy(run: str) -> list[Pairs]:
+    given = results.provenance(run, "accuracy")["parameters"]
+    kind = given["dataset"], given["architecture"], given["width"], _training("adam", given["learning_rate"])
+    paths = results.read(run, "accuracy", "paths")
+    paths = paths[(paths["algorithm"] == "tree") & (paths["n_leaves"] == 2) & (paths["split"] == "test")]
+    heights = {metric: interval(rows["barrier"].to_numpy()) for metric, rows in barriers(paths).groupby("metric")}
+    return [Pairs(*kind, given["epochs"], heights["loss"], heights["accuracy"], _ends(paths))]
+
+
+def _training(optimiser: str, rate: float) -> str:
+    return f"{OPTIMISERS[optimiser]} at {rate:g}"
+
+
+def _ends(paths: pd.DataFrame) -> Interval | None:
+    """The mean test accuracy of both ends of each path, in percent."""
+    ends = paths[paths["lam"].isin([0, 1]) & (paths["metric"] == "accuracy") & (paths["split"] == "test")]
+    return interval(100 * ends.groupby("node")["value"].mean().to_numpy()) if len(ends) else None
+
+
+def table(run: str) -> pd.DataFrame:
+    """A row for each recipe, as texts; a cell is empty where something was not measured."""
+
+    def cell(value: Interval | None, text: Callable[[Interval], str]) -> str:
+        return "" if value is None else text(value)
+
+    return pd.DataFrame(
+        {
+            "data": DATASETS[one.dataset],
+            "network": ARCHITECTURES.get(one.architecture, one.architecture).split(",")[0],
+            "norm": NORMS.get(one.architecture.split("_")[-1], "none"),
+            "width": one.width,
+            "training": f"{one.training}, {one.epochs} epoch{'s' if one.epochs > 1 else ''}",
+            "accuracy of the ends (%)": cell(one.ends, points),
+            "barrier in loss (nats)": nats(one.loss),
+            "at the best temperature": cell(one.tempered, nats),
+            "after REPAIR": cell(one.loss_repaired, nats),
+            "barrier in accuracy (points)": points(one.accuracy),
+            "after REPAIR ": cell(one.accuracy_repaired, points),
+            "n": one.loss.n,
+        }
+        for one in recipes(run)
+    )
+
+
+def marks(run: str) -> list[tuple[str, Interval, Interval]]:
+    """Data set and network, barrier in loss and barrier in accuracy of each recipe, for the figure."""
+    return [
+        (f"{DATASETS[one.dataset]} {ARCHITECTURES.get(one.architecture, one.architecture)}", one.loss, one.accuracy)
+        for one in recipes(run)
+    ]
+
+
+def released_table() -> pd.DataFrame:
+    """What others measured, as texts: the drop from the ends to the midpoint."""
+    return pd.DataFrame(
+        {
+            "width": f"{width}x",
+            "ends (%)": f"{ends:.1f}",
+            "midpoint (%)": f"{midpoint:.1f}",
+            "drop (points)": f"{ends - midpoint:.1f}",
+            "after REPAIR (%)": f"{repaired:.1f}",
+            "drop (points) ": f"{ends - repaired:.1f}",
+        }
+        for width, (ends, midpoint, repaired) in RELEASED.items()
+    )
+
+
+def sources() -> list[str]:
+    """The notebooks that these barriers are from, first the one with the largest run: it is this that is shown."""
+    order = [os.environ.get("REBASIN_RUN"), *PREFERRED]
+    return sorted(SOURCES, key=lambda source: order.index(runs(source)[0]) if runs(source) else len(order))
+
+
+def shown_run() -> str | None:
+    """The run that the chapter speaks of, if there is one."""
+    return next(iter(runs(sources()[0])), None)
+
+
+def zero_finding() -> str:
+    """Whether a zero barrier in loss is reached, and whether one in accuracy comes with it."""
+    run = shown_run()
+    if run is None:
+        return "Not run yet."
+    found = recipes(run)
+    zero = [one for one in found if one.loss.high < ZERO["loss"]]
+    both = [one for one in zero if one.accuracy.high < ZERO["accuracy"]]
+    lost = [one for one in zero if one.accuracy.low > ZERO["accuracy"]]
+    if not zero:
+        opening = "No recipe of this run is shown to reach a zero barrier in loss"
+    elif lost:
+        opening = "A zero barrier in loss is reached, and is no zero barrier in accuracy"
+    elif len(both) == len(zero):
+        opening = "A zero barrier in loss is reached, and comes with one in accuracy"
+    else:
+        opening = "A zero barrier in loss is reached; whether one in accuracy comes with it is not decided"
+    noun = "recipe" if len(found) == 1 else "recipes"
+    told = f"of {len(found)} {noun}, {len(zero)} with a barrier in test loss under {ZERO['loss']} nats"
+    if zero:
+        told += (
+            f"; of these, {len(both)} also have one in test accuracy under {ZERO['accuracy']} points, {len(lost)} have "
+            f"one above, and of {len(zero) - len(both) - len(lost)} it is open"
+        )
+    return f"<strong>{opening}</strong>: {told} (whole intervals, run {run}).{_extremes(found)}"
+
+
+def _extremes(found: list[Pairs]) -> str:
+    """The recipes with the lowest and the highest barrier in loss, with what they lose in accuracy."""
+    if len(found) < 2:
+        return ""
+    lowest, highest = (pick(found, key=lambda one: one.loss.mean) for pick in (min, max))
+    told = (f"{one.name}: {nats(one.loss)} nats, {points(one.accuracy)} points" for one in (lowest, highest))
+    return f" The lowest and the highest barrier in loss: {'; '.join(told)}."
+
+
+def parts_finding() -> str:
+    """How much of the barrier in loss is temperature alone, and how much REPAIR leaves of both barriers."""
+    run = shown_run()
+    found = [] if run is None else [one for one in recipes(run) if one.tempered is not None]
+    if not found:
+        return "Temperatures and REPAIR were not measured yet."
+    averages = {
+        name: float(np.mean([getattr(one, name).mean for one in found]))
+        for name in ("loss", "tempered", "loss_repaired", "accuracy", "accuracy_repaired")
+    }
+    explained = 1 - averages["tempered"] / averages["loss"]
+    lower = sum(one.tempered.mean < one.loss.mean for one in found)
+    opening = (
+        "Being too sure explains little of the barrier"
+        if abs(explained) < 0.25
+        else f"Temperature alone {'explains' if explained > 0 else 'hides'} a good part of the barrier in loss"
+    )
+    return (
+        f"<strong>{opening}.</strong> With both ends and the midpoint each at its own best temperature, "
+        f"{decimal(averages['tempered'], 3)} of {decimal(averages['loss'], 3)} nats are left, on average over "
+        f"{len(found)} recipes, and the barrier is lower in {lower} of them. After REPAIR of the midpoint "
+        f"{decimal(averages['loss_repaired'], 3)} nats are left, and {decimal(averages['accuracy_repaired'], 1)} of "
+        f"{decimal(averages['accuracy'], 1)} points of accuracy (run {run}; means over recipes, without intervals)."
+    )

@@ -1,0 +1,182 @@
+"""What the chapter on where the hierarchy wins says: its sentences and tables, made from the table ``nodes``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from rebasin.lab import results
+from rebasin.lab.report import decimal, points, runs
+from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
+from rebasin.lab.where_figures import GAPS, conditions, gap, growth, percent, sizes_of
+
+TIED = 1e-9  # points: what is less is the rounding of a difference of sums
+
+
+def where_finding() -> str:
+    """In how many comparisons the hierarchy is ahead of MergeMany for certain, and behind, as merged and mended."""
+    if not runs("where"):
+        return "Not run yet."
+    run = runs("where")[0]
+    found = _found(run)
+    gaps = {kind: [bound for _, bound in _gaps(found, kind)] for kind in GAPS}
+    most = max(bound.n for bound in gaps["as merged"])
+    if most < FEWEST_FOR_INTERVAL:
+        return (
+            f"<strong>Run {run} has too few networks to tell the hierarchy from MergeMany for certain</strong>: "
+            f"{most} groups at most of one recipe, {FEWEST_FOR_INTERVAL} are needed."
+        )
+    merged, at_the_end, at_every_stage = (_counted(bounds) for bounds in gaps.values())
+    *_, compared = _tally(gaps["as merged"])
+    return (
+        f"<strong>As merged, the hierarchy is ahead of MergeMany in {merged}</strong>; after REPAIR at the end in "
+        f"{at_the_end}; with REPAIR at every stage of the hierarchy in {at_every_stage} (run {run}). A comparison is "
+        f"one of {len(found)} conditions at one number of leaves. Of these, {compared} have {FEWEST_FOR_INTERVAL} "
+        "groups of networks or more, and so a 95 % interval; what is certain has one that does not hold zero."
+    )
+
+
+def _counted(gaps: list[Interval]) -> str:
+    """In how many comparisons the hierarchy is ahead, and for certain, and for certain MergeMany."""
+    mean, ahead, behind, _ = _tally(gaps)
+    return (
+        f"{mean or 'none'} of {len(gaps)} comparisons, for certain in {ahead or 'none'}, and MergeMany for certain in "
+        f"{behind or 'none'}"
+    )
+
+
+def growth_finding() -> str:
+    """Where the hierarchy is ahead and the gap grows with the number of models, as merged and mended."""
+    if not runs("where"):
+        return ""
+    found = _found(runs("where")[0])
+    told, certain = [], []
+    for kind in GAPS:
+        growing = [", ".join(label) for label, condition in found.items() if _grows(condition, kind)]
+        told.append(f"in {len(growing) or 'none'}" + (f" ({'; '.join(growing)})" if growing else ""))
+        certain.append(str(sum(_grows_for_certain(condition, kind) for condition in found.values()) or "none"))
+    return (
+        f"<strong>Of the {len(found)} conditions, it is ahead, and by more with every doubling of the models, "
+        f"{told[0]} as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every stage. At "
+        f"one doubling or more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
+    )
+
+
+def _grows(condition: pd.DataFrame, kind: str) -> bool:
+    """Whether in the mean the hierarchy is ahead at the largest size, and by more than at each size before."""
+    means = [gap(condition, kind, size).mean() for size in sizes_of(condition)]
+    return len(means) > 1 and means[-1] > TIED and bool((np.diff(means) > TIED).all())
+
+
+def _grows_for_certain(condition: pd.DataFrame, kind: str) -> bool:
+    """Whether at some size the gap, and what it has grown by since half that size, lie wholly above zero."""
+    return any(
+        interval(gap(condition, kind, size)).low > TIED and interval(growth(condition, kind, size)).low > TIED
+        for size in sizes_of(condition)[1:]
+    )
+
+
+def repair_finding() -> str:
+    """What REPAIR gives back to the hierarchy and to MergeMany at the largest size of each condition."""
+    if not runs("where"):
+        return ""
+    table = _given_back(runs("where")[0])
+    more = int((table["tree end"] > table["merge_many end"]).sum())
+    better = int((table["tree every stage"] > table["tree end"]).sum())
+    spread = {
+        name: f"{decimal(table[name].mean(), 1, signed=True)} points "
+        f"({decimal(table[name].min(), 1, signed=True)} to {decimal(table[name].max(), 1, signed=True)})"
+        for name in ("tree end", "tree every stage", "merge_many end", "naive end")
+    }
+    return (
+        f"<strong>REPAIR at the end gives more back to the hierarchy than to MergeMany in {more or 'none'} of "
+        f"{len(table)} conditions</strong>, at the largest size of each: in the mean over conditions, and from the "
+        f"least to the most, {spread['tree end']} to the hierarchy, {spread['merge_many end']} to MergeMany, and "
+        f"{spread['naive end']} to the naive average. At every stage it gives the hierarchy "
+        f"{spread['tree every stage']}, more than at the end in {better or 'none'} of {len(table)}."
+    )
+
+
+def repair_table(run: str) -> pd.DataFrame:
+    """By condition, at its largest size: the points that merging loses and that REPAIR gives back, as texts."""
+    names = {
+        "tree lost": "hierarchy: lost", "tree end": "back at the end", "tree every stage": "back, every stage",
+        "merge_many lost": "MergeMany: lost", "merge_many end": "back at the end ",
+        "naive lost": "naive average: lost", "naive end": "back at the end  ",
+    }  # fmt: skip
+    table = _given_back(run)
+    texts = {title: [decimal(value, 1) for value in table[name]] for name, title in names.items()}
+    return pd.DataFrame({"condition": table["condition"], "models": table["models"], **texts})
+
+
+def _given_back(run: str) -> pd.DataFrame:
+    """A row per condition at its largest size: points lost as merged, and the points that each mending adds."""
+    rows = []
+    for label, condition in _found(run).items():
+        size = sizes_of(condition)[-1]
+        row = {"condition": "<br>".join(label).replace(" ", "&nbsp;"), "models": size}
+        unmerged = percent(condition, "unmerged", "none", 1).mean()
+        for algorithm, mended in (("tree", "end"), ("tree", "every stage"), ("merge_many", "end"), ("naive", "end")):
+            plain = percent(condition, algorithm, "none", size).mean()
+            row[f"{algorithm} lost"] = unmerged - plain
+            row[f"{algorithm} {mended}"] = percent(condition, algorithm, mended, size).mean() - plain
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def counts_table(run: str) -> pd.DataFrame:
+    """By mending and number of leaves, in how many conditions the hierarchy is ahead, and for certain."""
+    rows = []
+    for kind in GAPS:
+        by_size: dict[int, list[Interval]] = {}
+        for size, bound in _gaps(_found(run), kind):
+            by_size.setdefault(size, []).append(bound)
+        for size, bounds in sorted(by_size.items()):
+            mean, ahead, behind, sure = _tally(bounds)
+            rows.append(
+                {
+                    "": kind,
+                    "models": size,
+                    "ahead in the mean": f"{mean} of {len(bounds)}",
+                    "ahead for certain": f"{ahead} of {sure}" if sure else "–",
+                    "behind for certain": f"{behind} of {sure}" if sure else "–",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def gaps_table(run: str) -> pd.DataFrame:
+    """A row per condition and size: accuracy in percent and gaps in points, bold where certain, as texts."""
+    rows = []
+    for label, condition in _found(run).items():
+        for size in sizes_of(condition):
+            told = "<br>".join(label).replace(" ", "&nbsp;") if size == sizes_of(condition)[0] else ""
+            row = {"condition": told, "models": size}
+            row["unmerged"] = decimal(percent(condition, "unmerged", "none", 1).mean(), 1)
+            for kind, (tree, many) in GAPS.items():
+                bound = interval(gap(condition, kind, size))
+                text = points(bound, signed=True)
+                row[f"hierarchy, {kind}"] = decimal(percent(condition, "tree", tree, size).mean(), 1)
+                if kind != "REPAIR at every stage":  # MergeMany has no stages: it is the one before
+                    row[f"MergeMany, {kind}"] = decimal(percent(condition, "merge_many", many, size).mean(), 1)
+                row[f"gap, {kind}"] = f"<strong>{text}</strong>" if bound.low > TIED or bound.high < -TIED else text
+            rows.append(row | {"n": bound.n})
+    return pd.DataFrame(rows)
+
+
+def _found(run: str) -> dict[tuple[str, str], pd.DataFrame]:
+    return conditions(results.read(run, "where", "nodes"))
+
+
+def _gaps(found: dict[tuple[str, str], pd.DataFrame], kind: str) -> Iterator[tuple[int, Interval]]:
+    """The number of leaves and the gap of every comparison."""
+    return ((size, interval(gap(one, kind, size))) for one in found.values() for size in sizes_of(one))
+
+
+def _tally(gaps: Sequence[Interval]) -> tuple[int, int, int, int]:
+    """How many gaps are above zero in the mean, wholly above, wholly below, and have an interval at all."""
+    sure = [gap for gap in gaps if gap.n >= FEWEST_FOR_INTERVAL]
+    mean = sum(gap.mean > TIED for gap in gaps)
+    return mean, sum(gap.low > TIED for gap in sure), sum(gap.high < -TIED for gap in sure), len(sure)

@@ -1,0 +1,140 @@
+"""Barriers in loss and in accuracy of all notebooks stand side by side, and the sentences turn with them."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from test_barriers import everything
+from test_claims import plant
+
+from rebasin.lab import barriers_figures
+from rebasin.lab import disagreement_chapter as chapter
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("REBASIN_RUN", "mine")
+
+
+def plant_barriers(run="mine", **told):
+    """Let a run have two recipes of widths 8 and 64, the wide one with these values."""
+    rows = everything("digits width", accuracy_barrier=0.3) + everything("digits width", width=64, **told)
+    plant(run, {"barriers": pd.DataFrame(rows)}, "barriers")
+
+
+def plant_accuracy(run="mine"):
+    """Pairs of CIFAR networks, so to say: 2 points and 0.1 nats lower at the midpoint than at the ends."""
+    rows = [
+        ("tree", 2, node, "test", lam, metric, end + (lam == 0.5) * drop + 0.001 * node)
+        for node in range(4)
+        for lam in (0.0, 0.5, 1.0)
+        for metric, end, drop in (("accuracy", 0.5, -0.02), ("loss", 1.0, 0.1))
+    ]
+    columns = ["algorithm", "n_leaves", "node", "split", "lam", "metric", "value"]
+    plant(run, {"paths": pd.DataFrame(rows, columns=columns)}, "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("loss", "accuracy", "opening"),
+    [
+        (0.4, 0.1, "No recipe of this run is shown to reach a zero barrier in loss"),
+        (0.01, 0.05, "A zero barrier in loss is reached, and is no zero barrier in accuracy"),
+        (0.01, 0.002, "A zero barrier in loss is reached, and comes with one in accuracy"),
+        (0.01, 0.005, "A zero barrier in loss is reached; whether one in accuracy comes with it is not decided"),
+    ],
+)
+def test_whether_zero_in_loss_is_zero_in_accuracy_is_told_as_the_table_has_it(loss, accuracy, opening):
+    plant_barriers(loss_barrier=loss, accuracy_barrier=accuracy)
+    found = chapter.zero_finding()
+    assert found.startswith(f"<strong>{opening}</strong>: of 2 recipes, {int(loss < 0.02)} with a barrier in test loss")
+    assert ("also have one in test accuracy" in found) == (loss < 0.02)
+    assert "run mine" in found and "nan" not in found
+
+
+@pytest.mark.parametrize(
+    ("tempered", "lower", "opening"),
+    [
+        (0.5, 0, "Being too sure explains little of the barrier"),
+        (0.1, 1, "Temperature alone explains a good part of the barrier in loss"),
+        (0.9, 0, "Temperature alone hides a good part of the barrier in loss"),
+    ],
+)
+def test_what_temperature_explains_is_told_as_the_table_has_it(tempered, lower, opening):
+    rows = everything("digits width", loss_barrier_tempered=tempered)
+    plant("mine", {"barriers": pd.DataFrame(rows)}, "barriers")
+    found = chapter.parts_finding()
+    assert found.startswith(f"<strong>{opening}.</strong>")
+    assert f"and the barrier is lower in {lower} of them" in found
+    assert " of 0.500 nats are left" in found
+
+
+def test_recipes_of_all_notebooks_stand_in_one_table_the_lowest_barrier_in_accuracy_first():
+    plant_barriers(loss_barrier=0.01, accuracy_barrier=0.1)
+    plant_accuracy()
+    table = chapter.table("mine")
+    assert [text[:4] for text in table["barrier in accuracy (points)"]] == ["2.0 ", "10.0", "30.0"]
+    assert [text[:4] for text in table["barrier in loss (nats)"]] == ["0.10", "0.01", "0.50"]
+    assert list(table["n"]) == [4, 8, 8]
+    assert table["at the best temperature"][0] == "" and table["at the best temperature"][1] != ""
+    assert table["accuracy of the ends (%)"][0].startswith("50.")
+
+
+def test_pairs_of_the_mnist_notebook_are_read_at_each_of_their_epochs():
+    rows, paths = [], []
+    for epochs, loss in ((1, 0.6), (20, 0.01)):
+        for algorithm in ("naive", "weights"):
+            for node in range(4):
+                for metric, value in (("loss_barrier", loss), ("accuracy_barrier", loss / 10)):
+                    value = value if algorithm == "weights" else 1.0
+                    rows.append((algorithm, epochs, node, 2, "test", metric, value + 0.0001 * node))
+                for lam in (0.0, 1.0):
+                    paths.append((algorithm, 20, node, "test", lam, "accuracy", 0.9))
+    tables = {
+        "barriers": pd.DataFrame(rows, columns=["algorithm", "epochs", "node", "n_leaves", "split", "metric", "value"]),
+        "paths": pd.DataFrame(paths, columns=["algorithm", "epochs", "node", "split", "lam", "metric", "value"]),
+    }
+    given = {"mnist_dataset": "mnist", "mnist_width": 512, "mnist_learning_rate": 0.001}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chapter.results, "read", lambda run, name, table: tables[table])
+        patch.setattr(chapter.results, "provenance", lambda run, name: {"parameters": given})
+        first, last = chapter._of_mnist("mine")
+    assert (first.epochs, last.epochs) == (1, 20)
+    assert first.loss.mean == pytest.approx(0.6, abs=0.001) and last.accuracy.mean == pytest.approx(0.1, abs=0.05)
+    assert first.ends is None and last.ends.mean == pytest.approx(90)
+    assert last.name == "MNIST MLP, width 512, Adam at 0.001, epoch 20"
+
+
+def test_the_same_networks_under_two_names_count_once():
+    rows = everything("digits width", width=64) + everything("digits whole", width=64)
+    plant("mine", {"barriers": pd.DataFrame(rows)}, "barriers")
+    assert len(chapter.recipes("mine")) == 1
+
+
+def test_the_largest_run_is_shown_whichever_notebook_it_is_of(monkeypatch):
+    monkeypatch.delenv("REBASIN_RUN")
+    assert chapter.zero_finding() == "Not run yet."
+    assert chapter.parts_finding() == "Temperatures and REPAIR were not measured yet."
+    plant_barriers("smoke")
+    assert (chapter.shown_run(), chapter.sources()[0]) == ("smoke", "barriers")
+    plant_accuracy("cpu")
+    assert (chapter.shown_run(), chapter.sources()[0]) == ("cpu", "accuracy")
+    assert "of 1 recipe, " in chapter.zero_finding()
+    plant_barriers("cpu")
+    assert (chapter.shown_run(), chapter.sources()[0]) == ("cpu", "barriers")
+
+
+def test_the_figure_has_a_mark_for_each_recipe_and_keeps_zeros_on_its_axes():
+    plant_barriers(loss_barrier=0.0, accuracy_barrier=0.0)
+    figure = barriers_figures.loss_against_accuracy(chapter.marks("mine"))
+    marks = [container.lines[0].get_xydata()[0] for container in figure.axes[0].containers]
+    assert len(marks) == 2
+    low = np.array(marks).min(0)
+    assert low[0] >= barriers_figures.FLOOR["loss"] and low[1] >= barriers_figures.FLOOR["accuracy"]
+    assert figure.axes[0].get_xlim()[0] > 0
+    plt.close(figure)
+
+
+def test_what_others_released_is_told_as_drops():
+    table = chapter.released_table()
+    assert list(table["drop (points)"]) == ["41.7", "7.0", "3.6", "4.1"]

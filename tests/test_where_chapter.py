@@ -1,0 +1,208 @@
+"""What the chapter says of the hierarchy and MergeMany turns with the table: ahead, behind, growing, or untold."""
+
+from itertools import product
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from test_claims import clean, digits
+
+from rebasin.lab import report, results
+from rebasin.lab import where_chapter as chapter
+from rebasin.lab.figures import house_style
+from rebasin.lab.models import ARCHITECTURES
+from rebasin.lab.plan import Planned
+from rebasin.lab.training import Recipe
+from rebasin.lab.where_figures import GAPS, NETWORKS, conditions, gap, gap_by_leaves, growth
+
+SIZES = (2, 4, 8)
+# Gaps in points at two, four and eight leaves.
+GROWING, STEADY, BEHIND, SHRINKING = (1, 2, 4), (2, 2, 2), (-1, -2, -4), (4, 2, 1)
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("REBASIN_RUN", "mine")
+
+
+def planted(merged, end=STEADY, every=STEADY, models=32):
+    """The table ``nodes``: for each width of ``merged`` its gaps as merged; those after REPAIR are alike for all.
+
+    MergeMany has 50 % as merged and 60 % after REPAIR, and the naive average 10 and 20; gaps of nodes differ by
+    0.2 points. Nodes come in no order.
+    """
+    rows = []
+    for width, gaps in merged.items():
+        told = Planned("tiny", "digits", Recipe(width=width), (3,), models).columns(3)
+        rows += [
+            told | {"algorithm": "unmerged", "mended": "none", "n_leaves": 1, "node": k, "value": 0.9}
+            for k in range(models)
+        ]
+        for at, size in enumerate(SIZES):
+            values = {
+                ("merge_many", "none"): 50, ("merge_many", "end"): 60, ("naive", "none"): 10, ("naive", "end"): 20,
+                ("tree", "none"): 50 + gaps[at], ("tree", "end"): 60 + end[at], ("tree", "every stage"): 60 + every[at],
+            }  # fmt: skip
+            for (algorithm, mended), node in product(values, reversed(range(models // size))):
+                noise = 0.1 * (-1) ** node if algorithm == "tree" else 0
+                value = (values[algorithm, mended] + noise) / 100
+                told_here = {"algorithm": algorithm, "mended": mended, "n_leaves": size, "node": node, "value": value}
+                rows.append(told | told_here)
+    return pd.DataFrame(rows).assign(metric="accuracy", split="test")
+
+
+def plant(*args, **kwargs):
+    write(planted(*args, **kwargs))
+
+
+def write(table):
+    given = results.declared_parameters("where") | {"run": "mine"}
+    results.finish(clean(results.begin("where", given)), digits(), {"nodes": table}, models="some")
+
+
+@pytest.mark.parametrize(
+    ("merged", "end", "as_merged", "repaired"),
+    [
+        ({8: GROWING, 16: STEADY}, GROWING, ("6", "6", "none"), ("6", "6", "none")),
+        ({8: BEHIND, 16: BEHIND}, BEHIND, ("none", "none", "6"), ("none", "none", "6")),
+        ({8: GROWING, 16: BEHIND}, STEADY, ("3", "3", "3"), ("6", "6", "none")),
+        ({8: (0.01, 0.01, 0.01), 16: (-0.01, 0, -1)}, BEHIND, ("3", "none", "1"), ("none", "none", "6")),
+    ],
+    ids=["everywhere", "nowhere", "in some", "only in the mean"],
+)
+def test_the_finding_counts_where_the_hierarchy_is_ahead_and_behind(merged, end, as_merged, repaired):
+    plant(merged, end)
+
+    def told(ahead, certain, behind):
+        return f"in {ahead} of 6 comparisons, for certain in {certain}, and MergeMany for certain in {behind}"
+
+    assert chapter.where_finding().startswith(
+        f"<strong>As merged, the hierarchy is ahead of MergeMany {told(*as_merged)}</strong>; after REPAIR at the end "
+        f"{told(*repaired)}; with REPAIR at every stage of the hierarchy {told('6', '6', 'none')} (run mine). A "
+        "comparison is one of 2 conditions at one number of leaves. Of these, 6 have 4 groups of networks or more"
+    )
+
+
+def test_a_tie_that_rounding_hides_is_no_lead():
+    table = planted({8: (0, 0, 0)}, models=8)
+    shares = {0: 0.1 + 0.2, 1: 0.3}  # differ by the last bit
+    tree = (table["algorithm"] == "tree") & (table["mended"] == "none")
+    table.loc[tree, "value"] = shares[0]
+    table.loc[(table["algorithm"] == "merge_many") & (table["mended"] == "none"), "value"] = shares[1]
+    write(table)
+    assert "ahead of MergeMany in none of 3 comparisons" in chapter.where_finding()
+    assert "in none as merged" in chapter.growth_finding()
+    assert not chapter.gaps_table("mine")["gap, as merged"].str.contains("strong").any()
+
+
+def test_what_has_too_few_groups_for_an_interval_is_no_comparison():
+    plant({8: GROWING}, models=16)
+    assert "in 3 of 3 comparisons, for certain in 2, and MergeMany for certain in none" in chapter.where_finding()
+    assert "Of these, 2 have 4 groups of networks or more" in chapter.where_finding()
+    table = chapter.counts_table("mine").set_index(["", "models"])
+    assert list(table.loc[("as merged", 4)]) == ["1 of 1", "1 of 1", "0 of 1"]
+    assert list(table.loc[("as merged", 8)]) == ["1 of 1", "–", "–"]
+
+
+def test_too_few_networks_everywhere_are_said_to_be_too_few():
+    table = planted({8: GROWING}, models=8)
+    write(table[table["n_leaves"] != 2])
+    assert chapter.where_finding() == (
+        "<strong>Run mine has too few networks to tell the hierarchy from MergeMany for certain</strong>: 2 groups at "
+        "most of one recipe, 4 are needed."
+    )
+
+
+@pytest.mark.parametrize(
+    ("merged", "grows", "certain"),
+    [
+        (GROWING, True, "1"),
+        (STEADY, False, "none"),
+        (SHRINKING, False, "none"),
+        (BEHIND, False, "none"),
+        ((-4, -2, -1), False, "none"),
+        ((1, 4, 2), False, "1"),
+        ((0.01, 0.02, 0.03), True, "none"),
+    ],
+    ids=["grows", "does not", "shrinks", "falls behind", "catches up", "grows once", "grows by chance"],
+)
+def test_the_gap_is_said_to_grow_only_where_the_hierarchy_is_ahead_and_more_so_each_time(merged, grows, certain):
+    plant({8: merged})
+    listed = "1 (digits, 3 epochs, MLP, 3 hidden layers, width 8)" if grows else "none"
+    assert chapter.growth_finding() == (
+        "<strong>Of the 1 conditions, it is ahead, and by more with every doubling of the models, in "
+        f"{listed} as merged</strong>, in none after REPAIR at the end, in none with REPAIR at every stage. At one "
+        f"doubling or more that is certain in {certain}, none and none."
+    )
+
+
+def test_growth_compares_a_group_with_its_own_two_halves():
+    (condition,) = conditions(planted({8: GROWING})).values()
+    assert gap(condition, "as merged", 4) == pytest.approx([2.1, 1.9] * 4)
+    # The halves of each group are an even and an odd node: their noise is gone.
+    assert growth(condition, "as merged", 4) == pytest.approx([1.1, 0.9] * 4)
+
+
+def test_each_mending_of_the_hierarchy_is_held_against_mergemany_mended_alike():
+    (condition,) = conditions(planted({8: GROWING}, end=BEHIND, every=SHRINKING)).values()
+    means = {kind: gap(condition, kind, 8).mean() for kind in GAPS}
+    assert means == pytest.approx({"as merged": 4, "REPAIR at the end": -4, "REPAIR at every stage": 1})
+
+
+def test_what_repair_gives_back_is_told_of_the_largest_size():
+    plant({8: GROWING, 16: BEHIND}, end=STEADY, every=BEHIND)
+    found = chapter.repair_finding()
+    # From 54 and 46 to 62 and 56 for the hierarchy, from 50 to 60 for MergeMany, from 10 to 20 for the naive average.
+    assert found.startswith(
+        "<strong>REPAIR at the end gives more back to the hierarchy than to MergeMany in 1 of 2 conditions</strong>"
+    )
+    assert "+12.0 points (+8.0 to +16.0) to the hierarchy, +10.0 points (+10.0 to +10.0) to MergeMany" in found
+    assert found.endswith(
+        "At every stage it gives the hierarchy +6.0 points (+2.0 to +10.0), more than at the end in none of 2."
+    )
+    table = chapter.repair_table("mine")
+    assert list(table["models"]) == [8, 8] and list(table["hierarchy: lost"]) == ["36.0", "44.0"]
+
+
+def test_the_table_has_a_row_for_every_condition_and_size_and_is_bold_where_certain():
+    plant({8: GROWING, 16: (0, 0, 0)})
+    table = chapter.gaps_table("mine")
+    assert list(table["models"]) == [2, 4, 8] * 2 and list(table["n"]) == [16, 8, 4] * 2
+    assert table["gap, as merged"].str.startswith("<strong>+").tolist() == [True] * 3 + [False] * 3
+    assert table.iloc[2][["unmerged", "hierarchy, as merged", "MergeMany, as merged"]].tolist() == [
+        "90.0",
+        "54.0",
+        "50.0",
+    ]
+
+
+def test_recipes_that_differ_in_what_no_label_tells_go_by_their_names():
+    same = planted({8: STEADY})
+    other = same.assign(recipe="other", learning_rate=0.1)
+    labels = list(conditions(pd.concat([same, other])))
+    assert [second for _, second in labels] == [f"MLP, 3 hidden layers, width 8, {name}" for name in ("tiny", "other")]
+
+
+def test_the_figure_has_a_panel_for_each_condition_on_light_and_dark_pages():
+    table = planted({8: GROWING, 16: BEHIND, 32: STEADY}, models=16)
+    for dark in (False, True):
+        with house_style(dark):
+            figure = gap_by_leaves(table)
+        shown = [axes for axes in figure.axes if axes.axison]
+        assert [axes.get_title(loc="left").split("\n")[1] for axes in shown] == [
+            f"MLP, 3 hidden layers, width {width}" for width in (8, 16, 32)
+        ]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == list(GAPS)
+        assert all(low < 0 < high for low, high in (axes.get_ylim() for axes in shown)), "zero is to be seen"
+        plt.close(figure)
+
+
+def test_every_architecture_has_a_name_for_readers():
+    assert set(NETWORKS) == set(ARCHITECTURES)
+
+
+def test_without_a_run_the_chapter_says_so():
+    assert chapter.where_finding() == "Not run yet."
+    assert chapter.growth_finding() == chapter.repair_finding() == ""
+    assert report.tabs("where", chapter.counts_table).data == "<p>Not run yet.</p>"
