@@ -16,7 +16,10 @@ from torch.nn.functional import cross_entropy
 from rebasin import Permutation, PermutationSpec, weight_matching
 from rebasin.lab import barriers, barriers_chapter, barriers_figures
 from rebasin.lab.barriers import pair_barriers
+from rebasin.lab.claims import decide
 from rebasin.lab.models import build, initial_weights
+from rebasin.lab.pipeline import load_preset
+from rebasin.lab.plan import read_plan
 from rebasin.lab.training import Recipe, train
 from rebasin.repair import reset_norms
 
@@ -261,6 +264,24 @@ def test_a_midpoint_is_said_to_beat_both_ends_only_where_it_does(gain, pairs, op
     found = barriers_chapter.finding("split")
     assert found.startswith(f"<strong>{opening}")
     assert f"of data shared out, the midpoint of {told} matched pairs has a lower test loss" in found.lower()
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_the_plan_of_a_preset_measures_every_condition_of_the_claims_once(preset):
+    rows = []
+    for planned in read_plan(load_preset(preset)["barrier_recipes"]):
+        assert planned.models % 2 == 0
+        for epochs in planned.epochs:
+            told = planned.columns(epochs)
+            for mended in ("none", "reset"):
+                rows += planted(
+                    planned.name, planned.models // 2, mended, **{k: told[k] for k in told if k != "recipe"}
+                )
+    plant(rows)
+    claims = {claim.id: claim for claim in decide("mine")}
+    for name, others in (("G5", 0), ("G6", 1), ("G9", 0), ("G10", 0)):
+        assert len(claims[name].missing) == others, "the others are of the notebook on MNIST"
+        assert claims[name].conditions
 
 
 def test_recipes_that_were_not_run_are_named_with_the_command_that_runs_them():

@@ -21,6 +21,8 @@ from rebasin.merging import merge_many
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
 ZERO = {"accuracy": 0.5, "loss": 0.02}
+# Notebooks about the leaves that notebooks/train.ipynb trained.
+READ_TRAINED = ("merge", "accuracy", "attack", "perturbations", "regularisation", "autoattack", "planted")
 # The axes of the plan of recipes: a preset's parameter for each, and its values in words.
 PLAN = {
     "condition_widths": "width {}",
@@ -355,8 +357,8 @@ def costs() -> pd.DataFrame:
                 {
                     "run": run,
                     "notebook": step,
-                    # The others read the weights that train made; what they train besides is in their own time.
-                    "training": f"{made['training_seconds'] / 60:.1f} min" if step in ("train", "conditions") else "",
+                    # Those read the weights that train made; what they train besides is in their own time.
+                    "training": "" if step in READ_TRAINED else f"{made['training_seconds'] / 60:.1f} min",
                     "notebook time": f"{made['wall_seconds'] / 60:.1f} min",
                     "memory": f"{made['peak_memory_gb']:.1f} GB",
                     "on": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
