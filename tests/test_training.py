@@ -252,6 +252,14 @@ def test_models_of_a_subset_or_of_views_side_by_side_are_those_trained_alone(dig
         torch.testing.assert_close(stacked.weights[key], tensor, rtol=0, atol=1e-3)
 
 
+def test_the_number_of_batches_does_not_depend_on_the_company(digits, fresh_cache):
+    # 677 and 670 images: 16 batches of 42, and 15.
+    recipe = replace(SPLIT, batch_size=42)
+    alone = train(recipe, digits, 2, (1,), "cpu")
+    fresh_cache()
+    torch.testing.assert_close(train(recipe, digits, 2, (1,), "cpu", 2).loss, alone.loss, rtol=0, atol=1e-5)
+
+
 def test_views_are_new_in_every_epoch_and_of_each_model(digits, monkeypatch):
     seen = []
     with monkeypatch.context() as patch:

@@ -229,7 +229,8 @@ def train_epoch(
     loss_of_each = vmap(loss_of_one)
     generators = [torch.Generator().manual_seed(_seed(recipe.seed, number, epoch + 1)) for number in numbers]
     seen = [images_seen(recipe, labels.cpu(), number) for number in numbers]
-    m = min(map(len, seen))  # of a split, some may have an image more
+    # Of a split, odd numbers may have fewer images: then all models have as many batches as these, alone or not.
+    m = min(len(images_seen(recipe, labels.cpu(), number)) for number in (0, 1))
     order = torch.stack(
         [one[torch.randperm(len(one), generator=g)[:m]] for one, g in zip(seen, generators, strict=True)]
     )
