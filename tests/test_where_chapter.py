@@ -206,3 +206,18 @@ def test_without_a_run_the_chapter_says_so():
     assert chapter.where_finding() == "Not run yet."
     assert chapter.growth_finding() == chapter.repair_finding() == ""
     assert report.tabs("where", chapter.counts_table).data == "<p>Not run yet.</p>"
+
+
+def test_conditions_of_the_plans_that_were_not_run_are_named_with_the_command_that_runs_them(monkeypatch):
+    tiny = {"recipe": "tiny", "dataset": "digits", "models": 8, "epochs": [3, 9], "width": 16}
+    plans = {"cpu": [tiny], "gpu": [tiny, tiny | {"width": 32, "epochs": [3]}]}
+    monkeypatch.setattr(chapter, "load_preset", lambda preset: {"where_recipes": plans[preset]})
+    plant({16: STEADY})
+    assert chapter.missing("mine") == (
+        "Not run in run mine: digits, 9 epochs, MLP, 3 hidden layers, width 16 "
+        "(<code>.venv/bin/python -m rebasin.lab.pipeline cpu where</code>); "
+        "digits, 3 epochs, MLP, 3 hidden layers, width 32 "
+        "(<code>.venv/bin/python -m rebasin.lab.pipeline gpu where</code>)."
+    )
+    monkeypatch.setattr(chapter, "load_preset", lambda preset: {"where_recipes": [tiny | {"epochs": [3]}]})
+    assert chapter.missing("mine") == ""

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from rebasin.lab import results
+from rebasin.lab.pipeline import load_preset
+from rebasin.lab.plan import read_plan
 from rebasin.lab.report import decimal, points, runs
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
-from rebasin.lab.where_figures import GAPS, conditions, gap, growth, percent, sizes_of
+from rebasin.lab.where_figures import CONDITION, GAPS, conditions, gap, growth, name_of, percent, sizes_of
 
 TIED = 1e-9  # points: what is less is the rounding of a difference of sums
 
@@ -164,6 +166,24 @@ def gaps_table(run: str) -> pd.DataFrame:
                 row[f"gap, {kind}"] = f"<strong>{text}</strong>" if bound.low > TIED or bound.high < -TIED else text
             rows.append(row | {"n": bound.n})
     return pd.DataFrame(rows)
+
+
+def missing(run: str) -> str:
+    """Which conditions of the plans a run does not have, and what command runs them."""
+    nodes = results.read(run, "where", "nodes")
+    made = set(nodes[CONDITION].drop_duplicates().itertuples(index=False, name=None))
+    told = []
+    for preset in ("cpu", "gpu"):
+        lacking = []
+        for planned in read_plan(load_preset(preset)["where_recipes"]):
+            for row in [pd.Series(planned.columns(epochs)) for epochs in planned.epochs]:
+                if tuple(row[CONDITION]) not in made:
+                    made.add(tuple(row[CONDITION]))
+                    lacking.append(", ".join(name_of(row)))
+        if lacking:
+            command = f"<code>.venv/bin/python -m rebasin.lab.pipeline {preset} where</code>"
+            told.append(f"{'; '.join(lacking)} ({command})")
+    return f"Not run in run {run}: {'; '.join(told)}." if told else ""
 
 
 def _found(run: str) -> dict[tuple[str, str], pd.DataFrame]:

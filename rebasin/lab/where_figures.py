@@ -42,7 +42,7 @@ def conditions(nodes: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     """
     accuracy = nodes[nodes["metric"] == "accuracy"]
     parts = [part for _, part in accuracy.groupby(CONDITION, sort=False)]
-    labels = [_label(part.iloc[0]) for part in parts]
+    labels = [name_of(part.iloc[0]) for part in parts]
     found = {}
     for part, (first, second) in zip(parts, labels, strict=True):
         alike = labels.count((first, second)) > 1
@@ -50,7 +50,8 @@ def conditions(nodes: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     return found
 
 
-def _label(row: pd.Series) -> tuple[str, str]:
+def name_of(row: pd.Series) -> tuple[str, str]:
+    """The two lines that tell a condition from another."""
     epochs = f"{row['epochs']} epoch{'s' if row['epochs'] > 1 else ''}"
     return f"{DATASETS[row['dataset']]}, {epochs}", f"{NETWORKS[row['architecture']]}, width {row['width']}"
 
