@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from rebasin import Permutation, PermutationSpec, weight_matching
-from rebasin.lab import barriers, barriers_chapter, barriers_figures
+from rebasin.lab import barriers, barriers_chapter, barriers_figures, cache
 from rebasin.lab.barriers import pair_barriers
 from rebasin.lab.claims import decide
 from rebasin.lab.models import build, initial_weights
@@ -93,6 +93,27 @@ def test_a_network_and_its_own_permuted_copy_have_no_barrier_once_matched():
     assert measured(found, "weights", "none", "temperature_midpoint") == pytest.approx(
         measured(found, "weights", "none", "temperature_ends"), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("module", ["rebasin.graph", "rebasin.symmetry", "rebasin.operators.sums", "rebasin.repair"])
+def test_what_other_code_measured_is_not_read(module, monkeypatch):
+    model, weights = trained(2, 4)
+    source = cache._source
+    measured = cache.cache_folder() / "barriers"
+
+    def measure():
+        pair_barriers(model, weights, digits(), 3, 20, 20, device="cpu")
+        return len(list(measured.iterdir()))
+
+    assert [measure(), measure()] == [1, 1]
+    monkeypatch.setattr(cache, "_source", lambda name: source(name) + "\nchanged = True\n" * (name == module))
+    assert measure() == 2
+
+
+def test_paths_of_any_odd_number_of_points_have_a_midpoint():
+    model, weights = trained(2, 4)
+    found = pair_barriers(model, weights, digits(), 151, 10, 20, device="cpu")  # the 76th of them is 1/2 + 1.1e-16
+    assert np.isfinite(found["value"]).all()
 
 
 def test_norms_are_reset_at_every_point_the_ends_included():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rebasin.lab import planted, planted_chapter, planted_figures, results
+from rebasin.lab import cache, planted, planted_chapter, planted_figures, results
 from rebasin.lab.data import load
 from rebasin.lab.figures import themed
 from rebasin.lab.planted import Network, fresh_network, recover, same_bits, times_table, trained_network
@@ -62,6 +62,16 @@ def test_a_matcher_that_stays_at_the_identity_recovers_nothing(network, monkeypa
     found = recover(network, 2, 1, "cpu")
     assert values(found, "recovered") == [0.0, 0.0]
     assert values(found, "ties") == [0.0, 0.0]
+
+
+def test_what_was_recovered_along_another_spec_is_not_read(network, monkeypatch):
+    source = cache._source
+    recover(network, 1, 0, "cpu")
+    kept = cache.cache_folder() / "planted"
+    assert len(list(kept.iterdir())) == 1
+    monkeypatch.setattr(cache, "_source", lambda name: source(name) + "\nchanged = True\n" * (name == "rebasin.trace"))
+    recover(network, 1, 0, "cpu")
+    assert len(list(kept.iterdir())) == 2
 
 
 def test_dead_units_may_change_places():

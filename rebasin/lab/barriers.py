@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, nll_loss
 
-from rebasin.lab.cache import cached, code_fingerprint, content, fingerprint
+from rebasin.lab.cache import cached, code_fingerprint, content, fingerprint, imported_modules
 from rebasin.lab.calibration import logits, temper
 from rebasin.lab.data import Dataset, Split
 from rebasin.lab.device import pick_device
@@ -24,8 +24,11 @@ from rebasin.repair import repair, reset_norms
 # BatchNorm anew at every point, the ends included.
 MENDINGS = ("none", "repair", "reset")
 BATCH = 1000  # images at once
-MATCHERS = ("rebasin.permutation", "rebasin.trace", "rebasin.assignment", "rebasin.matching")
-MEASURES = (__name__, "rebasin.lab.calibration", "rebasin.lab.evaluation", "rebasin.merging", "rebasin.repair")
+# What a matching and what a measurement depend on, beside the weights: code, with the rules of the operators, which a
+# package registers.
+MATCHERS = "import rebasin.operators, rebasin.trace, rebasin.matching"
+MENDERS = "import rebasin.merging, rebasin.repair"
+MEASURES = (__name__, "rebasin.lab.calibration", "rebasin.lab.evaluation")
 
 
 def pair_barriers(
@@ -57,7 +60,7 @@ def pair_barriers(
     test = data.test.sample(test_images)
     spec = PermutationSpec.trace(model, inputs[:2])
     a, b = ({key: tensor[first::2].to(device) for key, tensor in weights.items()} for first in (0, 1))
-    of_models = content(weights), seed, code_fingerprint(*MATCHERS)
+    of_models = content(weights), seed, code_fingerprint(*imported_modules(MATCHERS))
 
     def matched() -> dict[str, Tensor]:
         found = weight_matching(spec, a, b, seed)
@@ -85,7 +88,8 @@ def pair_barriers(
                 bar.update()
         return rows
 
-    key = fingerprint(of_models, data.fingerprint, points, test_images, mending_images, code_fingerprint(*MEASURES))
+    code = code_fingerprint(*MEASURES, *imported_modules(MENDERS))
+    key = fingerprint(of_models, data.fingerprint, points, test_images, mending_images, code)
     columns = ["algorithm", "mended", "points", "node", "metric", "value"]
     return pd.DataFrame(cached("barriers", key, measured), columns=columns)
 
@@ -108,11 +112,11 @@ def path_metrics(
     own best softmax temperature, with those temperatures.
     """
     accuracy, loss, tempered, temperature = [], [], [], []
-    for lam, at in zip(lams.tolist(), _points(model, a, b, lams, mended, inputs), strict=True):
+    for number, at in enumerate(_points(model, a, b, lams, mended, inputs)):
         answers = logits(model, at, test, device, chunk, BATCH).double()
         accuracy.append((answers.argmax(-1) == test.labels).double().mean(-1))
         loss.append(torch.stack([cross_entropy(one, test.labels) for one in answers]))
-        if lam in (0, 0.5, 1):
+        if number in (0, len(lams) // 2, len(lams) - 1):
             surer, degrees = temper(answers, test.labels)
             tempered.append(torch.stack([nll_loss(one, test.labels) for one in surer]))
             temperature.append(degrees)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from rebasin.lab.cache import cached, code_fingerprint, content, fingerprint
+from rebasin.lab.cache import cached, code_fingerprint, content, fingerprint, imported_modules
 from rebasin.lab.data import Dataset
 from rebasin.lab.models import build, initial_weights
 from rebasin.matching import weight_matching
@@ -80,7 +80,7 @@ def recover(network: Network, trials: int, seed: int, device: str) -> pd.DataFra
     that stand in another place all the same, where recovered, since they are equal, as dead units may be. Each trial
     has a visiting order of its own, and is kept in the cache.
     """
-    code = code_fingerprint(__name__, "rebasin.permutation", "rebasin.assignment", "rebasin.matching")
+    code = code_fingerprint(__name__, *imported_modules("import rebasin.operators, rebasin.trace, rebasin.matching"))
     rows = []
     with track(trials, f"recover {network.name}", "permutation") as bar:
         for trial in range(trials):
