@@ -305,6 +305,22 @@ def test_the_plan_of_a_preset_measures_every_condition_of_the_claims_once(preset
         assert claims[name].conditions
 
 
+def test_a_pair_with_several_snapshots_counts_once_and_at_its_last():
+    rows = []
+    for epochs, barrier in ((1, 0.9), (10, 0.001)):
+        told = {"dataset": "mnist", "epochs": epochs, "loss_barrier": barrier}
+        rows += everything("mnist sgd low", optimiser="sgd", **told)
+        rows += everything("mnist width", width=32, **told) + everything("mnist width", width=512, **told)
+    plant(rows)
+    found = barriers_chapter.finding("failures")
+    assert "leaves none with SGD at a low rate" in found and "(n = 8)" in found
+    assert "(n = 8 pairs)" in barriers_chapter.finding("width")
+    claims = {claim.id: claim for claim in decide("mine")}
+    (failure,) = claims["G9"].conditions
+    assert failure.effect.n == 8 and failure.effect.mean == pytest.approx(0.001, abs=0.001)
+    assert claims["G5"].conditions[0].effect.n == 8
+
+
 def test_recipes_that_were_not_run_are_named_with_the_command_that_runs_them():
     plant(planted("mnist sgd low", dataset="mnist"))
     assert barriers_chapter.finding("norms") == (

@@ -10,6 +10,7 @@ import pandas as pd
 from rebasin.lab import results
 from rebasin.lab.barriers_figures import OPTIMISERS, label
 from rebasin.lab.chapter import ZERO
+from rebasin.lab.claims import last_snapshots
 from rebasin.lab.pipeline import load_preset
 from rebasin.lab.report import nats, points, runs
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
@@ -37,9 +38,13 @@ DIRECTIONS = {
 
 
 def section(run: str, name: str) -> pd.DataFrame:
-    """The rows of a run's table ``barriers`` that a section is about, perhaps none."""
+    """The rows of a run's table ``barriers`` that a section is about, perhaps none.
+
+    Of networks with several snapshots the last one's, but for the section on training time: a pair counts once.
+    """
     table = results.read(run, "barriers", "barriers")
-    return table[table["recipe"].str.endswith(SECTIONS[name])]
+    table = table[table["recipe"].str.endswith(SECTIONS[name])]
+    return table if name == "epochs" else last_snapshots(table)
 
 
 def heights(table: pd.DataFrame, metric: str, algorithm: str = "weights", mended: str = "none") -> pd.Series:

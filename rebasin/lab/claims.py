@@ -56,6 +56,7 @@ def decide(run: str | None) -> list[Claim]:
     """Every claim with its verdict on a run; with None, for no run at all, every verdict is "not run yet".
 
     A condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
+    Of several snapshots of a node the last one counts where a rule names no epochs.
     """
     decided = []
     book = results.stated()  # once: reading YAML is slow
@@ -86,6 +87,8 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
             return None
         values = contrast(measured, rule["contrast"], rule["block"])
     else:
+        if not any("epochs" in named for named in (where, *rule["contrast"])):
+            measured = last_snapshots(measured)
         values = contrast_of_nodes(measured, rule["contrast"], measure["unit"])
         if not len(values):
             return None
@@ -130,6 +133,14 @@ def picked(measured: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     for column, value in where.items():
         measured = measured[measured[column] == value]
     return measured
+
+
+def last_snapshots(measured: pd.DataFrame) -> pd.DataFrame:
+    """Of networks that were measured at several epochs, the rows of the last, recipe by recipe and width by width."""
+    kind = [column for column in ("recipe", "width") if column in measured]
+    if "epochs" not in measured or not kind or not len(measured):
+        return measured
+    return measured[measured["epochs"] == measured.groupby(kind)["epochs"].transform("max")]
 
 
 def contrast_of_nodes(measured: pd.DataFrame, terms: Sequence[dict[str, Any]], unit: str) -> np.ndarray:
