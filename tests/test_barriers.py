@@ -353,6 +353,16 @@ def test_tables_stand_where_the_rows_are():
     assert list(barriers_chapter.split_table("mine")["data"].unique()) == ["shared out", "all, for both"]
 
 
+def test_the_usual_recipe_beside_a_failure_is_of_the_same_networks():
+    mnist = {"dataset": "mnist"}
+    rows = everything("mnist width", **mnist, width=64) + everything("mnist width", **mnist, width=512)
+    rows += everything("mnist adam high", **mnist, width=512, learning_rate=0.01)
+    plant(rows + everything("mnist vgg", **mnist, width=64, architecture="vgg16_ln"))
+    assert list(barriers_chapter.failures_table("mine")["networks"]) == [
+        "MNIST MLP, width 512", "MNIST MLP, width 512", "MNIST VGG-16, width 64"
+    ]  # fmt: skip
+
+
 def test_the_figure_shows_every_width_in_nats_and_in_points():
     rows = everything("digits width", accuracy_barrier=0.05) + everything("digits width", width=64)
     figure = barriers_figures.barriers_over(pd.DataFrame(rows), "width")

@@ -223,7 +223,7 @@ def trend_table(run: str, axis: str) -> pd.DataFrame:
 def failures_table(run: str) -> pd.DataFrame:
     """The failures that Git Re-Basin names, below the usual recipe on the same data, as texts."""
     failures, usual = section(run, "failures"), section(run, "width")
-    usual = usual[usual["dataset"].isin(failures["dataset"]) & usual["width"].isin(failures["width"])]
+    usual = usual.merge(failures[["dataset", "architecture", "width"]].drop_duplicates())
     rows = []
     for (name, width, epochs), part in pd.concat([usual, failures]).groupby(["recipe", "width", "epochs"], sort=False):
         one = part.iloc[0]
