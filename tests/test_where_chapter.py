@@ -84,6 +84,16 @@ def test_the_finding_counts_where_the_hierarchy_is_ahead_and_behind(merged, end,
     )
 
 
+def test_recipes_that_differ_in_what_no_label_tells_are_conditions_of_their_own():
+    ahead, behind = planted({8: GROWING}), planted({8: BEHIND}).assign(learning_rate=0.01)
+    write(pd.concat([ahead, behind]))
+    assert list(conditions(results.read("mine", "where", "nodes"))) == [
+        ("digits, 3 epochs", "MLP, 3 hidden layers, width 8, tiny, learning_rate 0.001"),
+        ("digits, 3 epochs", "MLP, 3 hidden layers, width 8, tiny, learning_rate 0.01"),
+    ]
+    assert "in 3 of 6 comparisons, for certain in 3, and MergeMany for certain in 3" in chapter.where_finding()
+
+
 def test_a_tie_that_rounding_hides_is_no_lead():
     table = planted({8: (0, 0, 0)}, models=8)
     shares = {0: 0.1 + 0.2, 1: 0.3}  # differ by the last bit

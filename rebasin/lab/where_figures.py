@@ -38,15 +38,20 @@ LEAST_SPAN = 1.0  # points: an axis shows at least so much on both sides of zero
 def conditions(nodes: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
     """The test accuracies of each condition, in the plan's order, by its two lines of label.
 
-    ``nodes`` is the table of notebooks/where.ipynb. Conditions whose labels would be the same get their recipe's name.
+    ``nodes`` is the table of notebooks/where.ipynb. Conditions whose labels would be the same are told apart by what
+    differs between them: the recipe's name, and, where they share that too, its other parts.
     """
     accuracy = nodes[nodes["metric"] == "accuracy"]
     parts = [part for _, part in accuracy.groupby(CONDITION, sort=False)]
     labels = [name_of(part.iloc[0]) for part in parts]
     found = {}
     for part, (first, second) in zip(parts, labels, strict=True):
-        alike = labels.count((first, second)) > 1
-        found[first, f"{second}, {part['recipe'].iloc[0]}" if alike else second] = part
+        alike = [other.iloc[0] for other, label in zip(parts, labels, strict=True) if label == (first, second)]
+        own = part.iloc[0]
+        named = [other for other in alike if other["recipe"] == own["recipe"]]
+        told = [second] + [str(own["recipe"])] * (len(alike) > 1)
+        told += [f"{key} {own[key]}" for key in CONDITION if len({other[key] for other in named}) > 1]
+        found[first, ", ".join(told)] = part
     return found
 
 
