@@ -1,13 +1,15 @@
 """Barriers in loss and in accuracy of all notebooks stand side by side, and the sentences turn with them."""
 
+import dataclasses
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from test_barriers import everything
-from test_claims import plant
+from test_claims import begun, digits, plant
 
-from rebasin.lab import barriers_figures
+from rebasin.lab import barriers_figures, results
 from rebasin.lab import disagreement_chapter as chapter
 
 
@@ -61,12 +63,55 @@ def test_whether_zero_in_loss_is_zero_in_accuracy_is_told_as_the_table_has_it(lo
     ],
 )
 def test_what_temperature_explains_is_told_as_the_table_has_it(tempered, lower, opening):
-    rows = everything("digits width", loss_barrier_tempered=tempered)
+    # The path is highest somewhere else than at its midpoint, where temperatures are taken.
+    barrier = {"loss_barrier": 0.8, "loss_midpoint": 1.0, "loss_ends": 0.5, "loss_gain": -0.5}
+    rows = everything("digits width", loss_barrier_tempered=tempered, **barrier)
     plant("mine", {"barriers": pd.DataFrame(rows)}, "barriers")
     found = chapter.parts_finding()
     assert found.startswith(f"<strong>{opening}.</strong>")
     assert f"and the barrier is lower in {lower} of them" in found
     assert " of 0.500 nats are left" in found
+
+
+def test_one_very_high_barrier_does_not_decide_what_temperature_explains():
+    low = {"loss_midpoint": 0.6, "loss_ends": 0.5, "loss_gain": -0.1, "loss_barrier_tempered": 0.02}
+    high = {"loss_midpoint": 10.5, "loss_ends": 0.5, "loss_gain": -10, "loss_barrier_tempered": 9}
+    rows = [row for width in range(1, 10) for row in everything("digits width", width=width, **low)]
+    plant("mine", {"barriers": pd.DataFrame(rows + everything("digits batch norm", **high))}, "barriers")
+    found = chapter.parts_finding()
+    assert found.startswith("<strong>Temperature alone explains a good part of the barrier in loss.</strong>")
+    assert "0.020 of 0.100 nats are left" in found and "lower in 10 of them" in found
+
+
+def test_barriers_of_three_points_are_those_of_the_ends_and_the_midpoint():
+    for ends, midpoint in (((0.2, 0.6), 0.9), ((0.2, 0.6), 0.5), ((0.6, 0.2), 0.1)):
+        for metric, scale, better in (("loss", 1, min), ("accuracy", 100, max)):
+            sign = 1 if metric == "loss" else -1
+            gain = sign * (better(ends) - midpoint)
+            told = {f"{metric}_ends": sum(ends) / 2, f"{metric}_midpoint": midpoint, f"{metric}_gain": gain}
+            part = pd.DataFrame(everything("digits width", **told))
+            expected = scale * (max(sign * at for at in (*ends, midpoint)) - sign * sum(ends) / 2)
+            assert chapter._of_three(part, metric).mean == pytest.approx(expected, abs=0.002 * scale)
+
+
+def test_networks_of_two_notebooks_count_once_and_recipes_of_one_name_are_told_apart():
+    told = {"dataset": "mnist", "width": 512, "epochs": 10}
+    whole = {"batch_size": 500, "seed": 0, "initial": "lecun_normal", "weight_decay": 0.0, "l1": 0.0, "l2": 0.0}
+    whole |= {"schedule": "constant", "schedule_epochs": 0, "warmup_epochs": 0, "augmented": False}
+    rows = everything("mnist width", **told, **whole) + everything("mnist whole", **told, **whole | {"batch_size": 64})
+    plant("mine", {"barriers": pd.DataFrame(rows)}, "barriers")
+    given = {"mnist_dataset": "mnist", "mnist_width": 512, "mnist_learning_rate": 0.001, "mnist_batch_size": 500}
+    pairs = [("weights", 10, node, 2, "test", f"{of}_barrier", 0.5) for node in range(4) for of in ("loss", "accuracy")]
+    columns = ["algorithm", "epochs", "node", "n_leaves", "split", "metric", "value"]
+    paths = pd.DataFrame(columns=[*columns, "lam"])
+    run = begun("mnist", "mine")
+    tables = {"barriers": pd.DataFrame(pairs, columns=columns), "paths": paths}
+    results.finish(dataclasses.replace(run, parameters=run.parameters | given), digits(), tables)
+    found = chapter.recipes("mine")
+    assert sorted(one.name for one in found) == [
+        f"MNIST MLP, width 512, Adam at 0.001, batch_size {size}, epoch 10" for size in (500, 64)
+    ]
+    assert all(one.tempered is not None for one in found), "of networks in two notebooks, what was measured the most"
 
 
 def test_recipes_of_all_notebooks_stand_in_one_table_the_lowest_barrier_in_accuracy_first():

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rebasin.lab import results
 from rebasin.lab.accuracy_figures import barriers
-from rebasin.lab.barriers_chapter import mean
+from rebasin.lab.barriers_chapter import heights, mean
 from rebasin.lab.barriers_figures import ARCHITECTURES, DATASETS, OPTIMISERS
 from rebasin.lab.chapter import ZERO
 from rebasin.lab.report import PREFERRED, decimal, nats, points, runs
 from rebasin.lab.statistics import Interval, interval
+from rebasin.lab.training import Recipe
 
 # The notebooks that a run may have these barriers from.
 SOURCES = ("barriers", "mnist", "accuracy")
@@ -30,7 +32,9 @@ class Pairs:
     """Matched pairs of one recipe: means over pairs, accuracy in percent and points, loss in nats.
 
     ``tempered`` is the barrier in loss with the ends and the midpoint each at its own best temperature, the repaired
-    ones are those after REPAIR of the midpoint; None is not measured.
+    ones are those after REPAIR of the midpoint; all three are of three points, and so are ``loss_of_three`` and
+    ``accuracy_of_three``, which they are to be held against. None is not measured. ``recipe`` is every part of the
+    recipe that the run tells.
     """
 
     dataset: str
@@ -44,6 +48,9 @@ class Pairs:
     tempered: Interval | None = None
     loss_repaired: Interval | None = None
     accuracy_repaired: Interval | None = None
+    loss_of_three: Interval | None = None
+    accuracy_of_three: Interval | None = None
+    recipe: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,8 +64,30 @@ def recipes(run: str) -> list[Pairs]:
         "barriers": _of_barriers, "mnist": _of_mnist, "accuracy": _of_accuracy
     }  # fmt: skip
     found = [pairs for source in SOURCES if results.is_shown(run, source) for pairs in readers[source](run)]
-    # The same networks may be under two names of a plan.
-    return sorted(dict.fromkeys(found), key=lambda pairs: pairs.accuracy.mean)
+    # The same networks may be under two names of a plan, or in two notebooks: the first source measured the most.
+    kept = {(pairs.dataset, pairs.epochs, pairs.recipe): pairs for pairs in reversed(found)}.values()
+    return sorted((_told_apart(pairs, kept) for pairs in kept), key=lambda pairs: pairs.accuracy.mean)
+
+
+def _told_apart(pairs: Pairs, others: Iterable[Pairs]) -> Pairs:
+    """The same, its training with the parts of the recipe that tell it from others of its name."""
+    alike = [dict(other.recipe) for other in others if other.name == pairs.name]
+    parts = [f"{key} {value}" for key, value in pairs.recipe if len({other.get(key) for other in alike}) > 1]
+    return replace(pairs, training=", ".join([pairs.training, *parts]))
+
+
+def _recipe(told: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The parts of a recipe among these, by name."""
+    return tuple((field.name, told[field.name]) for field in fields(Recipe) if field.name in told)
+
+
+def _of_three(part: pd.DataFrame, metric: str) -> Interval:
+    """The barrier over the ends and the midpoint alone: what has been measured at no other points compares with it."""
+    scale = 100 if metric == "accuracy" else 1
+    sign = scale if metric == "accuracy" else -scale  # so that upwards is better
+    mean_end, midpoint = (sign * heights(part, f"{metric}_{name}") for name in ("ends", "midpoint"))
+    better_end = midpoint - scale * heights(part, f"{metric}_gain")
+    return interval((mean_end - np.minimum(midpoint, 2 * mean_end - better_end)).to_numpy())
 
 
 def _of_barriers(run: str) -> list[Pairs]:
@@ -76,6 +105,9 @@ def _of_barriers(run: str) -> list[Pairs]:
             mean(part, "loss_barrier_tempered"),
             mean(part, "loss_barrier", mended="repair"),
             mean(part, "accuracy_barrier", mended="repair"),
+            _of_three(part, "loss"),
+            _of_three(part, "accuracy"),
+            _recipe(one),
         )
         for (_, width, epochs), part in table.groupby(["recipe", "width", "epochs"], sort=False)
         for one in [part.iloc[0]]
@@ -85,13 +117,15 @@ def _of_barriers(run: str) -> list[Pairs]:
 def _of_mnist(run: str) -> list[Pairs]:
     given = results.provenance(run, "mnist")["parameters"]
     kind = given["mnist_dataset"], "mlp", given["mnist_width"], _training("adam", given["mnist_learning_rate"])
+    size, seed = given.get("mnist_batch_size"), given.get("seed")
+    recipe = Recipe("mlp", given["mnist_width"], size, given["mnist_learning_rate"], seed=seed, initial="lecun_normal")
     table, paths = (results.read(run, "mnist", name) for name in ("barriers", "paths"))
     found = []
     for epochs, part in table[(table["algorithm"] == "weights") & (table["split"] == "test")].groupby("epochs"):
         barrier = {metric: rows["value"].to_numpy() for metric, rows in part.groupby("metric")}
         ends = _ends(paths[(paths["epochs"] == epochs) & (paths["algorithm"] == "weights")])
         loss, accuracy = interval(barrier["loss_barrier"]), interval(100 * barrier["accuracy_barrier"])
-        found.append(Pairs(*kind, epochs, loss, accuracy, ends))
+        found.append(Pairs(*kind, epochs, loss, accuracy, ends, recipe=_recipe(asdict(recipe))))
     return found
 
 
@@ -100,8 +134,9 @@ def _of_accuracy(run: str) -> list[Pairs]:
     kind = given["dataset"], given["architecture"], given["width"], _training("adam", given["learning_rate"])
     paths = results.read(run, "accuracy", "paths")
     paths = paths[(paths["algorithm"] == "tree") & (paths["n_leaves"] == 2) & (paths["split"] == "test")]
-    heights = {metric: interval(rows["barrier"].to_numpy()) for metric, rows in barriers(paths).groupby("metric")}
-    return [Pairs(*kind, given["epochs"], heights["loss"], heights["accuracy"], _ends(paths))]
+    found = {metric: interval(rows["barrier"].to_numpy()) for metric, rows in barriers(paths).groupby("metric")}
+    recipe = _recipe(asdict(Recipe()) | given)
+    return [Pairs(*kind, given["epochs"], found["loss"], found["accuracy"], _ends(paths), recipe=recipe)]
 
 
 def _training(optimiser: str, rate: float) -> str:
@@ -215,21 +250,22 @@ def parts_finding() -> str:
     found = [] if run is None else [one for one in recipes(run) if one.tempered is not None]
     if not found:
         return "Temperatures and REPAIR were not measured yet."
-    averages = {
-        name: float(np.mean([getattr(one, name).mean for one in found]))
-        for name in ("loss", "tempered", "loss_repaired", "accuracy", "accuracy_repaired")
-    }
-    explained = 1 - averages["tempered"] / averages["loss"]
-    lower = sum(one.tempered.mean < one.loss.mean for one in found)
-    opening = (
-        "Being too sure explains little of the barrier"
-        if abs(explained) < 0.25
-        else f"Temperature alone {'explains' if explained > 0 else 'hides'} a good part of the barrier in loss"
-    )
+    names = ("loss_of_three", "tempered", "loss_repaired", "accuracy_of_three", "accuracy_repaired")
+    medians = {name: float(np.median([getattr(one, name).mean for one in found])) for name in names}
+    barred = [one for one in found if one.loss_of_three.mean > ZERO["loss"]]
+    explained = np.median([1 - one.tempered.mean / one.loss_of_three.mean for one in barred]) if barred else 0.0
+    lower = sum(one.tempered.mean < one.loss_of_three.mean for one in found)
+    if not barred:
+        opening = "No recipe has a barrier in loss that temperature could explain"
+    elif abs(explained) < 0.25:
+        opening = "Being too sure explains little of the barrier"
+    else:
+        opening = f"Temperature alone {'explains' if explained > 0 else 'hides'} a good part of the barrier in loss"
     return (
         f"<strong>{opening}.</strong> With both ends and the midpoint each at its own best temperature, "
-        f"{decimal(averages['tempered'], 3)} of {decimal(averages['loss'], 3)} nats are left, on average over "
-        f"{len(found)} recipes, and the barrier is lower in {lower} of them. After REPAIR of the midpoint "
-        f"{decimal(averages['loss_repaired'], 3)} nats are left, and {decimal(averages['accuracy_repaired'], 1)} of "
-        f"{decimal(averages['accuracy'], 1)} points of accuracy (run {run}; means over recipes, without intervals)."
+        f"{decimal(medians['tempered'], 3)} of {decimal(medians['loss_of_three'], 3)} nats are left, in the median "
+        f"over {len(found)} recipes, and the barrier is lower in {lower} of them. After REPAIR of the midpoint "
+        f"{decimal(medians['loss_repaired'], 3)} nats are left, and {decimal(medians['accuracy_repaired'], 1)} of "
+        f"{decimal(medians['accuracy_of_three'], 1)} points of accuracy (run {run}; all barriers here are over the "
+        "ends and the midpoint alone, medians over recipes, without intervals)."
     )
