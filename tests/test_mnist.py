@@ -295,6 +295,13 @@ def test_what_training_does_is_told_whichever_way_it_comes_out(early, pairs, ope
     assert mnist_chapter.findings()["epochs"].startswith(f"<strong>{opening}</strong>: ")
 
 
+def test_one_time_of_training_tells_nothing_of_others():
+    plant_mnist()
+    barriers = results.read("mine", "mnist", "barriers")
+    told = mnist_chapter.epochs_finding(barriers[barriers["epochs"] == 100])
+    assert told == "Of this run there are networks of 100 epochs alone, which tell nothing of training."
+
+
 def test_claims_are_decided_on_these_tables():
     plant_mnist(HEIGHTS | {"activations": 0.1})
     verdicts = {claim.id: claim for claim in decide("mine")}

@@ -100,6 +100,8 @@ def midpoint_finding(barriers: pd.DataFrame) -> str:
 def epochs_finding(barriers: pd.DataFrame) -> str:
     """How the barrier changes from the first epoch to the last."""
     first, last = barriers["epochs"].min(), barriers["epochs"].max()
+    if first == last:
+        return f"Of this run there are networks of {last} epochs alone, which tell nothing of training."
     early, late = (_values(barriers, "weights", "loss_barrier", epochs) for epochs in (first, last))
     fall = interval((early - late).to_numpy())
     if fall.n < FEWEST_FOR_VERDICT:
