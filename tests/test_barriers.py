@@ -287,11 +287,26 @@ def test_a_midpoint_is_said_to_beat_both_ends_only_where_it_does(gain, pairs, op
     assert f"of data shared out, the midpoint of {told} matched pairs has a lower test loss" in found.lower()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": 3}, "recipe 'narrow' needs an even number of models for pairs, got 3"),
+        ({"learning_rate": 0.1, "epochs": [2, 3]}, "recipe 'narrow' is listed twice for width 8 and 2 epochs"),
+    ],
+)
+def test_a_plan_without_pairs_or_with_two_networks_of_one_name_is_refused(changes, message):
+    entry = {"recipe": "narrow", "dataset": "digits", "epochs": [1, 2], "models": 2, "width": 8, "batch_size": 64}
+    barriers.check_plan(read_plan([entry, entry | {"width": 16}, entry | {"epochs": [3]}]))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        barriers.check_plan(read_plan([entry, entry | changes]))
+
+
 @pytest.mark.parametrize("preset", ["cpu", "gpu"])
 def test_the_plan_of_a_preset_measures_every_condition_of_the_claims_once(preset):
     rows = []
-    for planned in read_plan(load_preset(preset)["barrier_recipes"]):
-        assert planned.models % 2 == 0
+    plan = read_plan(load_preset(preset)["barrier_recipes"])
+    barriers.check_plan(plan)
+    for planned in plan:
         for epochs in planned.epochs:
             told = planned.columns(epochs)
             for mended in ("none", "reset"):

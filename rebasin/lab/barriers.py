@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -14,6 +14,7 @@ from rebasin.lab.calibration import logits, temper
 from rebasin.lab.data import Dataset, Split
 from rebasin.lab.device import pick_device
 from rebasin.lab.evaluation import barrier
+from rebasin.lab.plan import Planned
 from rebasin.matching import weight_matching
 from rebasin.merging import interpolate
 from rebasin.permutation import Permutation, PermutationSpec, Weights
@@ -29,6 +30,22 @@ BATCH = 1000  # images at once
 MATCHERS = "import rebasin.operators, rebasin.trace, rebasin.matching"
 MENDERS = "import rebasin.merging, rebasin.repair"
 MEASURES = (__name__, "rebasin.lab.calibration", "rebasin.lab.evaluation")
+
+
+def check_plan(plan: Sequence[Planned]) -> None:
+    """Raise ValueError, before anything is trained, for an odd number of models, and for what is listed twice.
+
+    Tables and claims tell networks by their recipe's name, their width and their epochs.
+    """
+    seen = set()
+    for planned in plan:
+        if planned.models % 2:
+            raise ValueError(f"recipe {planned.name!r} needs an even number of models for pairs, got {planned.models}")
+        for epochs in planned.epochs:
+            kind = planned.name, planned.recipe.width, epochs
+            if kind in seen:
+                raise ValueError(f"recipe {planned.name!r} is listed twice for width {kind[1]} and {epochs} epochs")
+            seen.add(kind)
 
 
 def pair_barriers(
