@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from rebasin.lab import many, many_chapter, many_figures, report, results
 from rebasin.lab.calibration import calibration_error, temper
 from rebasin.lab.claims import NOT_REPLICATED, REPLICATED, decide
 from rebasin.lab.figures import themed
-from rebasin.lab.many import ALGORITHMS, measure, measure_groups, merged_groups, whole_groups
+from rebasin.lab.many import ALGORITHMS, check_sizes, measure, measure_groups, merged_groups, whole_groups
 from rebasin.lab.models import build, initial_weights
 from rebasin.merging import merge_many
 from rebasin.permutation import PermutationSpec
@@ -59,6 +60,20 @@ def test_what_makes_no_whole_group_is_left_out(six):
     assert len(whole_groups(leaves, 6)["layer1.bias"]) == 6
     with pytest.raises(ValueError, match="a group of 7 needs as many models, got 6"):
         whole_groups(leaves, 7)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([4, 16], "a group of 16 needs as many models, got 8"),
+        ([0], "a group of 0 needs as many models, got 8"),
+        ([4, 4], "sizes of groups must differ: got [4, 4]"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_before_training(sizes, message):
+    check_sizes(8, [4, 8])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_sizes(8, sizes)
 
 
 def test_groups_are_measured_as_plain_code_does(six):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -18,6 +18,15 @@ from rebasin.permutation import PermutationSpec, Weights
 from rebasin.progress import track
 
 ALGORITHMS = ("unmerged", "merge_many", "ensemble", "naive")
+
+
+def check_sizes(models: int, sizes: Sequence[int]) -> None:
+    """Raise ValueError, before anything is trained, for groups larger than the models, and for a size listed twice."""
+    for size in sizes:
+        if not isinstance(size, int) or not 1 <= size <= models:
+            raise ValueError(f"a group of {size} needs as many models, got {models}")
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"sizes of groups must differ: got {list(sizes)}")
 
 
 def whole_groups(leaves: Weights, size: int) -> dict[str, Tensor]:
