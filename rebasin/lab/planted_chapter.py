@@ -33,13 +33,13 @@ def finding() -> str:
         )
     elif exact.verdict == REPLICATED:
         few = {
-            REPLICATED: "in four sweeps at most in the mean, as the paper says",
+            REPLICATED: "in four sweeps at most in the rounded mean, as the paper says",
             NOT_REPLICATED: "but not in the paper's three to four sweeps",
         }
         told = few.get(short.verdict, "though it is not decided whether four sweeps are enough")
         opening = f"A planted permutation is recovered exactly, {told}"
     elif exact.verdict == NOT_REPLICATED:
-        opening = "A planted permutation is often not recovered, against the paper"
+        opening = "A planted permutation is not always recovered, against the paper"
     else:
         opening = "Whether a planted permutation is always recovered is not decided"
     title = results.provenance(run, "planted")["dataset"]["title"]
