@@ -212,7 +212,7 @@ def _split_finding(table: pd.DataFrame) -> str:
 def trend_table(run: str, axis: str) -> pd.DataFrame:
     """Barriers of the section on ``axis``, width or epochs, a row for each recipe and value, as texts."""
     rows = []
-    for (_, width, epochs), part in section(run, axis).groupby(["recipe", "width", "epochs"], sort=False):
+    for (_, width, epochs), part in section(run, axis).groupby(["recipe", "width", "epochs"]):
         row = {"networks": label(part.iloc[0]), "width": width, "epochs": epochs} | _barriers(part)
         if axis == "epochs":
             row["Git Re-Basin, loss"] = PAPER.get((part["dataset"].iloc[0], epochs), "")

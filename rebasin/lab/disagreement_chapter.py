@@ -219,6 +219,8 @@ def zero_finding() -> str:
     lost = [one for one in zero if one.accuracy.low > ZERO["accuracy"]]
     if not zero:
         opening = "No recipe of this run is shown to reach a zero barrier in loss"
+    elif lost and both:
+        opening = "A zero barrier in loss is reached, and one in accuracy does not always come with it"
     elif lost:
         opening = "A zero barrier in loss is reached, and is no zero barrier in accuracy"
     elif len(both) == len(zero):
@@ -228,10 +230,9 @@ def zero_finding() -> str:
     noun = "recipe" if len(found) == 1 else "recipes"
     told = f"of {len(found)} {noun}, {len(zero)} with a barrier in test loss under {ZERO['loss']} nats"
     if zero:
-        told += (
-            f"; of these, {len(both)} also have one in test accuracy under {ZERO['accuracy']} points, {len(lost)} have "
-            f"one above, and of {len(zero) - len(both) - len(lost)} it is open"
-        )
+        told += f"; {len(both)} of these with one in test accuracy under {ZERO['accuracy']} points"
+    if lost:
+        told += f", {len(lost)} with one above ({'; '.join(_told(one) for one in lost)})"
     return f"<strong>{opening}</strong>: {told} (whole intervals, run {run}).{_extremes(found)}"
 
 
@@ -240,8 +241,11 @@ def _extremes(found: list[Pairs]) -> str:
     if len(found) < 2:
         return ""
     lowest, highest = (pick(found, key=lambda one: one.loss.mean) for pick in (min, max))
-    told = (f"{one.name}: {nats(one.loss)} nats, {points(one.accuracy)} points" for one in (lowest, highest))
-    return f" The lowest and the highest barrier in loss: {'; '.join(told)}."
+    return f" The lowest and the highest barrier in loss: {_told(lowest)}; {_told(highest)}."
+
+
+def _told(one: Pairs) -> str:
+    return f"{one.name}: {nats(one.loss)} nats, {points(one.accuracy)} points"
 
 
 def parts_finding() -> str:
