@@ -21,10 +21,10 @@ SPLITS = ("train", "test")
 def along_the_line(paths: pd.DataFrame) -> Figure:
     """Loss and accuracy from one network of a pair to the other: a thin line for each pair, their mean thick.
 
-    ``paths`` is the table ``paths`` of notebooks/mnist.ipynb. The axis of accuracy ends where matched pairs are, and
-    what is not matched leaves it.
+    ``paths`` is the table ``paths`` of notebooks/mnist.ipynb. Each panel ends where its matched pairs do, and what is
+    not matched leaves it.
     """
-    figure, panels = plt.subplots(2, 2, figsize=(5.6, 6.0), sharex=True, sharey="row")
+    figure, panels = plt.subplots(2, 2, figsize=(6.2, 6.0), sharex=True)
     for metric, row in zip(("loss", "accuracy"), panels, strict=True):
         for split, axes in zip(SPLITS, row, strict=True):
             for algorithm in ALGORITHMS:
@@ -32,10 +32,12 @@ def along_the_line(paths: pd.DataFrame) -> Figure:
                 values = _along(paths, algorithm, split, metric) * (100 if metric == "accuracy" else 1)
                 axes.plot(values.index, values, color=colour, linewidth=0.8, alpha=0.3)
                 axes.plot(values.index, values.mean(axis=1), style, color=colour, label=label)
-    panels[0, 0].set(yscale="log", ylabel="loss (nats)")
-    matched = paths[(paths["metric"] == "accuracy") & (paths["algorithm"] != "naive")]["value"]
-    low, high = 100 * matched.min(), 100 * matched.max()
-    panels[1, 0].set(ylim=(low - 0.1 * (high - low), high + 0.1 * (high - low)), ylabel="accuracy (%)")
+            of_panel = (paths["metric"] == metric) & (paths["split"] == split) & (paths["algorithm"] != "naive")
+            matched = paths[of_panel]["value"] * (100 if metric == "accuracy" else 1)
+            margin = 0.1 * (matched.max() - matched.min())
+            axes.set_ylim(matched.min() - margin, matched.max() + margin)
+    panels[0, 0].set_ylabel("loss (nats)")
+    panels[1, 0].set_ylabel("accuracy (%)")
     for split, top, bottom in zip(SPLITS, *panels, strict=True):
         top.set_title(f"{split} images")
         bottom.set(xlabel="λ", xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
