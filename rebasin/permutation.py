@@ -100,8 +100,8 @@ class PermutationSpec:
         """A spec written by hand: the group of each axis of each entry of ``state``, None for an axis that stays.
 
         ``axes["layer2.weight"] == ("hidden2", "hidden1")`` says that the rows move with ``hidden2`` and the columns
-        with ``hidden1``. It is not proved. ``statistics`` names entries that are no
-        weights; whole numbers are none. Raises ValueError, naming the first key, if it does not fit ``state``.
+        with ``hidden1``. It is not proved. ``statistics`` names entries that are no weights; whole numbers are none.
+        Raises ValueError, naming the first key, if it does not fit ``state``.
         """
         sizes: dict[str, int] = {}
         parts: dict[str, tuple[Part, ...]] = {}

@@ -385,3 +385,8 @@ def test_the_figure_shows_every_width_in_nats_and_in_points():
     drawn = figure.axes[1].containers[0].lines[0].get_ydata()
     assert drawn == pytest.approx([5, 50], abs=0.1)
     plt.close(figure)
+
+
+def test_the_table_over_width_goes_from_the_narrow_to_the_wide_whatever_the_plans_order():
+    plant([row for width in (64, 8, 32) for row in everything("digits width", width=width)])
+    assert list(barriers_chapter.trend_table("mine", "width")["width"]) == [8, 32, 64]

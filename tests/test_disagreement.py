@@ -55,6 +55,19 @@ def test_whether_zero_in_loss_is_zero_in_accuracy_is_told_as_the_table_has_it(lo
     assert "run mine" in found and "nan" not in found
 
 
+def test_a_recipe_that_loses_accuracy_at_a_zero_barrier_in_loss_is_named_among_those_that_do_not():
+    rows = everything("digits width", loss_barrier=0.01, accuracy_barrier=0.002)
+    rows += everything("digits width", width=64, loss_barrier=0.01, accuracy_barrier=0.05)
+    plant("mine", {"barriers": pd.DataFrame(rows)}, "barriers")
+    found = chapter.zero_finding()
+    opening = "A zero barrier in loss is reached, and one in accuracy does not always come with it"
+    assert found.startswith(
+        f"<strong>{opening}</strong>: of 2 recipes, 2 with a barrier in test loss under 0.02 nats; 1 "
+    )
+    named = found.partition("1 with one above (")[2].partition(" (whole intervals")[0]
+    assert "width 64" in named and "width 8," not in named
+
+
 @pytest.mark.parametrize(
     ("tempered", "lower", "opening"),
     [
@@ -140,7 +153,7 @@ def test_pairs_of_the_mnist_notebook_are_read_at_each_of_their_epochs():
         "barriers": pd.DataFrame(rows, columns=["algorithm", "epochs", "node", "n_leaves", "split", "metric", "value"]),
         "paths": pd.DataFrame(paths, columns=["algorithm", "epochs", "node", "split", "lam", "metric", "value"]),
     }
-    given = {"mnist_dataset": "mnist", "mnist_width": 512, "mnist_learning_rate": 0.001}
+    given = {"mnist_dataset": "mnist", "mnist_width": 512, "mnist_learning_rate": 0.001, "mnist_batch_size": 500, "seed": 0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chapter.results, "read", lambda run, name, table: tables[table])
         patch.setattr(chapter.results, "provenance", lambda run, name: {"parameters": given})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +11,7 @@ from rebasin.lab.barriers_figures import OPTIMISERS, label
 from rebasin.lab.chapter import ZERO
 from rebasin.lab.claims import last_snapshots
 from rebasin.lab.pipeline import load_preset
-from rebasin.lab.report import nats, points, runs
+from rebasin.lab.report import listed, nats, points, runs, side
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 
 # What the names of a section's recipes end in.
@@ -106,7 +105,7 @@ class Trend:
     def direction(self) -> str:
         if self.fall.n < FEWEST_FOR_INTERVAL:
             return "few"
-        return "falls" if self.fall.low > 0 else "rises" if self.fall.high < 0 else "either"
+        return side(self.fall, 0.0, "falls", "rises", "either")
 
 
 def trends(table: pd.DataFrame, axis: str) -> list[Trend]:
@@ -128,7 +127,7 @@ def _trend_finding(table: pd.DataFrame, axis: str) -> str:
     if not found:
         return ""
     opening = "; ".join(
-        form.format(_listed(trend.label for trend in found if trend.direction == direction))
+        form.format(listed(trend.label for trend in found if trend.direction == direction))
         for direction, form in DIRECTIONS.items()
         if direction in [trend.direction for trend in found]
     )
@@ -139,7 +138,7 @@ def _trend_finding(table: pd.DataFrame, axis: str) -> str:
         for trend in found
     )
     gone = [trend.label for trend in found if trend.at_last.high < ZERO["loss"]]
-    zero = f"It ends under {ZERO['loss']} nats, which counts as zero, for {_listed(gone) if gone else 'none'}."
+    zero = f"It ends under {ZERO['loss']} nats, which counts as zero, for {listed(gone) if gone else 'none'}."
     return f"<strong>With {what}, the barrier between matched networks {opening}.</strong> {_capital(told)}. {zero}"
 
 
@@ -157,9 +156,9 @@ def _failures_finding(table: pd.DataFrame) -> str:
     above = [change for change, barrier in found if barrier.low > ZERO["loss"]]
     below = [change for change, barrier in found if barrier.high < ZERO["loss"]]
     open_ = [change for change, _ in found if change not in above + below]
-    parts = [f"leaves a barrier with {_listed(above)}"] if above else []
-    parts += [f"does not with {_listed(below)}" if above else f"leaves none with {_listed(below)}"] if below else []
-    parts += [f"is not decided with {_listed(open_)}"] if open_ else []
+    parts = [f"leaves a barrier with {listed(above)}"] if above else []
+    parts += [f"does not with {listed(below)}" if above else f"leaves none with {listed(below)}"] if below else []
+    parts += [f"is not decided with {listed(open_)}"] if open_ else []
     told = "; ".join(f"{change}: {nats(barrier)} nats (n = {barrier.n})" for change, barrier in found)
     return f"<strong>Of the failures they name, matching {'; '.join(parts)}.</strong> {told}."
 
@@ -174,12 +173,9 @@ def _norms_finding(table: pd.DataFrame) -> str:
     told.insert(1, f"with its statistics measured anew: {nats(mean(batch, 'loss_barrier', mended='reset'))}")
     if gain.n < FEWEST_FOR_INTERVAL:
         opening = "On too few pairs for an interval, measuring BatchNorm's statistics anew changes the barrier"
-    elif gain.low > 0:
-        opening = "Measuring BatchNorm's statistics anew lowers the barrier"
-    elif gain.high < 0:
-        opening = "Measuring BatchNorm's statistics anew raises the barrier"
     else:
-        opening = "Measuring BatchNorm's statistics anew cannot be told to change the barrier"
+        does = side(gain, 0.0, "lowers", "raises", "cannot be told to change")
+        opening = f"Measuring BatchNorm's statistics anew {does} the barrier"
     change = f"by {nats(negative(gain), signed=True)} nats (n = {gain.n} pairs)"
     return f"<strong>{opening}: {change}.</strong> {'; '.join(told)}."
 
@@ -200,12 +196,12 @@ def _split_finding(table: pd.DataFrame) -> str:
     gain = mean(out, "loss_gain")
     if gain.n < FEWEST_FOR_INTERVAL:
         opening = "Whether the midpoint beats two networks that were given different data is left open by so few pairs"
-    elif gain.low > 0:
-        opening = "The midpoint of two networks that were given different data has a lower test loss than both"
-    elif gain.high < 0:
-        opening = "The midpoint of two networks that were given different data does not beat the better one"
     else:
-        opening = "The midpoint of two networks that were given different data is about as good as the better one"
+        does = side(
+            gain, 0.0, "has a lower test loss than both", "does not beat the better one",
+            "is about as good as the better one",
+        )  # fmt: skip
+        opening = f"The midpoint of two networks that were given different data {does}"
     return f"<strong>{opening}.</strong> {_capital('; '.join(told))}."
 
 
@@ -292,11 +288,6 @@ def _barriers(part: pd.DataFrame) -> dict[str, str | int]:
 def _ending(name: str, words: dict[str, str]) -> str:
     """What the ending of a recipe's name stands for."""
     return next(word for ending, word in words.items() if name.endswith(ending))
-
-
-def _listed(words: Iterable[str]) -> str:
-    *most, last = dict.fromkeys(words)
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _capital(sentence: str) -> str:

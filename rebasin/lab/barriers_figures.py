@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from rebasin.lab.chapter import ZERO
+from rebasin.lab.figures import DATASETS
 from rebasin.lab.statistics import Interval, interval
 
 # Of recipes, by their order: Okabe and Ito's palette.
@@ -19,7 +20,6 @@ SHAPES = ("o", "s", "^", "D", "v", "P")
 ARCHITECTURES = {
     "mlp": "MLP", "resnet20_ln": "ResNet20", "resnet20_bn": "ResNet20, BatchNorm", "vgg16_ln": "VGG-16"
 }  # fmt: skip
-DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "digits": "digits"}
 # Barriers below these are drawn there, on axes that have no zero.
 FLOOR = {"loss": 0.001, "accuracy": 0.05}
 OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}

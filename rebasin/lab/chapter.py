@@ -113,15 +113,15 @@ def _path_finding(run: str) -> str:
 
     accuracy, loss = height("tree", "accuracy"), height("tree", "loss")
     both = (("accuracy", accuracy), ("loss", loss))
-    state = {metric: _state(value, ZERO[metric]) for metric, value in both}
+    states = {metric: state(value, ZERO[metric]) for metric, value in both}
     if any(value.mean >= height("naive", metric).mean for metric, value in both):
         opening = "Matching does not lower the barrier between two trained networks"
-    elif set(state.values()) == {"gone"}:
+    elif set(states.values()) == {"gone"}:
         opening = "Matching removes the barrier between two trained networks"
     else:
         opening = (
             "Matching lowers the barrier between two trained networks: "
-            f"in accuracy it is {state['accuracy']}, in loss {state['loss']}"
+            f"in accuracy it is {states['accuracy']}, in loss {states['loss']}"
         )
     return (
         f"<strong>{opening}</strong>: {points(accuracy)} points of test accuracy are left of "
@@ -146,7 +146,7 @@ def _rounds_note(run: str) -> str:
     return f"MergeMany used up its {limit} rounds, and may not have been done, in {told}."
 
 
-def _state(barrier: Interval, zero: float) -> str:
+def state(barrier: Interval, zero: float) -> str:
     """What the interval says of a barrier, given what counts as zero."""
     if barrier.high < zero:
         return "gone"

@@ -13,8 +13,9 @@ import pandas as pd
 from rebasin.lab import results
 from rebasin.lab.accuracy_figures import barriers
 from rebasin.lab.barriers_chapter import heights, mean
-from rebasin.lab.barriers_figures import ARCHITECTURES, DATASETS, OPTIMISERS
+from rebasin.lab.barriers_figures import ARCHITECTURES, OPTIMISERS
 from rebasin.lab.chapter import ZERO
+from rebasin.lab.figures import DATASETS
 from rebasin.lab.report import PREFERRED, decimal, nats, points, runs
 from rebasin.lab.statistics import Interval, interval
 from rebasin.lab.training import Recipe
@@ -117,7 +118,7 @@ def _of_barriers(run: str) -> list[Pairs]:
 def _of_mnist(run: str) -> list[Pairs]:
     given = results.provenance(run, "mnist")["parameters"]
     kind = given["mnist_dataset"], "mlp", given["mnist_width"], _training("adam", given["mnist_learning_rate"])
-    size, seed = given.get("mnist_batch_size"), given.get("seed")
+    size, seed = given["mnist_batch_size"], given["seed"]
     recipe = Recipe("mlp", given["mnist_width"], size, given["mnist_learning_rate"], seed=seed, initial="lecun_normal")
     table, paths = (results.read(run, "mnist", name) for name in ("barriers", "paths"))
     found = []

@@ -26,6 +26,7 @@ LABELS = {
     "ensemble": "ensemble of the leaves", "tree_repaired": "hierarchy after REPAIR",
     "merge_many_repaired": "MergeMany after REPAIR",
 }  # fmt: skip
+DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
 MARKERS = {
     "tree": "o", "merge_many": "s", "naive": "^", "unmerged": "D", "early_stopped": "v", "l1": "P", "l2": "X",

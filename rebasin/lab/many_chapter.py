@@ -13,8 +13,8 @@ from rebasin.lab.claims import FEWEST_FOR_VERDICT, contrast_of_nodes, picked
 from rebasin.lab.figures import LABELS
 from rebasin.lab.many import ALGORITHMS
 from rebasin.lab.many_figures import half_groups
-from rebasin.lab.report import decimal, nats, points
-from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
+from rebasin.lab.report import decimal, hundredths, nats, points, side
+from rebasin.lab.statistics import Interval, interval
 
 # The paper's table of five MNIST networks: test loss and accuracy of each, and of their merge.
 PAPER_MEMBERS = {"loss": (0.1153, 0.1531, 0.1229, 0.1108, 0.1443), "accuracy": (0.9856, 0.9854, 0.9855, 0.9865, 0.9871)}
@@ -53,7 +53,7 @@ def five_finding(nodes: pd.DataFrame) -> str:
             f"(n = {change.n}, {FEWEST_FOR_VERDICT} are needed)"
         )
     else:
-        opening = _side(
+        opening = side(
             change, 0.0,
             "Five networks merged into one have a higher test loss than they have</strong>, against the paper",
             "Five networks merged into one have a lower test loss than they have</strong>, as the paper says",
@@ -77,11 +77,11 @@ def calibration_finding(nodes: pd.DataFrame, group: str) -> str:
             f"(n = {gain.n}, {FEWEST_FOR_VERDICT} are needed)"
         )
     else:
-        better = _side(
+        better = side(
             gain, 0.0, "are better calibrated than their inputs", "are worse calibrated than their inputs",
             "cannot be told apart from their inputs in calibration",
         )  # fmt: skip
-        near = _side(
+        near = side(
             behind, CLOSE, "more than a point above their ensembles'", "within a point of their ensembles'",
             "perhaps within a point of their ensembles'",
         )  # fmt: skip
@@ -198,14 +198,3 @@ def _measured(rows: pd.DataFrame) -> dict[str, str]:
         for split in ("test", "train")
         for metric in ("loss", "accuracy")
     }
-
-
-def _side(value: Interval, bound: float, above: str, below: str, neither: str) -> str:
-    """The words for an interval wholly above a bound, wholly below it, or neither."""
-    return above if value.low > bound else below if value.high < bound else neither
-
-
-def hundredths(value: Interval) -> str:
-    """An interval with two decimals, the mean alone where there are too few nodes for one."""
-    mean, low, high = (decimal(bound, 2) for bound in (value.mean, value.low, value.high))
-    return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from rebasin.lab import report, results
-from rebasin.lab.chapter import ZERO
+from rebasin.lab.chapter import ZERO, state
 from rebasin.lab.claims import FEWEST_FOR_VERDICT
 from rebasin.lab.matched import ALGORITHMS
-from rebasin.lab.report import nats, points
+from rebasin.lab.report import listed, nats, points, side
 from rebasin.lab.statistics import Interval, interval
 
 WAYS = {"weights": "by weights", "activations": "by activations", "straight-through": "straight through"}
@@ -47,7 +47,7 @@ def barrier_finding(barriers: pd.DataFrame, metric: str) -> str:
     """Whether the barrier in ``metric`` (loss or accuracy) is zero after the last epoch, and for which matchers."""
     last = barriers["epochs"].max()
     found = {algorithm: height(barriers, algorithm, f"{metric}_barrier", last) for algorithm in ALGORITHMS}
-    states = {algorithm: state(found[algorithm], metric) for algorithm in WAYS}
+    states = {algorithm: state(found[algorithm], ZERO[metric]) for algorithm in WAYS}
     n = found["weights"].n
     if n < FEWEST_FOR_VERDICT:
         opening = (
@@ -57,18 +57,17 @@ def barrier_finding(barriers: pd.DataFrame, metric: str) -> str:
     elif len(set(states.values())) == 1:
         opening = {
             "gone": f"All three matchers remove the barrier in {metric}</strong>",
-            "there": f"No matcher removes the barrier in {metric}</strong>",
-            "open": f"Whether any matcher removes the barrier in {metric} is not decided</strong>",
+            "still there": f"No matcher removes the barrier in {metric}</strong>",
+            "not decided": f"Whether any matcher removes the barrier in {metric} is not decided</strong>",
         }[states["weights"]]
         # Of accuracy the paper defines no barrier.
-        opening += {"gone": ", as the paper says", "there": ", against the paper"}.get(
+        opening += {"gone": ", as the paper says", "still there": ", against the paper"}.get(
             states["weights"] if metric == "loss" else "", ""
         )
     else:
-        told = {"gone": "is gone", "there": "is still there", "open": "is not decided"}
         parts = [
-            f"{words} once they are matched {listed([way for name, way in WAYS.items() if states[name] == which])}"
-            for which, words in told.items()
+            f"is {which} once they are matched {listed(way for name, way in WAYS.items() if states[name] == which)}"
+            for which in ("gone", "still there", "not decided")
             if which in states.values()
         ]
         opening = f"The barrier in {metric} between two networks {'; it '.join(parts)}</strong>"
@@ -85,12 +84,13 @@ def midpoint_finding(barriers: pd.DataFrame) -> str:
     gain = height(barriers, "weights", "loss_gain", barriers["epochs"].max())
     if gain.n < FEWEST_FOR_VERDICT:
         opening = "So few pairs do not decide whether the midpoint is better than both its ends"
-    elif gain.low > 0:
-        opening = "The midpoint of two networks matched by weights is better than both, as the paper says"
-    elif gain.high < 0:
-        opening = "The midpoint of two networks matched by weights is not better than both, against the paper"
     else:
-        opening = "Whether the midpoint of two networks matched by weights is better than both is not decided"
+        opening = side(
+            gain, 0.0,
+            "The midpoint of two networks matched by weights is better than both, as the paper says",
+            "The midpoint of two networks matched by weights is not better than both, against the paper",
+            "Whether the midpoint of two networks matched by weights is better than both is not decided",
+        )  # fmt: skip
     return (
         f"<strong>{opening}</strong>: the better one's test loss less the midpoint's is {nats(gain, signed=True)} nats "
         f"(n = {gain.n} pairs)."
@@ -106,12 +106,12 @@ def epochs_finding(barriers: pd.DataFrame) -> str:
     fall = interval((early - late).to_numpy())
     if fall.n < FEWEST_FOR_VERDICT:
         opening = "So few pairs do not decide whether the barrier falls with training"
-    elif fall.low > 0:
-        opening = "The barrier falls with training, as the paper says"
-    elif fall.high < 0:
-        opening = "The barrier rises with training, against the paper"
     else:
-        opening = "Whether the barrier falls with training is not decided"
+        opening = side(
+            fall, 0.0, "The barrier falls with training, as the paper says",
+            "The barrier rises with training, against the paper",
+            "Whether the barrier falls with training is not decided",
+        )  # fmt: skip
     return (
         f"<strong>{opening}</strong>: matched by weights it is {nats(interval(early.to_numpy()))} nats of test loss at "
         f"epoch {first} and {nats(interval(late.to_numpy()))} at epoch {last}, a fall of {nats(fall, signed=True)} "
@@ -183,20 +183,8 @@ def height(barriers: pd.DataFrame, algorithm: str, metric: str, epochs: int, spl
     return interval(100 * values if metric.startswith("accuracy") else values)
 
 
-def state(barrier: Interval, metric: str) -> str:
-    """What an interval says of a barrier, given what counts as zero: gone, there or open."""
-    if barrier.high < ZERO[metric]:
-        return "gone"
-    return "there" if barrier.low > ZERO[metric] else "open"
-
-
 def _values(barriers: pd.DataFrame, algorithm: str, metric: str, epochs: int, split: str = "test") -> pd.Series:
     """One value for each pair."""
     of = {"algorithm": algorithm, "metric": metric, "epochs": epochs, "split": split}
     chosen = barriers[(barriers[list(of)] == pd.Series(of)).all(axis=1)]
     return chosen.set_index("node")["value"]
-
-
-def listed(parts: list[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -111,9 +111,25 @@ def nats(value: Interval, signed: bool = False) -> str:
     return _interval(value, 3, signed)
 
 
+def hundredths(value: Interval) -> str:
+    """As ``points``, with two decimals."""
+    return _interval(value, 2, signed=False)
+
+
 def _interval(value: Interval, places: int, signed: bool) -> str:
     mean, low, high = (decimal(bound, places, signed) for bound in (value.mean, value.low, value.high))
     return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
+
+
+def side(value: Interval, bound: float, above: str, below: str, neither: str) -> str:
+    """The words for an interval wholly above a bound, wholly below it, or neither."""
+    return above if value.low > bound else below if value.high < bound else neither
+
+
+def listed(words: Iterable[str]) -> str:
+    """``a, b and c``, each once."""
+    *most, last = dict.fromkeys(words)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def decimal(value: float, places: int, signed: bool = False) -> str:

@@ -86,9 +86,10 @@ def stated() -> dict[str, Any]:
 
 def claims_digest(name: str) -> str:
     """A fingerprint of the rules that the tables of notebook ``name`` decide."""
-    measures = stated()["measures"]
-    rules = [(claim["id"], rule) for claim in stated()["claims"] for rule in claim["conditions"]]
-    return fingerprint(*((claim, rule) for claim, rule in rules if measures[rule["measure"]]["notebook"] == name))
+    book = stated()  # once: reading YAML is slow
+    rules = [(claim["id"], rule) for claim in book["claims"] for rule in claim["conditions"]]
+    decided = [rule for rule in rules if book["measures"][rule[1]["measure"]]["notebook"] == name]
+    return fingerprint(*decided)
 
 
 def declared_parameters(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from rebasin.lab.figures import COLOURS
+from rebasin.lab.figures import COLOURS, DATASETS
 from rebasin.lab.statistics import interval
 from rebasin.lab.training import Recipe
 
@@ -26,7 +26,6 @@ STYLES = {
     "REPAIR at the end": ("D--", "#E69F00"),
     "REPAIR at every stage": ("s:", "#56B4E9"),
 }
-DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 NETWORKS = {
     "mlp": "MLP, 3 hidden layers", "mlp1": "MLP, 1 hidden layer", "mlp2": "MLP, 2 hidden layers",
     "mlp6": "MLP, 6 hidden layers", "resnet20_ln": "ResNet20, LayerNorm", "resnet20_bn": "ResNet20, BatchNorm",
