@@ -36,6 +36,17 @@ def test_models_come_at_each_of_their_epochs_with_what_a_table_says_of_them():
         ({key: value for key, value in ENTRY.items() if key != "models"}, "recipe 'narrow' of the plan lacks 'models'"),
         (ENTRY | {"widht": 8}, "recipe 'narrow' of the plan has an unknown key 'widht': there are architecture, width"),
         (ENTRY | {"optimiser": "lion"}, "unknown optimiser 'lion': there are adam, sgd"),
+        (
+            ENTRY | {"learning_rate": "1e-3"},
+            "'learning_rate' of recipe 'narrow' of the plan must be of type float: got",
+        ),
+        (ENTRY | {"width": 8.5}, "'width' of recipe 'narrow' of the plan must be of type int: got 8.5"),
+        (ENTRY | {"augmented": 1}, "'augmented' of recipe 'narrow' of the plan must be of type bool: got 1"),
+        (ENTRY | {"epochs": 10}, "'epochs' of recipe 'narrow' of the plan must be ascending epochs from 1: got 10"),
+        (ENTRY | {"epochs": [2, 1]}, "'epochs' of recipe 'narrow' of the plan must be ascending epochs from 1: got [2"),
+        (ENTRY | {"models": 0}, "'models' of recipe 'narrow' of the plan must be 1 at least: got 0"),
+        (ENTRY | {"dataset": "cifar"}, "unknown dataset 'cifar' of recipe 'narrow': there are digits, mnist, cifar10"),
+        (ENTRY | {"architecture": "mlp5"}, "unknown architecture 'mlp5' of recipe 'narrow': there are mlp, mlp1"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(entry, message):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
-from rebasin.lab.data import Dataset, load
-from rebasin.lab.models import build
+from rebasin.lab.data import LOADERS, Dataset, load
+from rebasin.lab.models import ARCHITECTURES, build
 from rebasin.lab.training import Recipe, train
 
 OWN = ("recipe", "dataset", "epochs", "models")
@@ -37,9 +37,10 @@ def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
     """The entries of a plan, each with ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
 
     An entry may have ``held_out`` and ``chunk`` besides. Raises ValueError, with the entry's name, for a key that is
-    missing or not known, and as Recipe does.
+    missing or not known, a value of another type or out of range, and as Recipe does.
     """
     known = [field.name for field in fields(Recipe)]
+    types = get_type_hints(Recipe) | {"recipe": str, "dataset": str, "models": int, "held_out": int, "chunk": int}
     found = []
     for entry in entries:
         name = entry.get("recipe")
@@ -51,10 +52,33 @@ def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
                 raise ValueError(
                     f"recipe {name!r} of the plan has an unknown key {key!r}: there are {', '.join(known)}"
                 )
+            if key != "epochs" and not _is(entry[key], types[key]):
+                kind = types[key].__name__
+                raise ValueError(f"{key!r} of recipe {name!r} of the plan must be of type {kind}: got {entry[key]!r}")
+        _check_ranges(name, entry)
         recipe = Recipe(**{key: value for key, value in entry.items() if key in known})
         rest = {key: entry[key] for key in ("held_out", "chunk") if key in entry}
         found.append(Planned(name, entry["dataset"], recipe, tuple(entry["epochs"]), entry["models"], **rest))
     return found
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of this type; a whole number may stand for any."""
+    return isinstance(value, (float, int) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+
+
+def _check_ranges(name: str, entry: Mapping[str, Any]) -> None:
+    """Raise ValueError for what could only be found out when the entry's turn to be trained has come."""
+    epochs = entry["epochs"]
+    whole = isinstance(epochs, list | tuple) and all(_is(each, int) for each in epochs)
+    if not whole or not epochs or min(epochs) < 1 or list(epochs) != sorted(set(epochs)):
+        raise ValueError(f"'epochs' of recipe {name!r} of the plan must be ascending epochs from 1: got {epochs!r}")
+    for key, known in (("dataset", LOADERS), ("architecture", ARCHITECTURES)):
+        if key in entry and entry[key] not in known:
+            raise ValueError(f"unknown {key} {entry[key]!r} of recipe {name!r}: there are {', '.join(known)}")
+    for key in ("models", "chunk", "width", "batch_size"):
+        if entry.get(key, 1) < 1:
+            raise ValueError(f"{key!r} of recipe {name!r} of the plan must be 1 at least: got {entry[key]!r}")
 
 
 def train_plan(
