@@ -190,5 +190,11 @@ def test_imports_are_followed_through_one_another(source):
     assert not any(name.startswith("rebasin.lab") or not name.startswith("rebasin") for name in found)
 
 
+def test_what_a_package_registers_is_followed_too():
+    # rebasin/operators/__init__.py imports the rules that trace looks up in rebasin.operators.units.
+    assert imported_modules("import rebasin.trace") >= {f"rebasin.operators.{name}" for name in ("sums", "shapes")}
+    assert "rebasin.match" not in imported_modules("import rebasin.trace"), "the library's own __init__ is no import"
+
+
 def test_source_without_imports_of_this_package_has_none():
     assert imported_modules("import torch\nimport rebasin_book\nx = 'import rebasin.merging'\n") == set()
