@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def imported_modules(source: str) -> set[str]:
             else:
                 continue
             # Importing a module runs its packages, which may register more. The library itself only names its parts.
-            parents = [name[: at.start()] for name in names for at in list(re.finditer(r"\.", name))[1:]]
+            parents = {name.rpartition(".")[0] for name in names} - {"rebasin"}
             for name in [*names, *parents]:
                 if name.split(".")[0] == "rebasin" and name not in found and _is_module(name):
                     found.add(name)
