@@ -153,7 +153,13 @@ def test_pairs_of_the_mnist_notebook_are_read_at_each_of_their_epochs():
         "barriers": pd.DataFrame(rows, columns=["algorithm", "epochs", "node", "n_leaves", "split", "metric", "value"]),
         "paths": pd.DataFrame(paths, columns=["algorithm", "epochs", "node", "split", "lam", "metric", "value"]),
     }
-    given = {"mnist_dataset": "mnist", "mnist_width": 512, "mnist_learning_rate": 0.001, "mnist_batch_size": 500, "seed": 0}
+    given = {
+        "mnist_dataset": "mnist",
+        "mnist_width": 512,
+        "mnist_learning_rate": 0.001,
+        "mnist_batch_size": 500,
+        "seed": 0,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chapter.results, "read", lambda run, name, table: tables[table])
         patch.setattr(chapter.results, "provenance", lambda run, name: {"parameters": given})

@@ -15,6 +15,7 @@ from rebasin.lab.figures import themed
 from rebasin.lab.matched import ALGORITHMS, permuted
 from rebasin.lab.mnist import PATH, barriers, walk
 from rebasin.lab.models import build
+from rebasin.lab.pipeline import execute_script
 from rebasin.lab.training import Recipe, train
 from rebasin.matching import inner_product, weight_matching
 from rebasin.permutation import Permutation, PermutationSpec
@@ -163,6 +164,19 @@ def test_a_path_that_misses_the_midpoint_is_refused():
     table = path((0.1, 0.7, 0.3), (0.9, 0.5, 0.8)).replace({"lam": {0.5: 0.4}})
     with pytest.raises(ValueError, match="take an odd number"):
         barriers(table)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mnist_models": 5}, "pairs need an even number of models, got 5"),
+        ({"barrier_points": 24}, "has an odd number of points from 3, got 24"),
+    ],
+)
+def test_what_makes_no_pairs_or_no_midpoint_is_refused_before_anything_is_trained(changed, message, monkeypatch):
+    monkeypatch.setattr("rebasin.lab.training.train", lambda *args: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        execute_script("mnist", changed)
 
 
 def test_a_walk_is_made_of_plain_forward_passes(pair):

@@ -14,6 +14,7 @@ from rebasin.lab.calibration import logits, temper
 from rebasin.lab.data import Dataset, Split
 from rebasin.lab.device import pick_device
 from rebasin.lab.evaluation import barrier
+from rebasin.lab.mnist import check_pairs
 from rebasin.lab.plan import Planned
 from rebasin.matching import weight_matching
 from rebasin.merging import interpolate
@@ -25,9 +26,8 @@ from rebasin.repair import repair, reset_norms
 # BatchNorm anew at every point, the ends included.
 MENDINGS = ("none", "repair", "reset")
 BATCH = 1000  # images at once
-# What a matching and what a measurement depend on, beside the weights: code, with the rules of the operators, which a
-# package registers.
-MATCHERS = "import rebasin.operators, rebasin.trace, rebasin.matching"
+# What a matching and what a measurement depend on, beside the weights: code.
+MATCHERS = "import rebasin.trace, rebasin.matching"
 MENDERS = "import rebasin.merging, rebasin.repair"
 MEASURES = (__name__, "rebasin.lab.calibration", "rebasin.lab.evaluation")
 
@@ -67,10 +67,7 @@ def pair_barriers(
     ValueError for an odd number of models, and for points without a midpoint.
     """
     n = len(next(iter(weights.values())))
-    if n % 2:
-        raise ValueError(f"pairs need an even number of models, got {n}")
-    if points < 3 or points % 2 == 0:
-        raise ValueError(f"a path with its ends and its midpoint has an odd number of points from 3, got {points}")
+    check_pairs(n, points)
     device = pick_device(device)
     model = model.to(device).eval()
     inputs = data.train.sample(mending_images).images.to(device).float() / 255

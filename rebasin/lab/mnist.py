@@ -13,6 +13,14 @@ from rebasin.permutation import Weights
 PATH = ["algorithm", "epochs", "node", "n_leaves", "split"]
 
 
+def check_pairs(n_models: int, points: int) -> None:
+    """Raise ValueError for an odd number of models, and for a path that lacks an end or the midpoint."""
+    if n_models < 2 or n_models % 2:
+        raise ValueError(f"pairs need an even number of models, got {n_models}")
+    if points < 3 or points % 2 == 0:
+        raise ValueError(f"a path with its ends and its midpoint has an odd number of points from 3, got {points}")
+
+
 def walk(
     model: nn.Module, a: Weights, b: Weights, lams: Tensor, splits: dict[str, Split], device: str, chunk: int
 ) -> pd.DataFrame:
