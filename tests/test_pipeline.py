@@ -24,7 +24,7 @@ TINY = {
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
     "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
-    "mnist_models": 5, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
+    "mnist_models": 6, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
     "half_models": 4, "half_epochs": 1, "half_sizes": [2, 4],
 }  # fmt: skip
 TABLES = {
