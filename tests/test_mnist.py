@@ -257,8 +257,8 @@ def plant_mnist(heights=HEIGHTS, pairs=8, early=0.6, gain=0.01, epochs=100):
             dict.fromkeys(MATCHERS, 0.3),
             3,
             "<strong>This run has too few pairs to say whether matching removes the barrier in loss</strong> "
-            "(n = 3, 8 are needed): 0.900 nats of test loss between two networks as they are become, matched, 0.300 by "
-            "weights, 0.300 by activations and 0.300 straight through (n = 3 pairs, 100 epochs; zero means under "
+            "(n = 3, 8 are needed): 0.900 nats of test loss between two networks as they are, and, once matched, 0.300 "
+            "by weights, 0.300 by activations and 0.300 straight through (n = 3 pairs, 100 epochs; zero means under "
             "0.02).",
         ),
     ],

@@ -41,6 +41,7 @@ def test_models_come_at_each_of_their_epochs_with_what_a_table_says_of_them():
             "'learning_rate' of recipe 'narrow' of the plan must be of type float: got",
         ),
         (ENTRY | {"width": 8.5}, "'width' of recipe 'narrow' of the plan must be of type int: got 8.5"),
+        (ENTRY | {"models": True}, "'models' of recipe 'narrow' of the plan must be of type int: got True"),
         (ENTRY | {"augmented": 1}, "'augmented' of recipe 'narrow' of the plan must be of type bool: got 1"),
         (ENTRY | {"epochs": 10}, "'epochs' of recipe 'narrow' of the plan must be ascending epochs from 1: got 10"),
         (ENTRY | {"epochs": [2, 1]}, "'epochs' of recipe 'narrow' of the plan must be ascending epochs from 1: got [2"),
@@ -52,3 +53,8 @@ def test_models_come_at_each_of_their_epochs_with_what_a_table_says_of_them():
 def test_a_plan_that_cannot_be_is_refused(entry, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         read_plan([entry])
+
+
+def test_a_whole_number_stands_for_any():
+    (planned,) = read_plan([ENTRY | {"learning_rate": 1, "augmented": True}])
+    assert planned.recipe.learning_rate == 1 and planned.recipe.augmented

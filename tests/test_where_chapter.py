@@ -140,7 +140,7 @@ def test_the_gap_is_said_to_grow_only_where_the_hierarchy_is_ahead_and_more_so_e
     plant({8: merged})
     listed = "1 (digits, 3 epochs, MLP, 3 hidden layers, width 8)" if grows else "none"
     assert chapter.growth_finding() == (
-        "<strong>Of the 1 conditions, it is ahead, and by more with every doubling of the models, in "
+        "<strong>Of the 1 conditions, the hierarchy is ahead, and by more with every doubling of the models, in "
         f"{listed} as merged</strong>, in none after REPAIR at the end, in none with REPAIR at every stage. At one "
         f"doubling or more that is certain in {certain}, none and none."
     )

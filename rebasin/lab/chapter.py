@@ -15,7 +15,7 @@ from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, NOT_RUN, REPL
 from rebasin.lab.figures import INITIALS, LABELS
 from rebasin.lab.merges import ALGORITHMS
 from rebasin.lab.pipeline import STEPS, load_preset
-from rebasin.lab.report import decimal, nats, points, runs
+from rebasin.lab.report import decimal, nats, points, runs, side
 from rebasin.lab.statistics import Interval, interval
 from rebasin.merging import merge_many
 
@@ -148,9 +148,7 @@ def _rounds_note(run: str) -> str:
 
 def state(barrier: Interval, zero: float) -> str:
     """What the interval says of a barrier, given what counts as zero."""
-    if barrier.high < zero:
-        return "gone"
-    return "still there" if barrier.low > zero else "not decided"
+    return side(barrier, zero, "still there", "gone", "not decided")
 
 
 def accuracy_table(run: str) -> pd.DataFrame:

@@ -74,8 +74,8 @@ def barrier_finding(barriers: pd.DataFrame, metric: str) -> str:
     written = points if metric == "accuracy" else nats
     left = listed([f"{written(found[algorithm])} {way}" for algorithm, way in WAYS.items()])
     return (
-        f"<strong>{opening}: {written(found['naive'])} {UNITS[metric]} between two networks as they are become, "
-        f"matched, {left} (n = {n} pairs, {last} epochs; zero means under {ZERO[metric]:g})."
+        f"<strong>{opening}: {written(found['naive'])} {UNITS[metric]} between two networks as they are, and, "
+        f"once matched, {left} (n = {n} pairs, {last} epochs; zero means under {ZERO[metric]:g})."
     )
 
 

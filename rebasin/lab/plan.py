@@ -63,7 +63,7 @@ def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
 
 
 def _is(value: Any, kind: type) -> bool:
-    """Whether a value is of this type; a whole number may stand for any."""
+    """Whether a value is of this type; a whole number is a float, too, and a truth value nothing but itself."""
     return isinstance(value, (float, int) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
 
 

@@ -87,9 +87,9 @@ def stated() -> dict[str, Any]:
 def claims_digest(name: str) -> str:
     """A fingerprint of the rules that the tables of notebook ``name`` decide."""
     book = stated()  # once: reading YAML is slow
+    measures = [measure for measure, of in book["measures"].items() if of["notebook"] == name]
     rules = [(claim["id"], rule) for claim in book["claims"] for rule in claim["conditions"]]
-    decided = [rule for rule in rules if book["measures"][rule[1]["measure"]]["notebook"] == name]
-    return fingerprint(*decided)
+    return fingerprint(*((claim, rule) for claim, rule in rules if rule["measure"] in measures))
 
 
 def declared_parameters(name: str) -> dict[str, Any]:

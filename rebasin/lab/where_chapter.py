@@ -55,9 +55,9 @@ def growth_finding() -> str:
         told.append(f"in {len(growing) or 'none'}" + (f" ({'; '.join(growing)})" if growing else ""))
         certain.append(str(sum(_grows_for_certain(condition, kind) for condition in found.values()) or "none"))
     return (
-        f"<strong>Of the {len(found)} conditions, it is ahead, and by more with every doubling of the models, "
-        f"{told[0]} as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every stage. At "
-        f"one doubling or more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
+        f"<strong>Of the {len(found)} conditions, the hierarchy is ahead, and by more with every doubling of the "
+        f"models, {told[0]} as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every "
+        f"stage. At one doubling or more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
     )
 
 
