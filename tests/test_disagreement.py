@@ -49,9 +49,12 @@ def plant_accuracy(run="mine"):
 def test_whether_zero_in_loss_is_zero_in_accuracy_is_told_as_the_table_has_it(loss, accuracy, opening):
     plant_barriers(loss_barrier=loss, accuracy_barrier=accuracy)
     found = chapter.zero_finding()
-    assert found.startswith(f"<strong>{opening}</strong>: of 2 recipes, {int(loss < 0.02)} with a barrier in test loss")
-    assert ("of these with one in test accuracy" in found) == (loss < 0.02)
-    assert ("with one above (" in found) == (loss < 0.02 and accuracy > 0.005)
+    have = "1 has" if loss < 0.02 else "none have"
+    assert found.startswith(
+        f"<strong>{opening}</strong>: of 2 recipes, each at its last epoch, {have} a barrier in test"
+    )
+    assert ("(digits MLP, width 64, " in found) == (loss < 0.02), "what is zero is named, with both its barriers"
+    assert f"nats, {100 * accuracy:.1f} [" in found and "n = 8 pairs" in found
     assert "run mine" in found and "nan" not in found
 
 
@@ -62,39 +65,50 @@ def test_a_recipe_that_loses_accuracy_at_a_zero_barrier_in_loss_is_named_among_t
     found = chapter.zero_finding()
     opening = "A zero barrier in loss is reached, and one in accuracy does not always come with it"
     assert found.startswith(
-        f"<strong>{opening}</strong>: of 2 recipes, 2 with a barrier in test loss under 0.02 nats; 1 "
+        f"<strong>{opening}</strong>: of 2 recipes, each at its last epoch, 2 have a barrier in test"
     )
-    named = found.partition("1 with one above (")[2].partition(" (whole intervals")[0]
-    assert "width 64" in named and "width 8," not in named
+    narrow, wide = found.partition("nats (")[2].partition("); in accuracy")[0].split("; ")
+    assert "width 8, " in narrow and "nats, 0.2 [" in narrow and "width 64, " in wide and "nats, 5.0 [" in wide
 
 
-@pytest.mark.parametrize(
-    ("tempered", "lower", "opening"),
-    [
-        (0.5, 0, "Being too sure explains little of the barrier"),
-        (0.1, 1, "Temperature alone explains a good part of the barrier in loss"),
-        (0.9, 0, "Temperature alone hides a good part of the barrier in loss"),
-    ],
-)
-def test_what_temperature_explains_is_told_as_the_table_has_it(tempered, lower, opening):
+def test_a_recipe_counts_once_at_its_last_epoch():
+    told = {"loss_barrier": 0.01, "accuracy_barrier": 0.002}
+    rows = [row for epochs in (1, 10, 100) for row in everything("digits mlp", epochs=epochs, **told)]
+    rows += everything("digits width", epochs=30, width=8, loss_barrier=0.4)
+    rows += everything("digits width", epochs=30, width=16, loss_barrier=0.9)
+    plant("mine", {"barriers": pd.DataFrame(rows)}, "barriers")
+    found = chapter.zero_finding()
+    assert "of 3 recipes, each at its last epoch, 1 has a barrier" in found and "epoch 100: 0.010" in found
+    assert "epoch 1:" not in found and "epoch 10:" not in found
+    _, _, others = found.partition("Not shown to be zero: from ")
+    assert others.index("width 8, ") < others.index(" to ") < others.index("width 16, ")
+
+
+def test_what_temperature_and_repair_take_away_is_told_as_shares_of_the_barriers_of_three_points():
     # The path is highest somewhere else than at its midpoint, where temperatures are taken.
     barrier = {"loss_barrier": 0.8, "loss_midpoint": 1.0, "loss_ends": 0.5, "loss_gain": -0.5}
-    rows = everything("digits width", loss_barrier_tempered=tempered, **barrier)
+    rows = []
+    for width, tempered in ((8, 0.4), (16, 0.25), (32, 0.55)):
+        rows += everything("digits width", width=width, loss_barrier_tempered=tempered, **barrier)
     plant("mine", {"barriers": pd.DataFrame(rows)}, "barriers")
     found = chapter.parts_finding()
-    assert found.startswith(f"<strong>{opening}.</strong>")
-    assert f"and the barrier is lower in {lower} of them" in found
-    assert " of 0.500 nats are left" in found
+    assert found.startswith(
+        "<strong>The best softmax temperature takes away 20 % (−10 to 50, 3 recipes) of the barrier in"
+    )
+    assert "nothing that could be measured of that in accuracy" in found
 
 
-def test_one_very_high_barrier_does_not_decide_what_temperature_explains():
+def test_one_very_high_barrier_counts_as_one_recipe_and_what_is_no_barrier_not_at_all():
     low = {"loss_midpoint": 0.6, "loss_ends": 0.5, "loss_gain": -0.1, "loss_barrier_tempered": 0.02}
     high = {"loss_midpoint": 10.5, "loss_ends": 0.5, "loss_gain": -10, "loss_barrier_tempered": 9}
+    none = {"loss_midpoint": 0.505, "loss_ends": 0.5, "loss_gain": -0.005, "loss_barrier_tempered": 0.5}
     rows = [row for width in range(1, 10) for row in everything("digits width", width=width, **low)]
-    plant("mine", {"barriers": pd.DataFrame(rows + everything("digits batch norm", **high))}, "barriers")
+    rows += everything("digits batch norm", **high)
+    plant("mine", {"barriers": pd.DataFrame(rows + everything("digits mlp", **none))}, "barriers")
     found = chapter.parts_finding()
-    assert found.startswith("<strong>Temperature alone explains a good part of the barrier in loss.</strong>")
-    assert "0.020 of 0.100 nats are left" in found and "lower in 10 of them" in found
+    assert "takes away 80 % (10 to 80, 10 recipes) of the barrier in loss" in found
+    plant("mine", {"barriers": pd.DataFrame(everything("digits mlp", **none))}, "barriers")
+    assert "No recipe whose temperatures were measured has a barrier in loss" in chapter.parts_finding()
 
 
 def test_barriers_of_three_points_are_those_of_the_ends_and_the_midpoint():
@@ -184,7 +198,7 @@ def test_the_largest_run_is_shown_whichever_notebook_it_is_of(monkeypatch):
     assert (chapter.shown_run(), chapter.sources()[0]) == ("smoke", "barriers")
     plant_accuracy("cpu")
     assert (chapter.shown_run(), chapter.sources()[0]) == ("cpu", "accuracy")
-    assert "of 1 recipe, " in chapter.zero_finding()
+    assert "of 1 recipe at its last epoch, none have" in chapter.zero_finding()
     plant_barriers("cpu")
     assert (chapter.shown_run(), chapter.sources()[0]) == ("cpu", "barriers")
 

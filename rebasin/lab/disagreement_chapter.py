@@ -210,11 +210,11 @@ def shown_run() -> str | None:
 
 
 def zero_finding() -> str:
-    """Whether a zero barrier in loss is reached, and whether one in accuracy comes with it."""
+    """Whether a zero barrier in loss is reached, and whether one in accuracy comes with it, at recipes' last epochs."""
     run = shown_run()
     if run is None:
         return "Not run yet."
-    found = recipes(run)
+    found = _last(recipes(run))
     zero = [one for one in found if one.loss.high < ZERO["loss"]]
     both = [one for one in zero if one.accuracy.high < ZERO["accuracy"]]
     lost = [one for one in zero if one.accuracy.low > ZERO["accuracy"]]
@@ -228,49 +228,54 @@ def zero_finding() -> str:
         opening = "A zero barrier in loss is reached, and comes with one in accuracy"
     else:
         opening = "A zero barrier in loss is reached; whether one in accuracy comes with it is not decided"
-    noun = "recipe" if len(found) == 1 else "recipes"
-    told = f"of {len(found)} {noun}, {len(zero)} with a barrier in test loss under {ZERO['loss']} nats"
+    told = (
+        f"of {len(found)} {'recipe' if len(found) == 1 else 'recipes, each'} at its last epoch, {len(zero) or 'none'} "
+        f"{'has' if len(zero) == 1 else 'have'} a barrier in test loss under {ZERO['loss']} nats"
+    )
     if zero:
-        told += f"; {len(both)} of these with one in test accuracy under {ZERO['accuracy']} points"
-    if lost:
-        told += f", {len(lost)} with one above ({'; '.join(_told(one) for one in lost)})"
-    return f"<strong>{opening}</strong>: {told} (whole intervals, run {run}).{_extremes(found)}"
+        told += f" ({'; '.join(_told(one) for one in zero)}); in accuracy, zero is under {ZERO['accuracy']} points"
+    rest = sorted((one for one in found if one not in zero), key=lambda one: one.loss.mean)
+    ends = [_told(one) for one in dict.fromkeys((rest[0], rest[-1]))] if rest else []
+    more = f" Not shown to be zero: {'from ' * (len(ends) > 1)}{' to '.join(ends)}." if ends else ""
+    return f"<strong>{opening}</strong>: {told} (whole intervals, run {run}).{more}"
 
 
-def _extremes(found: list[Pairs]) -> str:
-    """The recipes with the lowest and the highest barrier in loss, with what they lose in accuracy."""
-    if len(found) < 2:
-        return ""
-    lowest, highest = (pick(found, key=lambda one: one.loss.mean) for pick in (min, max))
-    return f" The lowest and the highest barrier in loss: {_told(lowest)}; {_told(highest)}."
+def _last(found: list[Pairs]) -> list[Pairs]:
+    """Each recipe once, at its last epoch."""
+    epochs = {(one.dataset, one.recipe): one.epochs for one in sorted(found, key=lambda one: one.epochs)}
+    return [one for one in found if one.epochs == epochs[one.dataset, one.recipe]]
 
 
 def _told(one: Pairs) -> str:
-    return f"{one.name}: {nats(one.loss)} nats, {points(one.accuracy)} points"
+    return f"{one.name}: {nats(one.loss)} nats, {points(one.accuracy)} points, n = {one.loss.n} pairs"
 
 
 def parts_finding() -> str:
-    """How much of the barrier in loss is temperature alone, and how much REPAIR leaves of both barriers."""
+    """Which share of the barriers temperature takes away, and which REPAIR: recipes at their last epoch."""
     run = shown_run()
-    found = [] if run is None else [one for one in recipes(run) if one.tempered is not None]
+    found = [] if run is None else [one for one in _last(recipes(run)) if one.tempered is not None]
     if not found:
         return "Temperatures and REPAIR were not measured yet."
-    names = ("loss_of_three", "tempered", "loss_repaired", "accuracy_of_three", "accuracy_repaired")
-    medians = {name: float(np.median([getattr(one, name).mean for one in found])) for name in names}
-    barred = [one for one in found if one.loss_of_three.mean > ZERO["loss"]]
-    explained = np.median([1 - one.tempered.mean / one.loss_of_three.mean for one in barred]) if barred else 0.0
-    lower = sum(one.tempered.mean < one.loss_of_three.mean for one in found)
-    if not barred:
-        opening = "No recipe has a barrier in loss that temperature could explain"
-    elif abs(explained) < 0.25:
-        opening = "Being too sure explains little of the barrier"
-    else:
-        opening = f"Temperature alone {'explains' if explained > 0 else 'hides'} a good part of the barrier in loss"
+    if not any(one.loss_of_three.low > ZERO["loss"] for one in found):
+        return (
+            "<strong>No recipe whose temperatures were measured has a barrier in loss</strong> wholly above "
+            f"{ZERO['loss']} nats that they could explain (run {run})."
+        )
     return (
-        f"<strong>{opening}.</strong> With both ends and the midpoint each at its own best temperature, "
-        f"{decimal(medians['tempered'], 3)} of {decimal(medians['loss_of_three'], 3)} nats are left, in the median "
-        f"over {len(found)} recipes, and the barrier is lower in {lower} of them. After REPAIR of the midpoint "
-        f"{decimal(medians['loss_repaired'], 3)} nats are left, and {decimal(medians['accuracy_repaired'], 1)} of "
-        f"{decimal(medians['accuracy_of_three'], 1)} points of accuracy (run {run}; all barriers here are over the "
-        "ends and the midpoint alone, medians over recipes, without intervals)."
+        "<strong>The best softmax temperature takes away "
+        f"{_taken(found, 'loss_of_three', 'tempered', ZERO['loss'])} of the barrier in loss</strong>; REPAIR of the "
+        f"midpoint takes away {_taken(found, 'loss_of_three', 'loss_repaired', ZERO['loss'])} of it, and "
+        f"{_taken(found, 'accuracy_of_three', 'accuracy_repaired', ZERO['accuracy'])} of that in accuracy (run {run}; "
+        f"medians over the recipes whose barrier lies wholly above {ZERO['loss']} nats or {ZERO['accuracy']} points, "
+        "and from the least to the most, without intervals; all barriers here are over the ends and midpoint alone)."
     )
+
+
+def _taken(found: list[Pairs], before: str, after: str, zero: float) -> str:
+    """The share that is taken away of barriers that lie wholly above ``zero``: its median and range over recipes."""
+    barred = [one for one in found if getattr(one, before).low > zero]
+    shares = [100 * (1 - getattr(one, after).mean / getattr(one, before).mean) for one in barred]
+    if not shares:
+        return "nothing that could be measured"
+    least, middle, most = (decimal(float(pick(shares)), 0) for pick in (min, np.median, max))
+    return f"{middle} % ({least} to {most}, {len(shares)} recipe{'s' if len(shares) > 1 else ''})"

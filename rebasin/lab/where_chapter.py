@@ -15,32 +15,35 @@ from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from rebasin.lab.where_figures import CONDITION, GAPS, conditions, gap, growth, name_of, percent, sizes_of
 
 TIED = 1e-9  # points: what is less is the rounding of a difference of sums
+FEWEST_STAGED = 4  # models: with two, the hierarchy has one stage, and merges a pair as MergeMany does
 
 
 def where_finding() -> str:
-    """In how many comparisons the hierarchy is ahead of MergeMany for certain, and behind, as merged and mended."""
+    """In how many comparisons the hierarchy is ahead of MergeMany beyond chance, and behind, as merged and mended."""
     if not runs("where"):
         return "Not run yet."
     run = runs("where")[0]
     found = _found(run)
-    gaps = {kind: [bound for _, bound in _gaps(found, kind)] for kind in GAPS}
-    most = max(bound.n for bound in gaps["as merged"])
+    gaps = {kind: [bound for size, bound in _gaps(found, kind) if size >= FEWEST_STAGED] for kind in GAPS}
+    most = max((bound.n for bound in gaps["as merged"]), default=0)
     if most < FEWEST_FOR_INTERVAL:
         return (
-            f"<strong>Run {run} has too few networks to tell the hierarchy from MergeMany for certain</strong>: "
-            f"{most} groups at most of one recipe, {FEWEST_FOR_INTERVAL} are needed."
+            f"<strong>Run {run} has too few networks to tell the hierarchy from MergeMany</strong>: {most} groups of "
+            f"{FEWEST_STAGED} or more at most of one recipe, {FEWEST_FOR_INTERVAL} are needed."
         )
     tallies = [_tally(bounds) for bounds in gaps.values()]
     ahead, behind = ([tally[which] or "none" for tally in tallies] for which in (1, 2))
-    last = [[gap(one, kind, sizes_of(one)[-1]).mean() for one in found.values()] for kind in GAPS]
-    outdone = [sum(mean < -TIED for mean in means) or "none" for means in last]
+    last = [[gap(one, kind, sizes_of(one)[-1]) for one in found.values()] for kind in GAPS]
+    outdone = [sum(groups.mean() < -TIED for groups in kind) or "none" for kind in last]
+    fewest, most = (pick(len(groups) for groups in last[0]) for pick in (min, max))
     return (
-        f"<strong>The hierarchy is ahead of MergeMany for certain in {ahead[0]} of {tallies[0][-1]} comparisons as "
-        f"merged</strong>, in {ahead[1]} after REPAIR at the end, in {ahead[2]} with REPAIR at every stage; MergeMany "
-        f"in {behind[0]}, {behind[1]} and {behind[2]}. At the largest number of models of each of {len(found)} "
-        f"conditions the hierarchy is behind in the mean in {outdone[0]}, {outdone[1]} and {outdone[2]} of them (run "
-        f"{run}). A comparison is one condition at one number of models, with {FEWEST_FOR_INTERVAL} groups of networks "
-        "or more and so a 95 % interval; what is certain has one that does not hold zero."
+        f"<strong>From {FEWEST_STAGED} models on, the hierarchy is ahead of MergeMany with a 95 % interval above zero "
+        f"in {ahead[0]} of {tallies[0][-1]} comparisons as merged</strong>, in {ahead[1]} after REPAIR at the end, in "
+        f"{ahead[2]} with REPAIR at every stage; MergeMany in {behind[0]}, {behind[1]} and {behind[2]}. A comparison "
+        f"is one condition at one number of models, with {FEWEST_FOR_INTERVAL} groups of networks or more; at two "
+        "models, where both merge one pair, there is nothing to tell. At the largest number of models of each of "
+        f"{len(found)} conditions ({fewest}{f' to {most}' if most > fewest else ''} group{'s' if most > 1 else ''}) the hierarchy is "
+        f"behind in the mean in {outdone[0]}, {outdone[1]} and {outdone[2]} of them (run {run})."
     )
 
 
@@ -51,14 +54,26 @@ def growth_finding() -> str:
     found = _found(runs("where")[0])
     told, certain = [], []
     for kind in GAPS:
-        growing = [", ".join(label) for label, condition in found.items() if _grows(condition, kind)]
+        growing = [_growing(label, condition, kind) for label, condition in found.items() if _grows(condition, kind)]
         told.append(f"in {len(growing) or 'none'}" + (f" ({'; '.join(growing)})" if growing else ""))
         certain.append(str(sum(_grows_for_certain(condition, kind) for condition in found.values()) or "none"))
     return (
         f"<strong>Of the {len(found)} conditions, the hierarchy is ahead, and by more with every doubling of the "
         f"models, {told[0]} as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every "
-        f"stage. At one doubling or more that is certain in {certain[0]}, {certain[1]} and {certain[2]}."
+        f"stage. At one doubling or more the intervals of both lie above zero in {certain[0]}, {certain[1]} and "
+        f"{certain[2]}."
     )
+
+
+def _growing(label: tuple[str, str], condition: pd.DataFrame, kind: str) -> str:
+    """A condition's name, and at its largest size the accuracies in percent that the gap lies between."""
+    size = sizes_of(condition)[-1]
+    tree, many = (
+        decimal(percent(condition, algorithm, mended, size).mean(), 1)
+        for algorithm, mended in zip(("tree", "merge_many"), GAPS[kind], strict=True)
+    )
+    n = len(gap(condition, kind, size))
+    return f"{', '.join(label)}: {tree} against {many} % at {size} models, n = {n}"
 
 
 def _grows(condition: pd.DataFrame, kind: str) -> bool:
@@ -124,7 +139,7 @@ def _given_back(run: str) -> pd.DataFrame:
 
 
 def counts_table(run: str) -> pd.DataFrame:
-    """By mending and number of leaves, in how many conditions the hierarchy is ahead, and for certain."""
+    """By mending and number of leaves, in how many conditions the hierarchy is ahead, and by what interval."""
     rows = []
     for kind in GAPS:
         by_size: dict[int, list[Interval]] = {}
@@ -137,15 +152,15 @@ def counts_table(run: str) -> pd.DataFrame:
                     "": kind,
                     "models": size,
                     "ahead in the mean": f"{mean} of {len(bounds)}",
-                    "ahead for certain": f"{ahead} of {sure}" if sure else "–",
-                    "behind for certain": f"{behind} of {sure}" if sure else "–",
+                    "interval above zero": f"{ahead} of {sure}" if sure else "–",
+                    "interval below zero": f"{behind} of {sure}" if sure else "–",
                 }
             )
     return pd.DataFrame(rows)
 
 
 def gaps_table(run: str) -> pd.DataFrame:
-    """A row per condition and size: accuracy in percent and gaps in points, bold where certain, as texts."""
+    """A row per condition and size: accuracy in percent and gaps in points, bold where beyond chance, as texts."""
     rows = []
     for label, condition in _found(run).items():
         for size in sizes_of(condition):
