@@ -239,8 +239,8 @@ def plant_mnist(heights=HEIGHTS, pairs=8, early=0.6, gain=0.01, epochs=100):
         (
             {"activations": 0.05},
             8,
-            "<strong>The barrier in loss between two networks is gone once they are matched by weights and straight "
-            "through; it is still there once they are matched by activations</strong>: ",
+            "<strong>The barrier in loss between two digits networks is gone once they are matched by weights and "
+            "straight through; it is still there once they are matched by activations</strong>: ",
         ),
         (
             dict.fromkeys(MATCHERS, 0.02 - 3.5e-5),
@@ -257,9 +257,9 @@ def plant_mnist(heights=HEIGHTS, pairs=8, early=0.6, gain=0.01, epochs=100):
             dict.fromkeys(MATCHERS, 0.3),
             3,
             "<strong>This run has too few pairs to say whether matching removes the barrier in loss</strong> "
-            "(n = 3, 8 are needed): 0.900 nats of test loss between two networks as they are, and, once matched, 0.300 "
-            "by weights, 0.300 by activations and 0.300 straight through (n = 3 pairs, 100 epochs; zero means under "
-            "0.02).",
+            "(n = 3, 8 are needed): 0.900 nats of test loss between two digits networks as they are, and, once "
+            "matched, 0.300 by weights, 0.300 by activations and 0.300 straight through (n = 3 pairs, 100 "
+            "epochs; zero means under 0.02).",
         ),
     ],
     ids=["all", "none", "some", "open", "seven pairs", "three pairs"],
@@ -272,8 +272,8 @@ def test_the_finding_turns_with_the_barriers(changes, pairs, opening):
 @pytest.mark.parametrize(
     ("height", "opening"),
     [
-        (0.004, "<strong>All three matchers remove the barrier in accuracy</strong>: 90.0 ["),
-        (0.006, "<strong>No matcher removes the barrier in accuracy</strong>: 90.0 ["),
+        (0.004, "<strong>All three matchers remove the barrier in accuracy</strong>: 90.00 ["),
+        (0.006, "<strong>No matcher removes the barrier in accuracy</strong>: 90.00 ["),
     ],
 )
 def test_a_barrier_in_accuracy_is_told_in_points_and_is_no_claim_of_the_paper(height, opening):
@@ -284,15 +284,26 @@ def test_a_barrier_in_accuracy_is_told_in_points_and_is_no_claim_of_the_paper(he
 @pytest.mark.parametrize(
     ("gain", "pairs", "opening"),
     [
-        (0.01, 8, "The midpoint of two networks matched by weights is better than both, as the paper says"),
-        (-0.01, 8, "The midpoint of two networks matched by weights is not better than both, against the paper"),
-        (-3.5e-5, 8, "Whether the midpoint of two networks matched by weights is better than both is not decided"),
-        (0.01, 3, "So few pairs do not decide whether the midpoint is better than both its ends"),
+        (0.01, 8, "The midpoint of {} has a lower test loss than both, as the paper says"),
+        (-0.01, 8, "The midpoint of {} has no lower test loss than both, against the paper"),
+        (-3.5e-5, 8, "Whether the midpoint of {} has a lower test loss than both is not decided"),
+        (0.01, 3, "So few pairs do not decide whether the midpoint has a lower test loss than both its ends"),
     ],
 )
 def test_the_midpoint_is_told_whichever_way_it_comes_out(gain, pairs, opening):
-    plant_mnist(gain=gain, pairs=pairs)
-    assert mnist_chapter.findings()["midpoint"].startswith(f"<strong>{opening}</strong>: ")
+    plant_mnist(HEIGHTS | {"weights": 0.01}, gain=gain, pairs=pairs)
+    found = mnist_chapter.findings()["midpoint"]
+    assert found.startswith(f"<strong>{opening.format('two digits networks matched by weights')}</strong>: ")
+    # On the way the networks lose 0.01 of their 0.98.
+    assert "midpoint's test accuracy less the better end's is −1.00" in found and "the ends have 98.00" in found
+
+
+def test_straight_through_matching_that_only_repeats_the_weights_is_said_to():
+    plant_mnist()
+    assert mnist_chapter.findings()["straight_through"].endswith("In 8 of 8 pairs it ends with the permutation that "
+        "matching by weights finds.")  # fmt: skip
+    plant_mnist(HEIGHTS | {"straight-through": 0.0011})
+    assert " In 0 of 8 pairs it ends with" in mnist_chapter.findings()["straight_through"]
 
 
 @pytest.mark.parametrize(
@@ -329,7 +340,7 @@ def test_tables_tell_the_papers_numbers_beside_ours():
     table = mnist_chapter.barriers_table("mine")
     assert list(table["images"]) == ["test"] * 4 + ["train"] * 4
     assert table["the paper"].tolist()[:4] == ["–", "zero, a little worse than the others", "zero", "zero"]
-    assert table["barrier in loss"][0].startswith("0.900 [") and table["barrier in accuracy"][0].startswith("90.0 [")
+    assert table["barrier in loss"][0].startswith("0.900 [") and table["barrier in accuracy"][0].startswith("90.00 [")
     table = mnist_chapter.epochs_table("mine")
     assert table["epochs"].tolist() == [1, 100]
     assert table["the paper's"].tolist() == ["about 0.6", "–"]

@@ -10,8 +10,9 @@ import pandas as pd
 from rebasin.lab import report, results
 from rebasin.lab.chapter import ZERO, state
 from rebasin.lab.claims import FEWEST_FOR_VERDICT
+from rebasin.lab.figures import DATASETS
 from rebasin.lab.matched import ALGORITHMS
-from rebasin.lab.report import listed, nats, points, side
+from rebasin.lab.report import hundredths, listed, nats, points, side
 from rebasin.lab.statistics import Interval, interval
 
 WAYS = {"weights": "by weights", "activations": "by activations", "straight-through": "straight through"}
@@ -33,17 +34,19 @@ def findings() -> dict[str, str]:
     if not report.runs("mnist"):
         return {"loss": "Not run yet.", **dict.fromkeys(("accuracy", "midpoint", "epochs", "straight_through"), "")}
     run = report.shown_run("mnist")
-    barriers = results.read(run, "mnist", "barriers")
+    barriers, paths = (results.read(run, "mnist", table) for table in ("barriers", "paths"))
+    parameters = results.provenance(run, "mnist")["parameters"]
+    networks = f"{DATASETS[parameters['mnist_dataset']]} networks"
     return {
-        "loss": barrier_finding(barriers, "loss"),
-        "accuracy": barrier_finding(barriers, "accuracy"),
-        "midpoint": midpoint_finding(barriers),
+        "loss": barrier_finding(barriers, "loss", networks),
+        "accuracy": barrier_finding(barriers, "accuracy", networks),
+        "midpoint": midpoint_finding(barriers, paths, networks),
         "epochs": epochs_finding(barriers),
-        "straight_through": straight_through_note(results.provenance(run, "mnist")["parameters"]),
+        "straight_through": f"{straight_through_note(parameters)} {kept_note(paths)}",
     }
 
 
-def barrier_finding(barriers: pd.DataFrame, metric: str) -> str:
+def barrier_finding(barriers: pd.DataFrame, metric: str, networks: str) -> str:
     """Whether the barrier in ``metric`` (loss or accuracy) is zero after the last epoch, and for which matchers."""
     last = barriers["epochs"].max()
     found = {algorithm: height(barriers, algorithm, f"{metric}_barrier", last) for algorithm in ALGORITHMS}
@@ -70,31 +73,47 @@ def barrier_finding(barriers: pd.DataFrame, metric: str) -> str:
             for which in ("gone", "still there", "not decided")
             if which in states.values()
         ]
-        opening = f"The barrier in {metric} between two networks {'; it '.join(parts)}</strong>"
-    written = points if metric == "accuracy" else nats
+        opening = f"The barrier in {metric} between two {networks} {'; it '.join(parts)}</strong>"
+    written = hundredths if metric == "accuracy" else nats
     left = listed([f"{written(found[algorithm])} {way}" for algorithm, way in WAYS.items()])
     return (
-        f"<strong>{opening}: {written(found['naive'])} {UNITS[metric]} between two networks as they are, and, "
-        f"once matched, {left} (n = {n} pairs, {last} epochs; zero means under {ZERO[metric]:g})."
+        f"<strong>{opening}: {written(found['naive'])} {UNITS[metric]} between two {networks} as they are, "
+        f"and, once matched, {left} (n = {n} pairs, {last} epochs; zero means under {ZERO[metric]:g})."
     )
 
 
-def midpoint_finding(barriers: pd.DataFrame) -> str:
-    """Whether the midpoint of two matched networks is better than both, on test images."""
-    gain = height(barriers, "weights", "loss_gain", barriers["epochs"].max())
+def midpoint_finding(barriers: pd.DataFrame, paths: pd.DataFrame, networks: str) -> str:
+    """Whether the midpoint of two matched networks has a lower test loss than both, and what else it has."""
+    gain, on_training = (
+        height(barriers, "weights", "loss_gain", barriers["epochs"].max(), split) for split in ("test", "train")
+    )
     if gain.n < FEWEST_FOR_VERDICT:
-        opening = "So few pairs do not decide whether the midpoint is better than both its ends"
+        opening = "So few pairs do not decide whether the midpoint has a lower test loss than both its ends"
     else:
         opening = side(
             gain, 0.0,
-            "The midpoint of two networks matched by weights is better than both, as the paper says",
-            "The midpoint of two networks matched by weights is not better than both, against the paper",
-            "Whether the midpoint of two networks matched by weights is better than both is not decided",
+            f"The midpoint of two {networks} matched by weights has a lower test loss than both, as the paper says",
+            f"The midpoint of two {networks} matched by weights has no lower test loss than both, against the paper",
+            f"Whether the midpoint of two {networks} matched by weights has a lower test loss than both is not decided",
         )  # fmt: skip
+    loss, accuracy = (_by_end(paths, metric, "test") for metric in ("loss", "accuracy"))
+    better = 100 * (accuracy[0.5] - accuracy[[0.0, 1.0]].max(axis=1))
     return (
-        f"<strong>{opening}</strong>: the better one's test loss less the midpoint's is {nats(gain, signed=True)} nats "
-        f"(n = {gain.n} pairs)."
+        f"<strong>{opening}</strong>: the better one's less the midpoint's is {nats(gain, signed=True)} nats (n = "
+        f"{gain.n} pairs), where the ends have {nats(_at_ends(loss))} in the mean. On training images that is "
+        f"{nats(on_training, signed=True)} nats. The midpoint's test accuracy less the better end's is "
+        f"{hundredths(interval(better), signed=True)} points; the ends have {hundredths(_at_ends(100 * accuracy))} %."
     )
+
+
+def _by_end(paths: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
+    """A metric at the ends and the midpoint of paths matched by weights: a row for each pair, a column for each."""
+    of = {"algorithm": "weights", "metric": metric, "split": split}
+    return paths[(paths[list(of)] == pd.Series(of)).all(axis=1)].pivot(index="node", columns="lam", values="value")
+
+
+def _at_ends(values: pd.DataFrame) -> Interval:
+    return interval(values[[0.0, 1.0]].mean(axis=1).to_numpy())
 
 
 def epochs_finding(barriers: pd.DataFrame) -> str:
@@ -129,6 +148,13 @@ def straight_through_note(parameters: Mapping[str, Any]) -> str:
     )
 
 
+def kept_note(paths: pd.DataFrame) -> str:
+    """In how many pairs straight-through matching ends where matching by weights does: their paths are the same."""
+    alike = paths.pivot(index=["node", "split", "metric", "lam"], columns="algorithm", values="value")
+    same = (alike["straight-through"] == alike["weights"]).groupby("node").all()
+    return f"In {same.sum()} of {len(same)} pairs it ends with the permutation that matching by weights finds."
+
+
 def barriers_table(run: str) -> pd.DataFrame:
     """Barriers after the last epoch by matcher and split, as texts, beside what the paper says."""
     barriers = results.read(run, "mnist", "barriers")
@@ -154,8 +180,8 @@ def barriers_table(run: str) -> pd.DataFrame:
                     "the paper": PAPER[algorithm],
                     "above the line": nats(of["loss_above_line"]),
                     "midpoint's gain": nats(of["loss_gain"], signed=True),
-                    "barrier in accuracy": points(of["accuracy_barrier"]),
-                    "above its line": points(of["accuracy_above_line"]),
+                    "barrier in accuracy": hundredths(of["accuracy_barrier"]),
+                    "above its line": hundredths(of["accuracy_above_line"]),
                     "n": of["loss_barrier"].n,
                 }
             )

@@ -111,9 +111,9 @@ def nats(value: Interval, signed: bool = False) -> str:
     return _interval(value, 3, signed)
 
 
-def hundredths(value: Interval) -> str:
+def hundredths(value: Interval, signed: bool = False) -> str:
     """As ``points``, with two decimals."""
-    return _interval(value, 2, signed=False)
+    return _interval(value, 2, signed)
 
 
 def _interval(value: Interval, places: int, signed: bool) -> str:

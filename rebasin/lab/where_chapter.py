@@ -35,15 +35,16 @@ def where_finding() -> str:
     ahead, behind = ([tally[which] or "none" for tally in tallies] for which in (1, 2))
     last = [[gap(one, kind, sizes_of(one)[-1]) for one in found.values()] for kind in GAPS]
     outdone = [sum(groups.mean() < -TIED for groups in kind) or "none" for kind in last]
-    fewest, most = (pick(len(groups) for groups in last[0]) for pick in (min, max))
+    counts = sorted({len(groups) for groups in last[0]})
+    groups = f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} group{'s' if counts[-1] > 1 else ''}"
     return (
         f"<strong>From {FEWEST_STAGED} models on, the hierarchy is ahead of MergeMany with a 95 % interval above zero "
         f"in {ahead[0]} of {tallies[0][-1]} comparisons as merged</strong>, in {ahead[1]} after REPAIR at the end, in "
         f"{ahead[2]} with REPAIR at every stage; MergeMany in {behind[0]}, {behind[1]} and {behind[2]}. A comparison "
         f"is one condition at one number of models, with {FEWEST_FOR_INTERVAL} groups of networks or more; at two "
         "models, where both merge one pair, there is nothing to tell. At the largest number of models of each of "
-        f"{len(found)} conditions ({fewest}{f' to {most}' if most > fewest else ''} group{'s' if most > 1 else ''}) the hierarchy is "
-        f"behind in the mean in {outdone[0]}, {outdone[1]} and {outdone[2]} of them (run {run})."
+        f"{len(found)} conditions ({groups}) the hierarchy is behind in the mean in {outdone[0]}, {outdone[1]} and "
+        f"{outdone[2]} of them (run {run})."
     )
 
 
