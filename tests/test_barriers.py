@@ -248,8 +248,9 @@ def test_a_failure_is_told_only_where_there_is_a_barrier(low, high, pairs, openi
 @pytest.mark.parametrize(
     ("reset", "pairs", "opening"),
     [
-        (0.1, 8, "Measuring BatchNorm's statistics anew lowers the barrier: by −0.400 "),
-        (0.9, 8, "Measuring BatchNorm's statistics anew raises the barrier: by +0.400 "),
+        (0.1, 8, "Measuring BatchNorm's statistics anew lowers the barrier, and does not remove it: by −0.400 "),
+        (0.001, 8, "Measuring BatchNorm's statistics anew lowers the barrier, and removes it: by −0.499 "),
+        (0.9, 8, "Measuring BatchNorm's statistics anew raises the barrier, and does not remove it: by +0.400 "),
         (
             0.1,
             2,
@@ -262,7 +263,8 @@ def test_what_a_reset_of_norms_does_is_told_with_its_sign(reset, pairs, opening)
     plant(rows + planted("digits batch norm", pairs, "reset", loss_barrier=reset))
     found = barriers_chapter.finding("norms")
     assert found.startswith(f"<strong>{opening}")
-    assert "LayerNorm: 0.2" in found
+    assert "LayerNorm, 0.2" in found and "points of accuracy, between networks that have 50." in found
+    assert ("a verdict needs 8" in found) == (pairs < 8)
     table = barriers_chapter.norms_table("mine")
     assert list(table["path"]) == ["as it is", "statistics measured anew", "as it is"]
 

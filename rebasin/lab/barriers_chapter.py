@@ -9,7 +9,7 @@ import pandas as pd
 from rebasin.lab import results
 from rebasin.lab.barriers_figures import OPTIMISERS, label
 from rebasin.lab.chapter import ZERO
-from rebasin.lab.claims import last_snapshots
+from rebasin.lab.claims import FEWEST_FOR_VERDICT, last_snapshots
 from rebasin.lab.pipeline import load_preset
 from rebasin.lab.report import listed, nats, points, runs, side
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
@@ -134,7 +134,7 @@ def _trend_finding(table: pd.DataFrame, axis: str) -> str:
     what = "width" if axis == "width" else "training"
     told = "; ".join(
         f"{trend.label}, {_at(axis, trend.first)}: {nats(trend.at_first)} nats of test loss, {_at(axis, trend.last)}: "
-        f"{nats(trend.at_last)}, a change of {nats(negative(trend.fall), signed=True)} (n = {trend.fall.n} pairs)"
+        f"{nats(trend.at_last)}, a change of {nats(negative(trend.fall), signed=True)} ({_pairs(trend.fall.n)})"
         for trend in found
     )
     gone = [trend.label for trend in found if trend.at_last.high < ZERO["loss"]]
@@ -159,25 +159,43 @@ def _failures_finding(table: pd.DataFrame) -> str:
     parts = [f"leaves a barrier with {listed(above)}"] if above else []
     parts += [f"does not with {listed(below)}" if above else f"leaves none with {listed(below)}"] if below else []
     parts += [f"is not decided with {listed(open_)}"] if open_ else []
-    told = "; ".join(f"{change}: {nats(barrier)} nats (n = {barrier.n})" for change, barrier in found)
+    told = "; ".join(f"{change}: {nats(barrier)} nats ({_pairs(barrier.n)})" for change, barrier in found)
     return f"<strong>Of the failures they name, matching {'; '.join(parts)}.</strong> {told}."
 
 
 def _norms_finding(table: pd.DataFrame) -> str:
     norms = {_ending(name, NORMS): rows for name, rows in table.groupby("recipe", sort=False)}
-    told = [f"{norm}: {nats(mean(rows, 'loss_barrier'))} nats" for norm, rows in norms.items()]
+    told = [_left(norm, rows, "none") for norm, rows in norms.items()]
     if "BatchNorm" not in norms:
         return f"{'; '.join(told)}."
     batch = norms["BatchNorm"]
     gain = interval((heights(batch, "loss_barrier") - heights(batch, "loss_barrier", mended="reset")).to_numpy())
-    told.insert(1, f"with its statistics measured anew: {nats(mean(batch, 'loss_barrier', mended='reset'))}")
+    told.insert(1, _left("with its statistics measured anew", batch, "reset"))
     if gain.n < FEWEST_FOR_INTERVAL:
         opening = "On too few pairs for an interval, measuring BatchNorm's statistics anew changes the barrier"
     else:
         does = side(gain, 0.0, "lowers", "raises", "cannot be told to change")
         opening = f"Measuring BatchNorm's statistics anew {does} the barrier"
-    change = f"by {nats(negative(gain), signed=True)} nats (n = {gain.n} pairs)"
-    return f"<strong>{opening}: {change}.</strong> {'; '.join(told)}."
+    left = mean(batch, "loss_barrier", mended="reset")
+    gone = side(left, ZERO["loss"], ", and does not remove it", ", and removes it", "")
+    change = f"by {nats(negative(gain), signed=True)} nats ({_pairs(gain.n)})"
+    return f"<strong>{opening}{gone}: {change}.</strong> What is left: {'; '.join(told)}."
+
+
+def _left(name: str, rows: pd.DataFrame, mended: str) -> str:
+    """The barriers of matched pairs in loss and accuracy, and what their ends have."""
+    loss, accuracy, ends = (
+        mean(rows, metric, mended=mended) for metric in ("loss_barrier", "accuracy_barrier", "accuracy_ends")
+    )
+    return (
+        f"{name}, {nats(loss)} nats and {points(accuracy)} points of accuracy, between networks that have "
+        f"{points(ends)} % ({_pairs(loss.n)})"
+    )
+
+
+def _pairs(n: int) -> str:
+    """How many pairs there are, and how many a verdict would need."""
+    return f"n = {n} pairs" + (f"; a verdict needs {FEWEST_FOR_VERDICT}" if n < FEWEST_FOR_VERDICT else "")
 
 
 def _split_finding(table: pd.DataFrame) -> str:
@@ -202,7 +220,7 @@ def _split_finding(table: pd.DataFrame) -> str:
             "is about as good as the better one",
         )  # fmt: skip
         opening = f"The midpoint of two networks that were given different data {does}"
-    return f"<strong>{opening}.</strong> {_capital('; '.join(told))}."
+    return f"<strong>{opening}</strong> ({_pairs(gain.n)}). {_capital('; '.join(told))}."
 
 
 def trend_table(run: str, axis: str) -> pd.DataFrame:
@@ -237,8 +255,10 @@ def norms_table(run: str) -> pd.DataFrame:
         for mended, path in MENDED.items():
             here = part[part["mended"] == mended]
             if len(here):
+                one = here.iloc[0]
                 rows.append(
                     {
+                        "networks": f"{label(one).split(',')[0]}, width {one['width']}, {one['epochs']} epochs",
                         "norm": _ending(name, NORMS),
                         "path": path,
                         "points": here["points"].iloc[0],
