@@ -414,6 +414,12 @@ def test_the_verdicts_of_a_run_tell_effect_bound_and_n():
     assert table.loc["H3", "effect"] == told
 
 
+def test_a_claim_that_holds_in_part_tells_in_how_many_of_its_conditions():
+    plant_accuracy("mine", TREE_WINS | {("merge_many", 4): 0.55}, 8)
+    verdicts = chapter.verdict_table("mine").set_index("")["verdict"]
+    assert verdicts["H2"] == "<strong>partly</strong> <small>(1 of 2 conditions)</small>"
+
+
 def test_the_verdicts_of_a_run_tell_what_is_decisive_and_what_is_in_percent():
     plant_attack("mine", ROBUST | {("early_stopped", 8): 0.9}, 8)
     plant_regularisation("mine", REGULAR, 8, noise=0)

@@ -187,9 +187,8 @@ def test_the_claim_is_decided_by_one_exact_value(plant):
     assert told.startswith("<strong>No permutation connects the two networks</strong>, as the paper says")
     assert "each of the 4 permutations" in told and "at least 12.5 % of the square" in told and "at 25 points" in told
     assert counterexample_chapter.matched_finding() == (
-        "Weight matching finds 21/21, the nearest to A by the inner product of the weights; the barrier on its path is "
-        "12.5 % of the square. 4 of the 4 permuted networks that the library makes are, to the last bit, those that "
-        "the areas were computed for."
+        "Weight matching swaps the units of the first and the second hidden layer (21/21), the permutation nearest to "
+        "A by the inner product of the weights; the barrier on its path is 12.5 % of the square."
     )
 
 

@@ -11,7 +11,17 @@ import pandas as pd
 
 from rebasin.lab import results
 from rebasin.lab.accuracy_figures import RECIPE, barriers, by_recipe, node_drops, sizes_of
-from rebasin.lab.claims import FEWEST_FOR_VERDICT, NOT_REPLICATED, NOT_RUN, REPLICATED, Condition, contrast, decide
+from rebasin.lab.claims import (
+    FEWEST_FOR_VERDICT,
+    NOT_REPLICATED,
+    NOT_RUN,
+    PARTLY,
+    REPLICATED,
+    Claim,
+    Condition,
+    contrast,
+    decide,
+)
 from rebasin.lab.figures import INITIALS, LABELS
 from rebasin.lab.merges import ALGORITHMS
 from rebasin.lab.pipeline import STEPS, load_preset
@@ -51,10 +61,11 @@ def _hierarchy_finding(run: str) -> str:
     lost = claims["H3"].conditions[0].effect
     images = results.read(run, "accuracy", "images")
     tree, many = (interval(contrast(images, [_term(name, 8)], 8)) for name in ("tree", "merge_many"))
-    title = results.provenance(run, "accuracy")["dataset"]["title"]
+    made = results.provenance(run, "accuracy")
+    network = f"{made['parameters']['architecture'].upper()}s of width {made['parameters']['width']}"
     evidence = (
-        f"eight networks merged into one classify {tree.mean:.1f} % of the test images of {title} correctly by the "
-        f"hierarchy, {many.mean:.1f} % by MergeMany"
+        f"eight {network}, merged into one, answer {tree.mean:.1f} % of the test images of {made['dataset']['title']} "
+        f"rightly by the hierarchy, {many.mean:.1f} % by MergeMany"
     )
     if gap.verdict == REPLICATED:
         opening = f"<strong>The hierarchy beats MergeMany</strong>, as the paper says: {evidence}"
@@ -198,11 +209,20 @@ def verdict_table(run: str | None, ids: Sequence[str] | None = None) -> pd.DataF
             {
                 "": claim.id,
                 "claim": f"{claim.claim} <small>({claim.source})</small>",
-                "verdict": claim.verdict if claim.verdict == NOT_RUN else f"<strong>{claim.verdict}</strong>",
+                "verdict": _verdict(claim),
                 "effect": "<br>".join(effects) or f"<small>{claim.statistic}</small>",
             }
         )
     return pd.DataFrame(rows)
+
+
+def _verdict(claim: Claim) -> str:
+    """A claim's verdict, and how many of its conditions hold where it is replicated in part."""
+    if claim.verdict == NOT_RUN:
+        return claim.verdict
+    hold = sum(condition.verdict == REPLICATED for condition in claim.conditions)
+    part = f" <small>({hold} of {len(claim.conditions) + len(claim.missing)} conditions)</small>"
+    return f"<strong>{claim.verdict}</strong>{part if claim.verdict == PARTLY else ''}"
 
 
 def _effect(condition: Condition) -> str:

@@ -32,18 +32,20 @@ def finding() -> str:
 
 
 def matched_finding() -> str:
-    """Which permutation weight matching finds, and whether the library's networks are the ones computed here."""
+    """Which permutation weight matching finds, and the barrier on its path."""
     if not report.runs("counterexample"):
         return ""
     barriers = results.read(report.runs("counterexample")[0], "counterexample", "barriers")
     found = barriers[barriers["matched"]].iloc[0]
     nearest = found["inner_product"] == barriers["inner_product"].max()
-    same = int(barriers["same"].sum())
+    orders = zip(found["permutation"].split("/"), ("first", "second"), strict=True)
+    swapped = [layer for order, layer in orders if order == "21"]
+    what = (
+        f"swaps the units of the {' and the '.join(swapped)} hidden layer" if swapped else "leaves all units in place"
+    )
     return (
-        f"Weight matching finds {found['permutation']}, {'the' if nearest else 'not the'} nearest to A by the inner "
-        f"product of the weights; the barrier on its path is {100 * found['value']:g} % of the square. "
-        f"{same} of the {len(barriers)} permuted networks that the library makes are, to the last bit, those that the "
-        "areas were computed for."
+        f"Weight matching {what} ({found['permutation']}), {'the' if nearest else 'not the'} permutation nearest to A "
+        f"by the inner product of the weights; the barrier on its path is {100 * found['value']:g} % of the square."
     )
 
 

@@ -36,7 +36,7 @@ def findings() -> dict[str, str]:
     return {
         "five": five_finding(nodes),
         "calibration": " ".join(calibration_finding(nodes, group) for group in half_groups(nodes)),
-        "temperature": temperature_finding(nodes),
+        "temperature": temperature_finding(nodes, results.read(run, "many", "reliability")),
         "recipe": recipe_note(results.provenance(run, "many")["parameters"]),
     }
 
@@ -95,17 +95,26 @@ def calibration_finding(nodes: pd.DataFrame, group: str) -> str:
     )
 
 
-def temperature_finding(nodes: pd.DataFrame) -> str:
-    """What temperature scaling does for the inputs, beside merging them."""
+def temperature_finding(nodes: pd.DataFrame, bins: pd.DataFrame) -> str:
+    """How much surer inputs and merges are than they are right, and what is left of that at the best temperatures."""
     told = []
     for group in half_groups(nodes):
-        tempered = error(nodes, group, "unmerged", "calibration_error_tempered")
-        merged = error(nodes, group, "merge_many")
+        sure = {kind: _surer(bins, group, kind) for kind in ("unmerged", "merge_many")}
+        tempered = [hundredths(error(nodes, group, kind, "calibration_error_tempered")) for kind in sure]
+        words = [f"{decimal(abs(by), 1)} points {'surer' if by > 0 else 'less sure'}" for by in sure.values()]
         told.append(
-            f"{hundredths(tempered)} points beside the {hundredths(merged)} of merges of "
-            f"{group.removeprefix('half ')} (n = {merged.n})"
+            f"of groups of {group.removeprefix('half ')}, the inputs are {words[0]} than they are right, the merges "
+            f"{words[1]}; with a temperature chosen for each their errors are {tempered[0]} and {tempered[1]} points "
+            f"(n = {error(nodes, group, 'merge_many').n})"
         )
-    return f"Nothing merged, and only the temperature chosen, the inputs' error is {', and '.join(told)}."
+    return " ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in told)
+
+
+def _surer(bins: pd.DataFrame, group: str, algorithm: str) -> float:
+    """By how much the mean confidence is above the accuracy, in points, over nodes."""
+    rows = picked(bins, {"group": group, "algorithm": algorithm})
+    rows = rows[rows["share"] > 0]
+    return 100 * float((rows["share"] * (rows["confidence"] - rows["accuracy"])).groupby(rows["node"]).sum().mean())
 
 
 def recipe_note(parameters: Mapping[str, Any]) -> str:
@@ -149,7 +158,7 @@ def calibration_table(run: str) -> pd.DataFrame:
             loss = interval(picked(nodes, _where(group, algorithm, "loss"))["value"].to_numpy())
             rows.append(
                 {
-                    "group": group,
+                    "group": "5 on all images" if group == "five" else f"{group.removeprefix('half ')} on halves",
                     "network": NAMES[algorithm],
                     "test loss (nats)": nats(loss),
                     "accuracy (%)": hundredths(percent(nodes, group, algorithm)),
