@@ -64,8 +64,8 @@ def _hierarchy_finding(run: str) -> str:
     made = results.provenance(run, "accuracy")
     network = f"{made['parameters']['architecture'].upper()}s of width {made['parameters']['width']}"
     evidence = (
-        f"eight {network}, merged into one, answer {tree.mean:.1f} % of the test images of {made['dataset']['title']} "
-        f"rightly by the hierarchy, {many.mean:.1f} % by MergeMany"
+        f"eight {network} trained on {made['dataset']['title']}, and merged into one, have a test accuracy of "
+        f"{tree.mean:.1f} % by the hierarchy, {many.mean:.1f} % by MergeMany"
     )
     if gap.verdict == REPLICATED:
         opening = f"<strong>The hierarchy beats MergeMany</strong>, as the paper says: {evidence}"
