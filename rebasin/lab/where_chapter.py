@@ -61,8 +61,8 @@ def growth_finding() -> str:
     return (
         f"<strong>Of the {len(found)} conditions, the hierarchy is ahead, and by more with every doubling of the "
         f"models, {told[0]} as merged</strong>, {told[1]} after REPAIR at the end, {told[2]} with REPAIR at every "
-        f"stage. At one doubling or more the intervals of both lie above zero in {certain[0]}, {certain[1]} and "
-        f"{certain[2]}."
+        f"stage; of ten classes, chance is 10 %. At one doubling or more the intervals of both lie above zero in "
+        f"{certain[0]}, {certain[1]} and {certain[2]}."
     )
 
 
