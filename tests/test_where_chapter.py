@@ -145,7 +145,8 @@ def test_the_gap_is_said_to_grow_only_where_the_hierarchy_is_ahead_and_more_so_e
     assert chapter.growth_finding() == (
         "<strong>Of the 1 conditions, the hierarchy is ahead, and by more with every doubling of the models, in "
         f"{listed} as merged</strong>, in none after REPAIR at the end, in none with REPAIR at every stage; of ten "
-        f"classes, chance is 10 %. At one doubling or more the intervals of both lie above zero in {certain}, none and none."
+        f"classes, chance is 10 %. At one doubling or more the intervals of both lie above zero in {certain}, none "
+        "and none."
     )
 
 

@@ -267,7 +267,7 @@ def parts_finding() -> str:
         f"midpoint takes away {_taken(found, 'loss_of_three', 'loss_repaired', ZERO['loss'])} of it, and "
         f"{_taken(found, 'accuracy_of_three', 'accuracy_repaired', ZERO['accuracy'])} of that in accuracy (run {run}; "
         f"medians over the recipes whose barrier lies wholly above {ZERO['loss']} nats or {ZERO['accuracy']} points, "
-        "and from the least to the most, without intervals; all barriers here are over the ends and midpoint alone)."
+        "and from the least to the most, where less than nothing is a rise; over the ends and the midpoint alone)."
     )
 
 
