@@ -96,6 +96,9 @@ def test_what_temperature_and_repair_take_away_is_told_as_shares_of_the_barriers
         "<strong>The best softmax temperature takes away 20 % (−10 to 50, 3 recipes) of the barrier in"
     )
     assert "nothing that could be measured of that in accuracy" in found
+    assert "In 1 of 3 recipes with an interval the best temperatures raise the barrier" in found
+    _, _, hidden = found.partition("the most for ")
+    assert hidden.startswith("digits MLP, width 32, ") and "from 0.500 [" in hidden and " to 0.550 [" in hidden
 
 
 def test_one_very_high_barrier_counts_as_one_recipe_and_what_is_no_barrier_not_at_all():
@@ -107,6 +110,8 @@ def test_one_very_high_barrier_counts_as_one_recipe_and_what_is_no_barrier_not_a
     plant("mine", {"barriers": pd.DataFrame(rows + everything("digits mlp", **none))}, "barriers")
     found = chapter.parts_finding()
     assert "takes away 80 % (10 to 80, 10 recipes) of the barrier in loss" in found
+    assert "In 1 of 11 recipes" in found, "a barrier that is hidden counts, however low it seems"
+    assert "the most for digits MLP, width 64, Adam at 0.001, epoch 1" in found
     plant("mine", {"barriers": pd.DataFrame(everything("digits mlp", **none))}, "barriers")
     assert "No recipe whose temperatures were measured has a barrier in loss" in chapter.parts_finding()
 

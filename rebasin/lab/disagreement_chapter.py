@@ -17,7 +17,7 @@ from rebasin.lab.barriers_figures import ARCHITECTURES, OPTIMISERS
 from rebasin.lab.chapter import ZERO
 from rebasin.lab.figures import DATASETS
 from rebasin.lab.report import PREFERRED, decimal, nats, points, runs
-from rebasin.lab.statistics import Interval, interval
+from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from rebasin.lab.training import Recipe
 
 # The notebooks that a run may have these barriers from.
@@ -267,7 +267,21 @@ def parts_finding() -> str:
         f"midpoint takes away {_taken(found, 'loss_of_three', 'loss_repaired', ZERO['loss'])} of it, and "
         f"{_taken(found, 'accuracy_of_three', 'accuracy_repaired', ZERO['accuracy'])} of that in accuracy (run {run}; "
         f"medians over the recipes whose barrier lies wholly above {ZERO['loss']} nats or {ZERO['accuracy']} points, "
-        "and from the least to the most, where less than nothing is a rise; over the ends and the midpoint alone)."
+        f"and from the least to the most; over the ends and the midpoint alone). {_hidden(found)}"
+    ).strip()
+
+
+def _hidden(found: list[Pairs]) -> str:
+    """Which barriers in loss the ends' being too sure hides: those that the best temperatures raise the most."""
+    rise = {one: one.tempered.mean - one.loss_of_three.mean for one in found if one.loss.n >= FEWEST_FOR_INTERVAL}
+    if not any(by > 0 for by in rise.values()):
+        return ""
+    one = max(rise, key=rise.get)
+    return (
+        f"In {sum(by > 0 for by in rise.values())} of {len(rise)} recipes with an interval the best temperatures raise "
+        f"the barrier in loss, which its ends' being too sure had hidden, the most for {one.name}: from "
+        f"{nats(one.loss_of_three)} to {nats(one.tempered)} nats, beside {points(one.accuracy_of_three)} points of "
+        f"accuracy (n = {one.loss.n} pairs)."
     )
 
 
