@@ -218,13 +218,18 @@ def plant(rows):
     ("axis", "recipe", "what"), [("width", "digits width", "width"), ("epochs", "digits mlp", "training")]
 )
 def test_the_trend_that_is_told_is_the_one_in_the_table(axis, recipe, what, first, last, pairs, opening, zero):
-    low, high = (planted(recipe, pairs, **{axis: at, "loss_barrier": value}) for at, value in ((8, first), (64, last)))
+    low, high = (
+        planted(recipe, pairs, **{axis: at, "loss_barrier": loss, "accuracy_barrier": accuracy})
+        for at, loss, accuracy in ((8, first, 0.2), (64, last, 0.4))
+    )
     plant(low + high)
     found = barriers_chapter.finding(axis)
     assert found.startswith(
-        f"<strong>With {what}, the barrier between matched networks {opening}.</strong> Digits MLP, "
+        f"<strong>With {what}, the barrier in loss between matched networks {opening}.</strong> Digits MLP, "
     )
     assert f"which counts as zero, {zero}." in found
+    _, early, late = re.split(r"nats(?: of test loss)? and ", found)
+    assert early.startswith("20.0") and late.startswith("40.0"), "what it comes to in accuracy is told, too"
     assert f"(n = {pairs} pairs{'; a verdict needs 8' if pairs < 8 else ''})" in found
     assert "nan" not in found
 

@@ -92,13 +92,16 @@ def finding(name: str) -> str:
 
 @dataclass(frozen=True)
 class Trend:
-    """The barrier in loss of matched pairs at the first and the last value of an axis, and by how much it falls."""
+    """Barriers of matched pairs at the first and the last value of an axis, and by how much that in loss falls.
+
+    Of each end the barrier in loss, in nats, and that in accuracy, in points.
+    """
 
     label: str
     first: int
     last: int
-    at_first: Interval
-    at_last: Interval
+    at_first: tuple[Interval, Interval]
+    at_last: tuple[Interval, Interval]
     fall: Interval
 
     @property
@@ -115,9 +118,9 @@ def trends(table: pd.DataFrame, axis: str) -> list[Trend]:
         values = sorted(recipe[axis].unique())
         if len(values) < 2:
             continue
-        ends = [heights(recipe[recipe[axis] == value], "loss_barrier") for value in (values[0], values[-1])]
-        fall = (ends[0] - ends[1]).dropna().to_numpy()
-        both = (interval(end.to_numpy()) for end in ends)
+        ends = [recipe[recipe[axis] == value] for value in (values[0], values[-1])]
+        fall = (heights(ends[0], "loss_barrier") - heights(ends[1], "loss_barrier")).dropna().to_numpy()
+        both = ((mean(end, "loss_barrier"), mean(end, "accuracy_barrier")) for end in ends)
         found.append(Trend(label(recipe.iloc[0]), values[0], values[-1], *both, interval(fall)))
     return found
 
@@ -133,13 +136,16 @@ def _trend_finding(table: pd.DataFrame, axis: str) -> str:
     )
     what = "width" if axis == "width" else "training"
     told = "; ".join(
-        f"{trend.label}, {_at(axis, trend.first)}: {nats(trend.at_first)} nats of test loss, {_at(axis, trend.last)}: "
-        f"{nats(trend.at_last)}, a change of {nats(negative(trend.fall), signed=True)} ({_pairs(trend.fall.n)})"
+        f"{trend.label}, {_at(axis, trend.first)}: {nats(trend.at_first[0])} nats of test loss and "
+        f"{points(trend.at_first[1])} points of accuracy, {_at(axis, trend.last)}: {nats(trend.at_last[0])} nats and "
+        f"{points(trend.at_last[1])} points, a change of {nats(negative(trend.fall), signed=True)} nats "
+        f"({_pairs(trend.fall.n)})"
         for trend in found
     )
-    gone = [trend.label for trend in found if trend.at_last.high < ZERO["loss"]]
-    zero = f"It ends under {ZERO['loss']} nats, which counts as zero, for {listed(gone) if gone else 'none'}."
-    return f"<strong>With {what}, the barrier between matched networks {opening}.</strong> {_capital(told)}. {zero}"
+    gone = [trend.label for trend in found if trend.at_last[0].high < ZERO["loss"]]
+    zero = f"In loss it ends under {ZERO['loss']} nats, which counts as zero, for {listed(gone) if gone else 'none'}."
+    opening = f"With {what}, the barrier in loss between matched networks {opening}"
+    return f"<strong>{opening}.</strong> {_capital(told)}. {zero}"
 
 
 def negative(value: Interval) -> Interval:
