@@ -178,7 +178,7 @@ RECIPE = {
 }  # fmt: skip
 METRICS = [
     "loss_barrier", "accuracy_barrier", "loss_ends", "accuracy_ends", "loss_midpoint", "accuracy_midpoint", "loss_gain",
-    "accuracy_gain", "loss_barrier_tempered",
+    "accuracy_gain", "loss_barrier_tempered", "temperature_ends", "temperature_midpoint",
 ]  # fmt: skip
 
 

@@ -414,6 +414,15 @@ def test_the_verdicts_of_a_run_tell_effect_bound_and_n():
     assert table.loc["H3", "effect"] == told
 
 
+def test_a_parameter_is_that_of_the_run_that_is_spoken_of(monkeypatch):
+    monkeypatch.setenv("REBASIN_RUN", "mine")
+    assert report.parameter("accuracy", "barrier_points") == "no", "there is no run yet"
+    plant_accuracy("mine", TREE_WINS, 8)
+    assert report.parameter("accuracy", "barrier_points") == str(
+        results.provenance("mine", "accuracy")["parameters"]["barrier_points"]
+    )
+
+
 def test_a_claim_that_holds_in_part_tells_in_how_many_of_its_conditions():
     plant_accuracy("mine", TREE_WINS | {("merge_many", 4): 0.55}, 8)
     verdicts = chapter.verdict_table("mine").set_index("")["verdict"]

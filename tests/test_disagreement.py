@@ -88,8 +88,9 @@ def test_what_temperature_and_repair_take_away_is_told_as_shares_of_the_barriers
     # The path is highest somewhere else than at its midpoint, where temperatures are taken.
     barrier = {"loss_barrier": 0.8, "loss_midpoint": 1.0, "loss_ends": 0.5, "loss_gain": -0.5}
     rows = []
-    for width, tempered in ((8, 0.4), (16, 0.25), (32, 0.55)):
-        rows += everything("digits width", width=width, loss_barrier_tempered=tempered, **barrier)
+    for width, tempered, ends in ((8, 0.4, 0.5), (16, 0.25, 0.7), (32, 0.55, 1.8)):
+        told = {"loss_barrier_tempered": tempered, "temperature_ends": ends, "temperature_midpoint": ends / 2}
+        rows += everything("digits width", width=width, **told, **barrier)
     plant("mine", {"barriers": pd.DataFrame(rows)}, "barriers")
     found = chapter.parts_finding()
     assert found.startswith(
@@ -99,6 +100,7 @@ def test_what_temperature_and_repair_take_away_is_told_as_shares_of_the_barriers
     assert "In 1 of 3 recipes with an interval the best temperatures raise the barrier" in found
     _, _, hidden = found.partition("the most for ")
     assert hidden.startswith("digits MLP, width 32, ") and "from 0.500 [" in hidden and " to 0.550 [" in hidden
+    assert "temperature of 1.80 [" in hidden and "its midpoint at 0.90 [" in hidden
 
 
 def test_one_very_high_barrier_counts_as_one_recipe_and_what_is_no_barrier_not_at_all():

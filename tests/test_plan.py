@@ -55,6 +55,6 @@ def test_a_plan_that_cannot_be_is_refused(entry, message):
         read_plan([entry])
 
 
-def test_a_whole_number_stands_for_any():
+def test_a_whole_number_is_a_float_too_and_a_truth_value_itself():
     (planned,) = read_plan([ENTRY | {"learning_rate": 1, "augmented": True}])
     assert planned.recipe.learning_rate == 1 and planned.recipe.augmented

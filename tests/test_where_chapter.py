@@ -94,6 +94,12 @@ def test_recipes_that_differ_in_what_no_label_tells_are_conditions_of_their_own(
     assert "above zero in 2 of 4 comparisons as merged" in chapter.where_finding()
 
 
+def test_the_fewest_and_the_most_groups_of_the_largest_sizes_are_told():
+    write(pd.concat([planted({8: GROWING}, models=32), planted({16: GROWING}, models=8)]))
+    assert "of each of 2 conditions (1 to 4 groups) the hierarchy" in chapter.where_finding()
+    assert "in 2 of 2 comparisons as merged" in chapter.where_finding()
+
+
 def test_a_tie_that_rounding_hides_is_no_lead():
     table = planted({8: (0, 0, 0)}, models=8)
     shares = {0: 0.1 + 0.2, 1: 0.3}  # differ by the last bit

@@ -16,7 +16,7 @@ from rebasin.lab.barriers_chapter import heights, mean
 from rebasin.lab.barriers_figures import ARCHITECTURES, OPTIMISERS
 from rebasin.lab.chapter import ZERO
 from rebasin.lab.figures import DATASETS
-from rebasin.lab.report import PREFERRED, decimal, nats, points, runs
+from rebasin.lab.report import PREFERRED, decimal, hundredths, nats, points, runs
 from rebasin.lab.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from rebasin.lab.training import Recipe
 
@@ -34,8 +34,8 @@ class Pairs:
 
     ``tempered`` is the barrier in loss with the ends and the midpoint each at its own best temperature, the repaired
     ones are those after REPAIR of the midpoint; all three are of three points, and so are ``loss_of_three`` and
-    ``accuracy_of_three``, which they are to be held against. None is not measured. ``recipe`` is every part of the
-    recipe that the run tells.
+    ``accuracy_of_three``, which they are to be held against. The temperatures are the best ones of the ends, in the
+    mean, and of the midpoint. None is not measured. ``recipe`` is every part of the recipe that the run tells.
     """
 
     dataset: str
@@ -51,6 +51,8 @@ class Pairs:
     accuracy_repaired: Interval | None = None
     loss_of_three: Interval | None = None
     accuracy_of_three: Interval | None = None
+    temperature_ends: Interval | None = None
+    temperature_midpoint: Interval | None = None
     recipe: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -108,6 +110,8 @@ def _of_barriers(run: str) -> list[Pairs]:
             mean(part, "accuracy_barrier", mended="repair"),
             _of_three(part, "loss"),
             _of_three(part, "accuracy"),
+            mean(part, "temperature_ends"),
+            mean(part, "temperature_midpoint"),
             _recipe(one),
         )
         for (_, width, epochs), part in table.groupby(["recipe", "width", "epochs"], sort=False)
@@ -267,21 +271,23 @@ def parts_finding() -> str:
         f"midpoint takes away {_taken(found, 'loss_of_three', 'loss_repaired', ZERO['loss'])} of it, and "
         f"{_taken(found, 'accuracy_of_three', 'accuracy_repaired', ZERO['accuracy'])} of that in accuracy (run {run}; "
         f"medians over the recipes whose barrier lies wholly above {ZERO['loss']} nats or {ZERO['accuracy']} points, "
-        f"and from the least to the most; over the ends and the midpoint alone). {_hidden(found)}"
+        f"and from the least to the most; over the ends and the midpoint alone). {_raised(found)}"
     ).strip()
 
 
-def _hidden(found: list[Pairs]) -> str:
-    """Which barriers in loss the ends' being too sure hides: those that the best temperatures raise the most."""
-    rise = {one: one.tempered.mean - one.loss_of_three.mean for one in found if one.loss.n >= FEWEST_FOR_INTERVAL}
-    if not any(by > 0 for by in rise.values()):
+def _raised(found: list[Pairs]) -> str:
+    """In how many recipes the best temperatures raise the barrier in loss, and what they are where they do so most."""
+    rises = {one: one.tempered.mean - one.loss_of_three.mean for one in found if one.loss.n >= FEWEST_FOR_INTERVAL}
+    raised = sum(by > 0 for by in rises.values())
+    if not raised:
         return ""
-    one = max(rise, key=rise.get)
+    one = max(rises, key=rises.get)
     return (
-        f"In {sum(by > 0 for by in rise.values())} of {len(rise)} recipes with an interval the best temperatures raise "
-        f"the barrier in loss, which its ends' being too sure had hidden, the most for {one.name}: from "
-        f"{nats(one.loss_of_three)} to {nats(one.tempered)} nats, beside {points(one.accuracy_of_three)} points of "
-        f"accuracy (n = {one.loss.n} pairs)."
+        f"In {raised} of {len(rises)} recipes with an interval the best temperatures raise the barrier in loss, the "
+        f"most for {one.name}: from {nats(one.loss_of_three)} to {nats(one.tempered)} nats, "
+        f"beside {points(one.accuracy_of_three)} points of accuracy (n = {one.loss.n} pairs). Its ends are best at a "
+        f"temperature of {hundredths(one.temperature_ends)}, its midpoint at {hundredths(one.temperature_midpoint)}; "
+        "what is best above one is too sure."
     )
 
 

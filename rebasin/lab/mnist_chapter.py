@@ -9,7 +9,7 @@ import pandas as pd
 
 from rebasin.lab import report, results
 from rebasin.lab.chapter import ZERO, state
-from rebasin.lab.claims import FEWEST_FOR_VERDICT
+from rebasin.lab.claims import FEWEST_FOR_VERDICT, picked
 from rebasin.lab.figures import DATASETS
 from rebasin.lab.matched import ALGORITHMS
 from rebasin.lab.report import hundredths, listed, nats, points, side
@@ -96,7 +96,7 @@ def midpoint_finding(barriers: pd.DataFrame, paths: pd.DataFrame, networks: str)
             f"The midpoint of two {networks} matched by weights has no lower test loss than both, against the paper",
             f"Whether the midpoint of two {networks} matched by weights has a lower test loss than both is not decided",
         )  # fmt: skip
-    loss, accuracy = (_by_end(paths, metric, "test") for metric in ("loss", "accuracy"))
+    loss, accuracy = (_along(paths, metric) for metric in ("loss", "accuracy"))
     better = 100 * (accuracy[0.5] - accuracy[[0.0, 1.0]].max(axis=1))
     return (
         f"<strong>{opening}</strong>: the better one's less the midpoint's is {nats(gain, signed=True)} nats (n = "
@@ -106,13 +106,14 @@ def midpoint_finding(barriers: pd.DataFrame, paths: pd.DataFrame, networks: str)
     )
 
 
-def _by_end(paths: pd.DataFrame, metric: str, split: str) -> pd.DataFrame:
-    """A metric at the ends and the midpoint of paths matched by weights: a row for each pair, a column for each."""
-    of = {"algorithm": "weights", "metric": metric, "split": split}
-    return paths[(paths[list(of)] == pd.Series(of)).all(axis=1)].pivot(index="node", columns="lam", values="value")
+def _along(paths: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric on test images along paths matched by weights: a row for each pair, a column for each point."""
+    of = {"algorithm": "weights", "metric": metric, "split": "test"}
+    return picked(paths, of).pivot(index="node", columns="lam", values="value")
 
 
 def _at_ends(values: pd.DataFrame) -> Interval:
+    """The mean over pairs of the mean of both ends."""
     return interval(values[[0.0, 1.0]].mean(axis=1).to_numpy())
 
 
@@ -212,5 +213,4 @@ def height(barriers: pd.DataFrame, algorithm: str, metric: str, epochs: int, spl
 def _values(barriers: pd.DataFrame, algorithm: str, metric: str, epochs: int, split: str = "test") -> pd.Series:
     """One value for each pair."""
     of = {"algorithm": algorithm, "metric": metric, "epochs": epochs, "split": split}
-    chosen = barriers[(barriers[list(of)] == pd.Series(of)).all(axis=1)]
-    return chosen.set_index("node")["value"]
+    return picked(barriers, of).set_index("node")["value"]

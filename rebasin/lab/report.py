@@ -57,6 +57,11 @@ def tabs(name: str, show: Callable[[str], HTML], also: Sequence[str] = ()) -> HT
     return HTML(f'<div class="sd-tab-set docutils">{"".join(parts)}</div>')
 
 
+def parameter(name: str, key: str) -> str:
+    """A parameter of the run of notebook ``name`` that a chapter speaks of, as text."""
+    return str(results.provenance(runs(name)[0], name)["parameters"][key]) if runs(name) else "no"
+
+
 def measured_on(run: str, name: str) -> str:
     """One line of HTML: what a run's tables were measured on, with a link to the notebook that made them."""
     made = results.provenance(run, name)

@@ -33,10 +33,10 @@ def where_finding() -> str:
         )
     tallies = [_tally(bounds) for bounds in gaps.values()]
     ahead, behind = ([tally[which] or "none" for tally in tallies] for which in (1, 2))
-    last = [[gap(one, kind, sizes_of(one)[-1]) for one in found.values()] for kind in GAPS]
-    outdone = [sum(groups.mean() < -TIED for groups in kind) or "none" for kind in last]
-    counts = sorted({len(groups) for groups in last[0]})
-    groups = f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} group{'s' if counts[-1] > 1 else ''}"
+    last = {kind: [gap(one, kind, sizes_of(one)[-1]) for one in found.values()] for kind in GAPS}
+    outdone = [sum(each.mean() < -TIED for each in of_kind) or "none" for of_kind in last.values()]
+    fewest, most = (pick(len(each) for each in last["as merged"]) for pick in (min, max))
+    groups = f"{fewest} to {most} groups" if fewest < most else f"{most} group{'s' if most > 1 else ''}"
     return (
         f"<strong>From {FEWEST_STAGED} models on, the hierarchy is ahead of MergeMany with a 95 % interval above zero "
         f"in {ahead[0]} of {tallies[0][-1]} comparisons as merged</strong>, in {ahead[1]} after REPAIR at the end, in "
