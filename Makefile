@@ -15,11 +15,11 @@ BIN := .venv/bin
 .PHONY: reproduce book test outputs lock clean
 
 reproduce: .venv/ready  ## train, merge, evaluate at PRESET (smoke, cpu, gpu), then build the book
-	$(BIN)/python -m rebasin.lab.pipeline $(PRESET)
+	$(BIN)/python -m lab.bookkeeping.pipeline $(PRESET)
 	$(MAKE) --no-print-directory book
 
 book: .venv/ready  ## build the HTML book from results/; RUN=name shows a run of your own
-	REBASIN_RUN=$(RUN) $(BIN)/python -m rebasin.lab.book
+	REBASIN_RUN=$(RUN) $(BIN)/python -m lab.report.build
 
 test: .venv/ready  ## all tests, the notebooks' stored outputs included
 	$(BIN)/ruff check .
@@ -28,7 +28,7 @@ test: .venv/ready  ## all tests, the notebooks' stored outputs included
 	    --nbval-sanitize-with tests/nbval.cfg notebooks
 
 outputs: .venv/ready  ## store anew what the repository keeps: the notebooks' outputs, the README's picture
-	$(BIN)/python -m rebasin.lab.outputs
+	$(BIN)/python -m lab.report.stored
 
 lock: .venv/ready  ## choose dependency versions anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra test --upgrade \

@@ -19,15 +19,15 @@ import foolbox
 import torch
 from torch.func import functional_call
 
-from rebasin.lab import results
-from rebasin.lab.attacks import Attack, perturb, surviving
-from rebasin.lab.cache import fingerprint
-from rebasin.lab.data import load
-from rebasin.lab.merges import merge_all
-from rebasin.lab.models import build
-from rebasin.lab.pipeline import load_preset
-from rebasin.lab.training import Recipe, recipe_key, train
-from rebasin.permutation import PermutationSpec
+from lab.bookkeeping import results
+from lab.bookkeeping.pipeline import load_preset
+from lab.data import load
+from lab.measures.attacks import Attack, perturb, surviving
+from lab.merges import merge_all
+from lab.networks import build
+from lab.training.recipe import Recipe
+from lab.training.train import train
+from rebasin.tracing import trace
 
 STEPS, IMAGES, EPSILON, PEERS = 20, 1000, 4 / 255, 6
 
@@ -37,11 +37,10 @@ def main() -> None:
     data = load(preset["dataset"], preset["held_out"])
     recipe = Recipe("mlp", preset["width"], preset["batch_size"], preset["learning_rate"])
     model = build("mlp", data, preset["width"]).eval()
-    spec = PermutationSpec.feed_forward(model)
+    spec = trace(model, data.example)
     n, epochs = preset["n_models"], preset["epochs"]
     leaves = {key: w[-1] for key, w in train(recipe, data, n, (epochs,), "cpu").weights.items()}
-    key = fingerprint(recipe_key(recipe, data), n, epochs)
-    merged = merge_all(spec, leaves, key, preset["tree_leaves"], 0)
+    merged = merge_all(spec, leaves, preset["tree_leaves"], 0)
     stages = [leaves, *(nodes.weights for nodes in merged if nodes.algorithm == "tree")]
     nodes = {key: torch.cat([stage[key] for stage in stages]) for key in leaves}
     count = len(next(iter(nodes.values())))

@@ -77,7 +77,7 @@ Weights = dict[str, Tensor]
 
 
 def main() -> None:
-    from rebasin.lab import results
+    from lab.bookkeeping import results
 
     leaves = _leaves()
     table = {
@@ -96,10 +96,11 @@ def main() -> None:
 
 def _leaves() -> Weights:
     """The 64 trained models of preset cpu: (64, ...)."""
-    from rebasin.lab import results
-    from rebasin.lab.data import load
-    from rebasin.lab.pipeline import load_preset
-    from rebasin.lab.training import Recipe, train
+    from lab.bookkeeping import results
+    from lab.bookkeeping.pipeline import load_preset
+    from lab.data import load
+    from lab.training.recipe import Recipe
+    from lab.training.train import train
 
     preset = results.declared_parameters("merge") | load_preset("cpu")
     data = load(preset["dataset"], preset["held_out"])
@@ -182,7 +183,7 @@ def _side_by_side(a: Weights, b: Weights) -> dict:
 
 def _install_peers() -> Path:
     """The folder of the published packages, filled if it is not there."""
-    from rebasin.lab.cache import ROOT
+    from lab.bookkeeping.code import ROOT
 
     folder = ROOT / ".cache" / "peers"
     if not folder.exists():
@@ -194,9 +195,9 @@ def _install_peers() -> Path:
 
 def _objective(a: Weights, b: Weights, indices: dict[str, list[int]]) -> float:
     """The inner product of ``a`` and the permuted ``b``, in float64: the one measure for all."""
-    from rebasin import Permutation, PermutationSpec
+    from rebasin import Permutation, trace
 
-    spec = PermutationSpec.feed_forward(_model())
+    spec = trace(_model(), torch.zeros(2, SIZES[0]))
     permuted = Permutation(spec, {group: torch.tensor(index) for group, index in indices.items()}).apply(b)
     return float(sum((a[key].double() * permuted[key].double()).sum() for key in a))
 
@@ -244,16 +245,16 @@ def _timed(match: Callable[[], dict[str, Tensor]]) -> dict:
 
 
 def _ours(a: Weights, b: Weights) -> Callable[[int], dict]:
-    from rebasin import PermutationSpec, weight_matching
+    from rebasin import trace, weight_matching
 
-    spec = PermutationSpec.feed_forward(_model())
+    spec = trace(_model(), torch.zeros(2, SIZES[0]))
     return lambda seed: _timed(lambda: weight_matching(spec, a, b, seed).permutation.indices)
 
 
 def _frank_wolfe(a: Weights, b: Weights) -> Callable[[int], dict]:
-    from rebasin import PermutationSpec, frank_wolfe_matching
+    from rebasin import frank_wolfe_matching, trace
 
-    spec = PermutationSpec.feed_forward(_model())
+    spec = trace(_model(), torch.zeros(2, SIZES[0]))
     return lambda seed: _timed(lambda: frank_wolfe_matching(spec, a, b).permutation.indices)
 
 
@@ -413,9 +414,9 @@ MATCHERS = {
 
 def _batched(leaves: Weights) -> dict:
     """100 pairs of the leaves: one call for each on one thread, and all in one call on two, for several chunks."""
-    from rebasin import PermutationSpec, weight_matching
+    from rebasin import trace, weight_matching
 
-    spec = PermutationSpec.feed_forward(_model())
+    spec = trace(_model(), torch.zeros(2, SIZES[0]))
     count = len(next(iter(leaves.values())))
     first = [pair % count for pair in range(PAIRS)]
     second = [(pair + 1 + pair // count) % count for pair in range(PAIRS)]

@@ -16,9 +16,9 @@ import torch
 import torchvision
 from torch import nn
 
+from lab.bookkeeping import results
 from rebasin.graph import export
-from rebasin.lab import results
-from rebasin.permutation import PermutationSpec
+from rebasin.tracing import trace
 
 # The side of the images; 64 where the architecture takes any.
 SIDES = {
@@ -52,7 +52,7 @@ def main() -> None:
     layer = nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True)
     rows.append(traced("torch TransformerEncoder, 6 layers", nn.TransformerEncoder(layer, 6), torch.randn(2, 16, 256)))
     table = {
-        "what": "rebasin.PermutationSpec.trace on networks as they are initialised, one example each",
+        "what": "rebasin.trace on networks as they are initialised, one example each",
         "rows": rows,
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "threads": torch.get_num_threads(),
@@ -70,7 +70,7 @@ def traced(name: str, model: nn.Module, example: torch.Tensor) -> dict:
     export(model, (example,))
     exporting = time.monotonic() - started
     started = time.monotonic()
-    spec = PermutationSpec.trace(model, example)
+    spec = trace(model, example)
     seconds = time.monotonic() - started
     sizes = {key: t.numel() for key, t in model.state_dict().items() if t.is_floating_point()}
     why: Counter[str] = Counter()

@@ -6,7 +6,7 @@ from hypothesis import settings
 from torch import nn
 from torch.func import functional_call
 
-from rebasin.permutation import PermutationSpec
+from rebasin.tracing import trace
 
 # The same examples in every run, and no deadline: the machine may be busy.
 settings.register_profile("rebasin", derandomize=True, deadline=None, database=None, max_examples=25)
@@ -33,7 +33,7 @@ def net():
 
 @pytest.fixture(scope="session")
 def spec(net):
-    return PermutationSpec.feed_forward(net)
+    return trace(net, torch.randn(2, 12))
 
 
 @pytest.fixture(scope="session")

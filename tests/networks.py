@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from rebasin.spec import PermutationSpec
+
 
 class Branches(nn.Module):
     """Convolutions with batch norms, a residual sum, a concatenation, a grouped convolution, and a flattening."""
@@ -76,3 +78,16 @@ def drawn(model, *batch, seed=0):
         else:
             weights[key] = values * (2 / tensor[0].numel()) ** 0.5
     return weights
+
+
+def chain_spec(model):
+    """The spec of a chain of linear layers, written down by hand: a group for the rows of each layer but the last."""
+    axes, below = {}, None
+    layers = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    for position, (name, layer) in enumerate(layers, 1):
+        above = name if position < len(layers) else None
+        axes[f"{name}.weight"] = (above, below)
+        if layer.bias is not None:
+            axes[f"{name}.bias"] = (above,)
+        below = above
+    return PermutationSpec.from_axes(model.state_dict(), axes)

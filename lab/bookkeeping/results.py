@@ -1,0 +1,261 @@
+"""Tidy tables with their provenance: what was measured, from what, by which code, on what kind of machine."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+
+from lab.bookkeeping.cache import write_together
+from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
+from lab.data import Dataset
+
+NOTEBOOKS = ROOT / "notebooks"
+CLAIMS = ROOT / "book" / "claims.yml"
+# Runs that are committed with the book; every other run is its maker's own.
+REFERENCE = ("cpu", "gpu")
+VERSIONS = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One execution of a notebook: its name, its checked parameters, when it began, and the code as it was then."""
+
+    name: str
+    parameters: dict[str, Any]
+    started: float
+    code: dict[str, Any]
+
+
+def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
+    """Check the parameters that notebook ``name`` was given, found in its ``globals()``.
+
+    Raises ValueError for a parameter that the notebook does not have, or of another type than its default, and for
+    a run whose name is no plain folder name.
+    """
+    declared = declared_parameters(name)
+    for source in namespace.get("In", []):
+        # papermill puts what it was told into a cell of its own, which begins so.
+        if source.startswith("# Parameters"):
+            check_known(name, _assigned(source))
+    values = {key: namespace[key] for key in declared}
+    for key, default in declared.items():
+        accepted = (float, int) if isinstance(default, float) else type(default)
+        if not isinstance(values[key], accepted) or isinstance(values[key], bool) != isinstance(default, bool):
+            kind = type(default).__name__
+            raise ValueError(f"parameter {key!r} must be of type {kind}, as {default!r} is: got {values[key]!r}")
+    if not re.fullmatch(r"\w[\w.-]*", values["run"]):
+        raise ValueError(
+            f"run must be a plain folder name, of letters, digits, '_', '.' and '-': got {values['run']!r}"
+        )
+    # Read now: the files may be edited while a long run goes on.
+    code = {
+        "key": step_key(name, values),
+        "commit": _git("rev-parse", "HEAD"),
+        # An earlier step of the same run may have written its tables: they are no code.
+        "clean": _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results") == "",
+        "claims": claims_digest(name),
+    }
+    return Experiment(name, values, time.monotonic(), code)
+
+
+def stated() -> dict[str, Any]:
+    """What book/claims.yml states: ``claims``, and the ``measures`` that their rules are about."""
+    return yaml.safe_load(CLAIMS.read_text())
+
+
+def claims_digest(name: str) -> str:
+    """A fingerprint of the rules that the tables of notebook ``name`` decide."""
+    book = stated()  # once: reading YAML is slow
+    measures = [measure for measure, of in book["measures"].items() if of["notebook"] == name]
+    rules = [(claim["id"], rule) for claim in book["claims"] for rule in claim["conditions"]]
+    return fingerprint(*((claim, rule) for claim, rule in rules if rule["measure"] in measures))
+
+
+def declared_parameters(name: str) -> dict[str, Any]:
+    """The parameters of a notebook and their defaults, from its cell tagged ``parameters``."""
+    for cell in _code_cells(name):
+        if "parameters" in cell["metadata"].get("tags", []):
+            return _assigned("".join(cell["source"]))
+    raise ValueError(f"notebooks/{name}.ipynb has no cell tagged 'parameters'")
+
+
+def check_known(name: str, given: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the nearest name, if notebook ``name`` does not have one of these parameters."""
+    declared = declared_parameters(name)
+    for key in given:
+        if key not in declared:
+            near = difflib.get_close_matches(key, declared, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(declared)}"
+            raise ValueError(f"unknown parameter {key!r} of notebooks/{name}.ipynb: {hint}")
+
+
+def step_key(name: str, parameters: Mapping[str, Any]) -> str:
+    """What a notebook's tables depend on: its code, its parameters, and the modules it imports.
+
+    Every notebook builds the models it misses, so these cover whatever an earlier notebook would have made.
+    """
+    cells = [c for c in _code_cells(name) if "parameters" not in c["metadata"].get("tags", [])]
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    return fingerprint(code_fingerprint(source), dict(parameters))
+
+
+def results_folder() -> Path:
+    """Where tables are kept: ``REBASIN_RESULTS``, by default results/ in the project's folder."""
+    return Path(os.environ.get("REBASIN_RESULTS") or ROOT / "results")
+
+
+def finish(
+    experiment: Experiment,
+    datasets: Dataset | Sequence[Dataset],
+    tables: Mapping[str, pd.DataFrame],
+    training_seconds: float = 0.0,
+    models: str = "",
+) -> None:
+    """Write the tables as results/<run>/<notebook>-<table>.parquet, and their provenance beside them.
+
+    ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook; ``models`` says
+    in words what they are, where the notebook's parameters do not. All files are written before any takes its place,
+    and the provenance names each table's content: what is read is whole.
+    """
+    folder = results_folder() / experiment.parameters["run"]
+    digests: dict[str, str] = {}
+
+    def write_table(table: str, path: Path) -> None:
+        tables[table].to_parquet(path, index=False)
+        digests[table] = _digest(path)
+
+    def write_provenance(path: Path) -> None:
+        made = _provenance(experiment, datasets, digests, training_seconds, models)
+        path.write_text(json.dumps(made, indent=1) + "\n")
+
+    writers = {folder / f"{experiment.name}-{table}.parquet": partial(write_table, table) for table in tables}
+    write_together(writers | {folder / f"{experiment.name}.json": write_provenance})
+
+
+def _provenance(
+    experiment: Experiment,
+    datasets: Dataset | Sequence[Dataset],
+    digests: Mapping[str, str],
+    training_seconds: float,
+    models: str,
+) -> dict[str, Any]:
+    datasets = [datasets] if isinstance(datasets, Dataset) else datasets
+    return {
+        "notebook": f"notebooks/{experiment.name}.ipynb",
+        **experiment.code,
+        "parameters": experiment.parameters,
+        "tables": dict(digests),
+        "models": models,
+        "dataset": {
+            field: ", ".join(getattr(one, field) for one in datasets) for field in ("name", "title", "fingerprint")
+        },
+        "date": datetime.date.today().isoformat(),
+        "hardware": _hardware(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in VERSIONS},
+        },
+        "training_seconds": round(training_seconds, 1),
+        "wall_seconds": round(time.monotonic() - experiment.started, 1),
+        "peak_memory_gb": round(_peak_memory() / 1e9, 2),
+    }
+
+
+def read(run: str, name: str, table: str) -> pd.DataFrame:
+    """A table of a run. Raises FileNotFoundError if the run has none, ValueError if it is not the one written."""
+    path = results_folder() / run / f"{name}-{table}.parquet"
+    if provenance(run, name) is None or not path.exists():
+        raise FileNotFoundError(f"no table {table!r} of notebook {name!r} in run {run!r} ({path.parent})")
+    if _digest(path) != provenance(run, name)["tables"].get(table):
+        raise ValueError(f"{path} is not the table that {name}.json was written with: run the notebook again")
+    return pd.read_parquet(path)
+
+
+def provenance(run: str, name: str) -> dict[str, Any] | None:
+    """The provenance of a notebook's tables in a run, or None if there are none."""
+    path = results_folder() / run / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def is_shown(run: str, name: str) -> bool:
+    """Whether the run holds this notebook's tables, and the book may speak of them.
+
+    A reference run, cpu or gpu, that was made with uncommitted changes is only its maker's own, who names it.
+    """
+    made = provenance(run, name)
+    return made is not None and (made["clean"] or run not in REFERENCE or run == os.environ.get("REBASIN_RUN"))
+
+
+def is_current(run: str, name: str, key: str) -> bool:
+    """Whether the run holds this notebook's tables, whole, and made with this key."""
+    made = provenance(run, name)
+    if made is None or made["key"] != key:
+        return False
+    files = {results_folder() / run / f"{name}-{table}.parquet": digest for table, digest in made["tables"].items()}
+    return all(path.exists() and _digest(path) == digest for path, digest in files.items())
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _code_cells(name: str) -> list[dict[str, Any]]:
+    path = NOTEBOOKS / f"{name}.ipynb"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no notebook {path}")
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+def _assigned(source: str) -> dict[str, Any]:
+    """Names and literal values that a cell of plain assignments sets."""
+    statements = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in statements}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _hardware() -> dict[str, Any]:
+    """The kind of machine, never its name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    processor = models[0].split(":")[1].strip() if models else platform.machine()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": processor, "cores": os.cpu_count(), "gpu": gpu}
+
+
+def _peak_memory() -> int:
+    """Bytes of resident memory at the peak of this process; Linux counts in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

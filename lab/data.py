@@ -1,0 +1,220 @@
+"""Image data sets, each with a fingerprint of its content: pixels stay uint8 until a model sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from lab.bookkeeping.cache import cache_folder, kept
+from lab.bookkeeping.code import fingerprint
+from rebasin.progress import track
+
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (m, channels, height, width) in uint8 and their labels (m,) in int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def sample(self, m: int, seed: int = 0) -> Split:
+        """``m`` of the images, the same ones for the same seed; all where there are no more."""
+        chosen = np.random.default_rng(seed).permutation(len(self.labels))[:m]
+        return Split(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: ``title`` says exactly what it is, ``fingerprint`` covers its files, decoded pixels and splits.
+
+    ``held_out`` are images of its training set that no model is trained on: choices are made on them, not on ``test``.
+    ``mean`` and ``std`` (per channel, in units of the pixel range [0, 1]) are what models of it subtract and divide by.
+    """
+
+    name: str
+    title: str
+    train: Split
+    held_out: Split
+    test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def example(self) -> Tensor:
+        """Two training images as a network takes them, (2, channels, height, width) in [0, 1]: what it is traced on."""
+        return self.train.images[:2].float() / 255
+
+    @property
+    def classes(self) -> int:
+        return int(torch.cat([self.train.labels, self.held_out.labels, self.test.labels]).max()) + 1
+
+
+def load(name: str, held_out: int = 0) -> Dataset:
+    """The data set ``digits``, ``mnist`` or ``cifar10``, with ``held_out`` of its training images set aside.
+
+    MNIST and CIFAR-10 are looked for in the folder ``REBASIN_DATA``, then downloaded. Raises ValueError for another
+    name or if no image is left to train on, FileNotFoundError if ``REBASIN_DATA`` is no folder, RuntimeError if files
+    are corrupt.
+    """
+    if name not in LOADERS:
+        raise ValueError(f"unknown data set {name!r}: there are {', '.join(LOADERS)}")
+    dataset = LOADERS[name]()
+    images, labels = dataset.train.images, dataset.train.labels
+    if not 0 <= held_out < len(labels):
+        raise ValueError(f"held_out must be from 0 to below the {len(labels)} training images, got {held_out}")
+    order = np.random.default_rng(0).permutation(len(labels))
+    aside, rest = order[:held_out], np.sort(order[held_out:])
+    return replace(
+        dataset,
+        train=Split(images[rest], labels[rest]),
+        held_out=Split(images[aside], labels[aside]),
+        fingerprint=fingerprint(dataset.fingerprint, held_out),
+    )
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    pixels = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    train, test = train_test_split(np.arange(len(labels)), test_size=450, random_state=0, stratify=digits.target)
+    splits = Split(pixels[train], labels[train]), Split(pixels[test], labels[test])
+    return _dataset("digits", "scikit-learn's digits", *splits, files="scikit-learn", standardise=False)
+
+
+def _mnist() -> Dataset:
+    from torchvision.datasets import MNIST
+
+    given = _data_folder()
+    if given and (given / "MNIST" / "raw").is_dir():
+        train, test = (_opened(MNIST, given, download=False, train=part) for part in (True, False))
+    else:
+        folder = cache_folder() / "downloads"
+        train, test = (_opened(MNIST, folder, download=True, train=part) for part in (True, False))
+    splits = (Split(part.data.unsqueeze(1), part.targets) for part in (train, test))
+    return _dataset("mnist", "MNIST", *splits, files="torchvision", standardise=False)
+
+
+def _cifar10() -> Dataset:
+    given = _data_folder()
+    if given and not (given / "cifar-10-batches-py").is_dir():
+        archive, folder = given / "cifar10-jpeg.tar.xz", given / "cifar10-jpeg"
+        source = archive if archive.is_file() else folder if folder.is_dir() else None
+        if source:
+            return _cifar10_from_images(source)
+    from torchvision.datasets import CIFAR10
+
+    local = given and (given / "cifar-10-batches-py").is_dir()
+    folder = given if local else cache_folder() / "downloads"
+    train, test = (_opened(CIFAR10, folder, download=not local, train=part) for part in (True, False))
+    splits = (
+        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in (train, test)
+    )
+    return _dataset("cifar10", "CIFAR-10", *splits, files="torchvision", standardise=True)
+
+
+def _opened(kind: type, folder: Path, download: bool, train: bool):
+    try:
+        return kind(root=folder, train=train, download=download)
+    except (OSError, ValueError, RuntimeError) as error:  # missing, or cut short somewhere
+        raise RuntimeError(
+            f"{kind.__name__} could not be had from {folder}: {error}. Without a network, let REBASIN_DATA name a "
+            "folder that holds it"
+        ) from error
+
+
+def _cifar10_from_images(source: Path) -> Dataset:
+    """CIFAR-10 from image files ``train/<class>/*`` and ``test/<class>/*``, in a folder or a tar archive."""
+    files = hashlib.sha256()
+    if source.is_file():
+        files.update(source.read_bytes())
+    else:
+        for path in sorted(source.glob("*/*/*")):
+            files.update(path.relative_to(source).as_posix().encode() + path.read_bytes())
+    digest = files.hexdigest()[:16]
+
+    got = _decoded(source, digest)
+    splits = (Split(got[s], got[f"{s} labels"]) for s in ("train", "test"))
+    return _dataset("cifar10", "CIFAR-10, JPEG re-encoded", *splits, files=digest, standardise=True)
+
+
+@kept(costs=("source",))
+def _decoded(source: Path, digest: str) -> dict[str, Tensor]:
+    """The images and labels of each split, from files whose content has this digest."""
+    images: dict[str, list] = {"train": [], "test": []}
+    labels: dict[str, list] = {"train": [], "test": []}
+    with track(60000, "decode CIFAR-10", "image") as bar:
+        for name, content in _image_files(source):
+            split, label = ["", "", *name.split("/")][-3:-1]
+            if split not in images or label not in CIFAR10_CLASSES:
+                raise RuntimeError(f"{source}: {name!r} is not <train or test>/<class>/<image>")
+            try:
+                image = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+            except (UnidentifiedImageError, OSError) as error:
+                raise RuntimeError(f"{source}: the image {name!r} is corrupt ({error})") from error
+            if image.shape != (32, 32, 3):
+                raise RuntimeError(f"{source}: the image {name!r} is {image.shape[1]} x {image.shape[0]}, not 32 x 32")
+            images[split].append(image)
+            labels[split].append(CIFAR10_CLASSES.index(label))
+            bar.update()
+    if not images["train"] or not images["test"]:
+        raise RuntimeError(f"{source}: no images under train/ and test/")
+    return {
+        **{s: torch.from_numpy(np.stack(i)).permute(0, 3, 1, 2).contiguous() for s, i in images.items()},
+        **{f"{s} labels": torch.tensor(part) for s, part in labels.items()},
+    }
+
+
+def _image_files(source: Path):
+    """Names and contents of the images, sorted by name."""
+    if source.is_dir():
+        for path in sorted(source.glob("*/*/*")):
+            yield path.relative_to(source).as_posix(), path.read_bytes()
+        return
+    try:
+        with tarfile.open(source) as archive:
+            contents = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}
+    except Exception as error:  # tarfile, lzma and zlib each raise an error class of their own
+        raise RuntimeError(f"the archive {source} is corrupt: {error}") from error
+    yield from sorted(contents.items())
+
+
+def _data_folder() -> Path | None:
+    given = os.environ.get("REBASIN_DATA")
+    if given and not Path(given).is_dir():
+        raise FileNotFoundError(f"REBASIN_DATA names {given}, which is not a folder")
+    return Path(given) if given else None
+
+
+def _dataset(name: str, title: str, train: Split, test: Split, files: str, standardise: bool) -> Dataset:
+    pixels = hashlib.sha256()
+    for split in (train, test):
+        pixels.update(split.images.numpy().tobytes() + split.labels.numpy().tobytes())
+    channels = train.images.shape[1]
+    if standardise:
+        unit = train.images.transpose(0, 1).flatten(1).double() / 255
+        mean, std = (tuple(round(float(v), 4) for v in stat) for stat in (unit.mean(1), unit.std(1)))
+    else:
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    none = Split(train.images[:0], train.labels[:0])
+    return Dataset(name, title, train, none, test, mean, std, fingerprint(files, pixels.hexdigest()))
+
+
+LOADERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}

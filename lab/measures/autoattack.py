@@ -1,0 +1,80 @@
+"""The reference attack: AutoAttack's standard suite, one model at a time, beside the attacks of this project."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lab.bookkeeping.cache import kept
+from lab.controls import Group
+from lab.data import Split
+from lab.device import pick_device
+from lab.measures.attacks import Attack, fgsm, surviving
+from lab.measures.robustness import GREY_LEVELS, KINDS
+from rebasin.progress import track
+from rebasin.weights import Weights
+
+
+def reference_accuracy(
+    groups: Sequence[Group],
+    split: Split,
+    epsilon: float,
+    most_nodes: int,
+    losses: Sequence[str],
+    steps: int,
+    seed: int,
+    device: str,
+) -> pd.DataFrame:
+    """Accuracy of the first nodes of each group at ``epsilon`` (grey levels, L-infinity): a row per node and attack.
+
+    ``attack`` is ``clean``, ``own`` for the worst case of FGSM and PGD over ``losses``, or ``autoattack``. Raises
+    ModuleNotFoundError where the extra ``rebasin-book[attacks]`` is not installed.
+    """
+    pixels, rows = split.images.float() / 255, []
+    radius = epsilon / GREY_LEVELS
+    with track(sum(min(most_nodes, len(group.nodes)) for group in groups), "AutoAttack", "node") as bar:
+        for group in groups:
+            for position, node in enumerate(group.nodes[:most_nodes]):
+                one = {key: tensor[position : position + 1] for key, tensor in group.weights.items()}
+                attacks = [attack for loss in losses for attack in (fgsm(loss), Attack(loss, steps=steps))]
+                clean, *attacked = (
+                    surviving(group.model, one, pixels, split.labels, [at], attack, seed, device)
+                    for at, attack in [(0.0, attacks[0]), *((radius, attack) for attack in attacks)]
+                )
+                left = autoattack(group.model, one, pixels, split.labels, radius, seed, pick_device(device))
+                found = {"clean": clean, "own": torch.stack(attacked).all(0), "autoattack": left}
+                kind = (group.algorithm, group.n_leaves, group.strength, node)
+                rows += [(*kind, name, float(kept.double().mean())) for name, kept in found.items()]
+                bar.update()
+    return pd.DataFrame(rows, columns=[*KINDS, "node", "attack", "value"])
+
+
+@kept
+def autoattack(
+    model: nn.Module, weights: Weights, images: Tensor, labels: Tensor, epsilon: float, seed: int, device: str
+) -> Tensor:
+    """Which images (m, ...) the one model in ``weights`` (1, ...) still gets right after AutoAttack: (m,) in bool.
+
+    The standard suite of Croce and Hein (2020), in L-infinity; ``epsilon`` in pixels from 0 to 1.
+    """
+    from pyautoattack import AutoAttack
+
+    model = copy.deepcopy(model).to(device).eval()
+    one = {key: tensor[0].to(device) for key, tensor in weights.items()}
+
+    class Bound(nn.Module):
+        """The model with these weights, as AutoAttack wants it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional_call(model, one, (x,))
+
+    images, labels = images.to(device), labels.to(device)
+    attacked, *_ = AutoAttack(Bound().eval(), device=device, eps=epsilon, seed=seed).run_standard_evaluation(
+        images, labels
+    )
+    return (functional_call(model, one, (attacked,)).argmax(-1) == labels).cpu()

@@ -1,0 +1,208 @@
+"""From measurements to verdicts, by the rules of book/claims.yml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lab.bookkeeping import results
+from lab.report.statistics import Interval, interval
+
+FEWEST_FOR_VERDICT = 8
+REPLICATED, NOT_REPLICATED, PARTLY = "replicated", "not replicated", "partly"
+INCONCLUSIVE, NOT_RUN = "inconclusive", "not run yet"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of a claim: its effect in ``unit``, the bound that it must lie above or below, and the verdict.
+
+    A claim whose ``decisive`` condition fails is not replicated, whatever its others say.
+    """
+
+    name: str
+    effect: Interval
+    unit: str
+    side: str  # above or below
+    bound: float
+    decisive: bool
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper with what this book says of it; ``missing`` are conditions that were not measured."""
+
+    id: str
+    paper: str
+    source: str
+    claim: str
+    statistic: str
+    conditions: tuple[Condition, ...]
+    missing: tuple[str, ...]
+    verdict: str
+
+
+def stated_claims() -> list[dict[str, Any]]:
+    """The claims as book/claims.yml states them."""
+    return results.stated()["claims"]
+
+
+def decide(run: str | None) -> list[Claim]:
+    """Every claim with its verdict on a run; with None, for no run at all, every verdict is "not run yet".
+
+    A condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
+    Of several snapshots of a node the last one counts where a rule names no epochs.
+    """
+    decided = []
+    book = results.stated()  # once: reading YAML is slow
+    for stated in book["claims"]:
+        rules = stated.pop("conditions")
+        found = [None if run is None else _condition(run, rule, book["measures"][rule["measure"]]) for rule in rules]
+        conditions = tuple(condition for condition in found if condition is not None)
+        missing = tuple(rule["name"] for rule, condition in zip(rules, found, strict=True) if condition is None)
+        verdicts = [c.verdict for c in conditions] + [INCONCLUSIVE] * (len(missing) if conditions else 0)
+        verdict = combine(verdicts, [c.decisive for c in conditions] + [False] * (len(verdicts) - len(conditions)))
+        decided.append(Claim(**stated, conditions=conditions, missing=missing, verdict=verdict))
+    return decided
+
+
+def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condition | None:
+    """A rule about a measure applied to a run; None if the run does not have its measurements."""
+    if not results.is_shown(run, measure["notebook"]):
+        return None
+    measured = results.read(run, measure["notebook"], measure["table"])
+    where = dict(rule.get("where", {}))
+    if "epsilon" in rule:
+        where["epsilon"] = rule["epsilon"]
+    if "block" in rule and measure["unit"] == "%":
+        where["metric"] = rule["measure"]
+    measured = picked(measured, where)
+    if "block" in rule:
+        if not _shared_blocks(measured, rule["contrast"], rule["block"]):
+            return None
+        values = contrast(measured, rule["contrast"], rule["block"])
+    else:
+        if not any("epochs" in named for named in (where, *rule["contrast"])):
+            measured = last_snapshots(measured)
+        values = contrast_of_nodes(measured, rule["contrast"], measure["unit"])
+        if not len(values):
+            return None
+    exact = measure.get("exact", False)
+    effect = Interval(*[float(values.mean())] * 3, len(values)) if exact else interval(values)
+    if measure["unit"] == "%":
+        effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
+    side = "above" if "above" in rule else "below"
+    verdict = judge(effect, side, rule[side], exact)
+    return Condition(rule["name"], effect, measure["unit"], side, rule[side], rule.get("decisive", False), verdict)
+
+
+def judge(effect: Interval, side: str, bound: float, exact: bool = False) -> str:
+    """Whether the interval lies wholly on this side of the bound, wholly on the other, or neither.
+
+    Too few nodes decide nothing, unless what was measured is ``exact`` and no sample.
+    """
+    if effect.n < FEWEST_FOR_VERDICT and not exact:
+        return INCONCLUSIVE
+    sides = {"above": effect.low > bound, "below": effect.high < bound}
+    if sides.pop(side):
+        return REPLICATED
+    return NOT_REPLICATED if any(sides.values()) else INCONCLUSIVE
+
+
+def combine(verdicts: Sequence[str], decisive: Sequence[bool]) -> str:
+    """A claim holds if all its conditions do, in part if some do, and not at all if none does and one fails.
+
+    Nor does it hold if a decisive condition fails.
+    """
+    if not verdicts:
+        return NOT_RUN
+    if NOT_REPLICATED in [verdict for verdict, decides in zip(verdicts, decisive, strict=True) if decides]:
+        return NOT_REPLICATED
+    if REPLICATED in verdicts:
+        return REPLICATED if set(verdicts) == {REPLICATED} else PARTLY
+    return NOT_REPLICATED if NOT_REPLICATED in verdicts else INCONCLUSIVE
+
+
+def picked(measured: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a table whose columns have these values."""
+    for column, value in where.items():
+        measured = measured[measured[column] == value]
+    return measured
+
+
+def last_snapshots(measured: pd.DataFrame) -> pd.DataFrame:
+    """Of networks that were measured at several epochs, the rows of the last, recipe by recipe and width by width."""
+    kind = [column for column in ("recipe", "width") if column in measured]
+    if "epochs" not in measured or not kind or not len(measured):
+        return measured
+    return measured[measured["epochs"] == measured.groupby(kind)["epochs"].transform("max")]
+
+
+def contrast_of_nodes(measured: pd.DataFrame, terms: Sequence[dict[str, Any]], unit: str) -> np.ndarray:
+    """A weighted sum of values for each node (n,) that has one for every term, in ``unit``.
+
+    Each term says which values of which columns it is about. A value counts as it is, a share in percentage points, and
+    where the unit is % as its logarithm. Raises ValueError if a node has several values for a term.
+    """
+    scale = {"points": lambda value: 100 * value, "%": np.log}.get(unit, lambda value: value)
+    parts = []
+    for term in terms:
+        rows = picked(measured, {column: value for column, value in term.items() if column != "weight"})
+        if rows["node"].duplicated().any():
+            raise ValueError(f"a node has several values for {term}: they differ in a column that no rule names")
+        parts.append(term["weight"] * scale(rows.set_index("node")["value"].astype(float)))
+    return pd.concat(parts, axis=1, join="inner").sum(axis=1).to_numpy()
+
+
+def contrast(measured: pd.DataFrame, terms: Sequence[dict[str, Any]], block: int) -> np.ndarray:
+    """A weighted sum of measurements over shared blocks of ``block`` leaves: (blocks, images).
+
+    Each term names an algorithm, a number of leaves and a weight; the nodes measured in a block are averaged. What is
+    measured image by image counts in percentage points, over the images that all terms have, which are the first ones;
+    what is measured once per node, (blocks, 1), as its logarithm. Raises ValueError if no block has nodes of all terms,
+    or a node is larger than the block.
+    """
+    shared = _shared_blocks(measured, terms, block)
+    if not shared:
+        told = ", ".join(f"{term['algorithm']} of {term['n_leaves']}" for term in terms)
+        raise ValueError(f"no block of {block} leaves has the nodes of all terms: {told}")
+    parts = []
+    for term in terms:
+        nodes = _nodes(measured, term, block)
+        means = [np.mean([_values(row) for row in nodes[number].itertuples()], axis=0) for number in shared]
+        parts.append(term["weight"] * np.stack(means))
+    images = min(part.shape[1] for part in parts)
+    return sum(part[:, :images] for part in parts)
+
+
+def _shared_blocks(measured: pd.DataFrame, terms: Sequence[dict[str, Any]], block: int) -> list[int]:
+    """The blocks in which every term has as many nodes as in any block."""
+    whole = []
+    for term in terms:
+        nodes = _nodes(measured, term, block)
+        most = max(map(len, nodes.values()), default=0)
+        whole.append({number for number, rows in nodes.items() if len(rows) == most})
+    return sorted(set.intersection(*whole))
+
+
+def _nodes(measured: pd.DataFrame, term: dict[str, Any], block: int) -> dict[int, pd.DataFrame]:
+    """The rows of a term's nodes by the block that they lie in."""
+    if block % term["n_leaves"]:
+        raise ValueError(f"nodes of {term['n_leaves']} leaves do not fill blocks of {block}")
+    chosen = measured[(measured["algorithm"] == term["algorithm"]) & (measured["n_leaves"] == term["n_leaves"])]
+    return dict(list(chosen.groupby(chosen["node"] * term["n_leaves"] // block)))
+
+
+def _values(row: Any) -> np.ndarray:
+    """What one row of a table holds for each image, in percent; the logarithm of what it holds for the node."""
+    if hasattr(row, "value"):
+        return np.array([np.log(row.value)])
+    counts = np.frombuffer(row.correct, np.uint8)
+    if hasattr(row, "out_of"):
+        return 100.0 * counts / row.out_of
+    return 100.0 * np.unpackbits(counts, count=row.images)

@@ -1,0 +1,44 @@
+"""What the repository stores and tests compare: the notebooks' outputs at their defaults, and the README's picture."""
+
+from __future__ import annotations
+
+import nbformat
+from nbclient import NotebookClient
+
+from lab.bookkeeping import results
+from lab.bookkeeping.code import ROOT
+from lab.bookkeeping.pipeline import STEPS
+from lab.report import page as report
+from lab.report.accuracy_figures import accuracy_by_leaves
+from lab.report.draw import house_style
+
+PICTURE = ROOT / "book" / "_static" / "accuracy_by_leaves.svg"
+
+
+def store_notebook(step: str) -> None:
+    """Run a notebook as it is and keep its outputs."""
+    path = results.NOTEBOOKS / f"{step}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    # Times would make every stored notebook differ from the last.
+    NotebookClient(notebook, record_timing=False, resources={"metadata": {"path": results.NOTEBOOKS}}).execute()
+    notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.write(notebook, path)
+
+
+def store_picture() -> None:
+    """Draw the README's picture from the largest run."""
+    nodes = results.read(report.shown_run("accuracy"), "accuracy", "nodes")
+    with house_style():
+        accuracy_by_leaves(nodes).savefig(PICTURE, bbox_inches="tight", facecolor="white", metadata={"Date": None})
+
+
+def main() -> None:
+    for step in STEPS:
+        store_notebook(step)
+        print(f"stored the outputs of notebooks/{step}.ipynb", flush=True)
+    store_picture()
+    print(f"stored {PICTURE.relative_to(ROOT)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

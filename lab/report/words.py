@@ -1,0 +1,44 @@
+"""Numbers and lists as a reader sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval
+
+
+def points(value: Interval, signed: bool = False) -> str:
+    """An interval in words: ``45.7 [44.9, 46.5]``, the mean alone where there are too few nodes for an interval."""
+    return _interval(value, 1, signed)
+
+
+def nats(value: Interval, signed: bool = False) -> str:
+    """As ``points``, with the three decimals that a loss needs."""
+    return _interval(value, 3, signed)
+
+
+def hundredths(value: Interval, signed: bool = False) -> str:
+    """As ``points``, with two decimals."""
+    return _interval(value, 2, signed)
+
+
+def _interval(value: Interval, places: int, signed: bool) -> str:
+    mean, low, high = (decimal(bound, places, signed) for bound in (value.mean, value.low, value.high))
+    return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
+
+
+def side(value: Interval, bound: float, above: str, below: str, neither: str) -> str:
+    """The words for an interval wholly above a bound, wholly below it, or neither."""
+    return above if value.low > bound else below if value.high < bound else neither
+
+
+def listed(words: Iterable[str]) -> str:
+    """``a, b and c``, each once."""
+    *most, last = dict.fromkeys(words)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def decimal(value: float, places: int, signed: bool = False) -> str:
+    """A number with a true minus sign, and no sign where it is rounded to zero."""
+    text = f"{value:{'+' if signed else ''}.{places}f}"
+    return text.lstrip("+-") if not text.strip("+-0.") else text.replace("-", "−")

@@ -1,0 +1,102 @@
+"""A plan of recipes, as a notebook's parameter lists them, and the models trained by each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import Any, get_type_hints
+
+from torch import Tensor, nn
+
+from lab.data import LOADERS, Dataset, load
+from lab.networks import ARCHITECTURES, build
+from lab.training.recipe import Recipe
+from lab.training.train import train
+
+OWN = ("recipe", "dataset", "epochs", "models")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An entry of a plan: its ``name``, the data set, and ``models`` trained by a recipe to each of the ``epochs``."""
+
+    name: str
+    dataset: str
+    recipe: Recipe
+    epochs: tuple[int, ...]
+    models: int
+    held_out: int = 0  # training images that no model is trained on
+    chunk: int = 1  # models that go through at once
+
+    def columns(self, epochs: int) -> dict[str, Any]:
+        """What a table says of these models after so many epochs: a column for each part of the recipe."""
+        return {"recipe": self.name, "dataset": self.dataset, **asdict(self.recipe), "epochs": epochs}
+
+
+def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
+    """The entries of a plan, each with ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
+
+    An entry may have ``held_out`` and ``chunk`` besides. Raises ValueError, with the entry's name, for a key that is
+    missing or not known, a value of another type or out of range, and as Recipe does.
+    """
+    known = [field.name for field in fields(Recipe)]
+    types = get_type_hints(Recipe) | {"recipe": str, "dataset": str, "models": int, "held_out": int, "chunk": int}
+    found = []
+    for entry in entries:
+        name = entry.get("recipe")
+        for key in OWN:
+            if key not in entry:
+                raise ValueError(f"recipe {name!r} of the plan lacks {key!r}")
+        for key in entry:
+            if key not in (*OWN, "held_out", "chunk", *known):
+                raise ValueError(
+                    f"recipe {name!r} of the plan has an unknown key {key!r}: there are {', '.join(known)}"
+                )
+            if key != "epochs" and not _is(entry[key], types[key]):
+                kind = types[key].__name__
+                raise ValueError(f"{key!r} of recipe {name!r} of the plan must be of type {kind}: got {entry[key]!r}")
+        _check_ranges(name, entry)
+        recipe = Recipe(**{key: value for key, value in entry.items() if key in known})
+        rest = {key: entry[key] for key in ("held_out", "chunk") if key in entry}
+        found.append(Planned(name, entry["dataset"], recipe, tuple(entry["epochs"]), entry["models"], **rest))
+    return found
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a value is of this type; a whole number is a float, too, and a truth value nothing but itself."""
+    return isinstance(value, (float, int) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+
+
+def _check_ranges(name: str, entry: Mapping[str, Any]) -> None:
+    """Raise ValueError for what could only be found out when the entry's turn to be trained has come."""
+    epochs = entry["epochs"]
+    whole = isinstance(epochs, list | tuple) and all(_is(each, int) for each in epochs)
+    if not whole or not epochs or min(epochs) < 1 or list(epochs) != sorted(set(epochs)):
+        raise ValueError(f"'epochs' of recipe {name!r} of the plan must be ascending epochs from 1: got {epochs!r}")
+    for key, known in (("dataset", LOADERS), ("architecture", ARCHITECTURES)):
+        if key in entry and entry[key] not in known:
+            raise ValueError(f"unknown {key} {entry[key]!r} of recipe {name!r}: there are {', '.join(known)}")
+    for key in ("models", "chunk", "width", "batch_size"):
+        if entry.get(key, 1) < 1:
+            raise ValueError(f"{key!r} of recipe {name!r} of the plan must be 1 at least: got {entry[key]!r}")
+
+
+def train_plan(
+    plan: Sequence[Planned], device: str
+) -> Iterator[tuple[Planned, int, Dataset, nn.Module, dict[str, Tensor], float]]:
+    """Train every entry, or read its models from the cache, and yield them at each of its epochs.
+
+    Yields the entry, the epochs, the data set, the model, the weights (models, ...), and the seconds that training took
+    up to there since the epochs before.
+    """
+    open_once = cache(load)
+    for planned in plan:
+        data = open_once(planned.dataset, planned.held_out)
+        model = build(planned.recipe.architecture, data, planned.recipe.width)
+        trained = train(planned.recipe, data, planned.models, planned.epochs, device, planned.chunk)
+        seconds, before = float(trained.seconds.sum()), 0
+        for snapshot, epochs in enumerate(planned.epochs):
+            weights = {key: tensor[snapshot] for key, tensor in trained.weights.items()}
+            yield planned, epochs, data, model, weights, seconds * (epochs - before) / planned.epochs[-1]
+            before = epochs

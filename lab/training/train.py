@@ -1,0 +1,91 @@
+"""Any number of networks of one recipe, trained stack by stack or read from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lab.data import Dataset
+from lab.device import pick_device
+from lab.networks import build
+from lab.training.recipe import Recipe, images_seen
+from lab.training.stack import snapshot, train_stack
+from rebasin.progress import track
+
+
+@dataclass(frozen=True)
+class Trained:
+    """``weights`` (snapshots, n, ...) at each asked-for epoch; ``loss`` (n, epochs), the mean training loss in nats.
+
+    Among the weights are BatchNorm's running statistics. ``seconds`` (n,) is the wall time that each model took when it
+    was trained: its share of its chunk's.
+    """
+
+    weights: dict[str, Tensor]
+    loss: Tensor
+    seconds: Tensor
+
+    @property
+    def last(self) -> dict[str, Tensor]:
+        """The weights (n, ...) after the last epoch."""
+        return {key: tensor[-1] for key, tensor in self.weights.items()}
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    n_models: int,
+    snapshots: Iterable[int],
+    device: str = "auto",
+    chunk: int = 1,
+) -> Trained:
+    """Train models 0 to ``n_models`` - 1 of a recipe, or read them from the cache.
+
+    ``snapshots`` are the epochs, ascending, whose weights are wanted; ``chunk`` models go through at once, always the
+    same ones together. A finished chunk is kept on disk, and an unfinished one about once a minute, so that an
+    interrupted run resumes. Raises ValueError for no models or epochs, epochs beyond the recipe's cosine, and negative
+    penalties, RuntimeError for a GPU that is not there.
+    """
+    snapshots = tuple(snapshots)
+    _check(recipe, dataset, n_models, snapshots, chunk)
+    device = pick_device(device)
+    model, images = build(recipe.architecture, dataset, recipe.width), dataset.train
+    size = sum(tensor.numel() for tensor in model.state_dict().values())
+    # Weights, gradients, two moments and a temporary, in float32, and the data as they are.
+    memory = (chunk * size * 4 * 5 + images.images.numel()) / 1e9
+    stacks = [tuple(range(first, min(first + chunk, n_models))) for first in range(0, n_models, chunk)]
+
+    def missing(numbers: tuple[int, ...]) -> list[int]:
+        return [e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists()]
+
+    wanted = {numbers: epochs for numbers in stacks if (epochs := missing(numbers))}
+    what = f"train {sum(map(len, wanted))} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
+    with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
+        for numbers, epochs in wanted.items():
+            done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
+            for epoch, weights in zip(epochs, done, strict=True):
+                snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
+    kept = [[snapshot(model, recipe, images, numbers, epoch, device) for epoch in snapshots] for numbers in stacks]
+    weights = {
+        key: torch.stack([torch.cat([stack[at].weights[key] for stack in kept]) for at in range(len(snapshots))])
+        for key in kept[0][0].weights
+    }
+    loss, seconds = (torch.cat([getattr(stack[-1], name) for stack in kept]) for name in ("loss", "seconds"))
+    return Trained(weights, loss, seconds)
+
+
+def _check(recipe: Recipe, dataset: Dataset, n_models: int, snapshots: tuple[int, ...], chunk: int) -> None:
+    if n_models < 1 or chunk < 1:
+        raise ValueError(f"at least one model at a time can be trained, got n_models={n_models}, chunk={chunk}")
+    if not snapshots or min(snapshots) < 1 or list(snapshots) != sorted(set(snapshots)):
+        raise ValueError(f"snapshots must be ascending epochs from 1, got {snapshots}")
+    if recipe.schedule == "cosine" and snapshots[-1] > recipe.schedule_epochs:
+        raise ValueError(f"the recipe's cosine ends after {recipe.schedule_epochs} epochs, got snapshots={snapshots}")
+    if min(recipe.l1, recipe.l2) < 0:
+        raise ValueError(f"penalties cannot be negative, got l1={recipe.l1}, l2={recipe.l2}")
+    fewest = min(len(images_seen(recipe, dataset.train.labels, number)) for number in range(min(n_models, 2)))
+    if recipe.batch_size > fewest:
+        raise ValueError(f"a batch of {recipe.batch_size} is larger than the {fewest} images")

@@ -1,0 +1,155 @@
+"""Weight matching: two models in, the permutation that brings the second closest to the first out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rebasin.matching.pairs import Found, Matching, inner_product, match_pairs
+from rebasin.matching.scores import assign, gram
+from rebasin.permutation import Permutation, flatten, permute
+from rebasin.spec import PermutationSpec
+from rebasin.weights import Weights
+
+# A sweep that gains no more than this ends the search (the authors' code).
+TOLERANCE = 1e-12
+
+
+def weight_matching(
+    spec: PermutationSpec,
+    a: Weights,
+    b: Weights,
+    seed: int = 0,
+    max_sweeps: int = 100,
+    chunk: int | None = None,
+    start: Permutation | None = None,
+) -> Matching:
+    """Match each ``b`` to its ``a`` by their weights alone (Git Re-Basin, Algorithm 1).
+
+    Coordinate descent from ``start``, by default the identity: a sweep visits the groups in random order, and gives
+    each the permutation that maximises the inner product of the two weight vectors with all other groups held. Of a
+    group that lies on two axes of one weight, as in grouped convolutions, the product of both permutations is replaced
+    by its slope, and the answer taken if it is better than the last one. A pair is done after a sweep without gain, or
+    after ``max_sweeps``.
+
+    ``a`` and ``b`` are weights with the same leading axes (*batch), of which ``chunk`` pairs are matched at once, by
+    default all on a GPU, and on a CPU one by each thread. The visiting order depends on ``seed`` alone and is shared by
+    all pairs, so that a pair's result does not depend on its company. Raises ValueError if the weights do not fit the
+    spec or each other.
+    """
+    return match_pairs(
+        spec, a, b, chunk, lambda a, b, start: _coordinate_descent(spec, a, b, start, seed, max_sweeps), start
+    )
+
+
+def _coordinate_descent(
+    spec: PermutationSpec, a: Weights, b: Weights, index: dict[str, Tensor], seed: int, max_sweeps: int
+) -> Found:
+    """Algorithm 1 for weights (pairs, ...) from ``index``, all pairs side by side, the finished ones masked."""
+    history = [inner_product(spec, a, Permutation(spec, index).apply(b))]
+    a, b = ({key: spec.view(key, weights[key]) for key in spec.weights} for weights in (a, b))
+    pairs, device = len(history[0]), history[0].device
+    families = list(spec.families.items())
+    scores = [_Scores(spec, a, b, members) for _, members in families]
+    active = torch.ones(pairs, dtype=torch.bool, device=device)
+    sweeps = torch.zeros(pairs, dtype=torch.int64, device=device)
+    order = np.random.default_rng(seed)
+    while active.any() and len(history) <= max_sweeps:
+        gained = torch.zeros(pairs, dtype=torch.float64, device=device)
+        for position in order.permutation(len(families)):
+            # A group none of whose neighbours moved would be given the same permutation again.
+            rows = (active & scores[position].stale).nonzero().squeeze(-1)
+            if not len(rows):
+                continue
+            group, members = families[position]
+            flat = flatten(spec, index)
+            matrices = scores[position].refresh(rows, flat)
+            new = assign(spec, group, matrices)
+            new_flat = flatten(spec, new)
+            gain = scores[position].gain(rows, matrices, flat, new_flat)
+            taken = (gain > 0) | (not scores[position].coupled)
+            moved = rows[taken & torch.stack([(flat[g][rows] != new_flat[g]).any(-1) for g in members]).any(0)]
+            gained[rows] += gain.where(taken, 0)
+            for member in members:
+                index[member][rows[taken]] = new[member][taken]
+            for other in scores:
+                other.mark(members, moved)
+        sweeps += active
+        history.append(history[-1] + gained)
+        active = active & (gained > TOLERANCE)
+    return Found(index, history[-1], sweeps, torch.stack(history, -1))
+
+
+class _Scores:
+    """What each assignment of a group is worth, given the other groups: kept per pair until a neighbour moves.
+
+    The groups within its blocks are assigned together with it: ``members`` are itself and those.
+    """
+
+    def __init__(self, spec: PermutationSpec, a: Weights, b: Weights, members: list[str]) -> None:
+        self.a, self.b = a, b
+        terms = [
+            (key, part, [other for other in spec.parts[key] if other.axis != part.axis])
+            for key in spec.weights
+            for part in spec.parts[key]
+            if part.group in members
+        ]
+        # A weight with the group on two axes is worth a product of permutations, which an assignment may lessen.
+        self.coupled = any(other.group in members for _, _, others in terms for other in others)
+        self.parts = {key: spec.parts[key] for key, _, _ in terms}
+        some = a[terms[0][0]]
+        # Terms whose other axes never move are one constant; the rest are kept apart, each with its own neighbours.
+        self.constant = {part.group: some.new_zeros(len(some), *[spec.units(part.group)] * 2) for _, part, _ in terms}
+        for key, part, others in terms:
+            if not others:
+                self.constant[part.group] += gram(a[key], b[key], part)
+        self.terms = [term for term in terms if term[2]]
+        self.values = [torch.empty_like(self.constant[part.group]) for _, part, _ in self.terms]
+        self.old = [torch.ones(len(some), dtype=torch.bool, device=some.device) for _ in self.terms]
+        self.stale = torch.ones(len(some), dtype=torch.bool, device=some.device)
+
+    def mark(self, moved_groups: list[str], rows: Tensor) -> None:
+        """Note that these groups have moved in the pairs ``rows``."""
+        for old, (_, _, others) in zip(self.old, self.terms, strict=True):
+            if any(other.group in moved_groups for other in others):
+                old[rows] = True
+                self.stale[rows] = True
+
+    def refresh(self, rows: Tensor, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The scores (rows, units, units) of these pairs, recomputing the terms whose neighbours moved."""
+        total = {group: constant.index_select(0, rows) for group, constant in self.constant.items()}
+        for value, old, (key, part, others) in zip(self.values, self.old, self.terms, strict=True):
+            again = rows[old[rows]]
+            if len(again):
+                here = {other.group: flat[other.group][again] for other in others}
+                a, b = (weights[key].index_select(0, again) for weights in (self.a, self.b))
+                value.index_copy_(0, again, gram(a, permute(b, others, here, b.ndim - 1), part))
+                old[again] = False
+            total[part.group] += value.index_select(0, rows)
+        self.stale[rows] = False
+        return total
+
+    def gain(
+        self, rows: Tensor, matrices: Mapping[str, Tensor], flat: Mapping[str, Tensor], new: Mapping[str, Tensor]
+    ) -> Tensor:
+        """How much the objective grows in these pairs if the group goes from ``flat`` to ``new``: (rows,), float64."""
+        if self.coupled:
+            before = {group: index[rows] for group, index in flat.items()}
+            return self._worth(rows, {**before, **new}) - self._worth(rows, before)
+        gain = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for group, matrix in matrices.items():
+            both = torch.stack([flat[group][rows], new[group]], -1)
+            value = torch.take_along_dim(matrix, both, -1).sum(-2, dtype=torch.float64)
+            gain += value[:, 1] - value[:, 0]
+        return gain
+
+    def _worth(self, rows: Tensor, flat: Mapping[str, Tensor]) -> Tensor:
+        """The inner product of all weights that carry the group, in these pairs."""
+        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for key, parts in self.parts.items():
+            b = permute(self.b[key][rows], parts, flat, self.b[key].ndim - 1)
+            total += (self.a[key][rows] * b).flatten(1).sum(-1, dtype=torch.float64)
+        return total

@@ -1,0 +1,97 @@
+"""The permutation groups of any torch model, from the graph that ``torch.export`` gives."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rebasin.graph import export, operator, weight_keys
+from rebasin.spec import PermutationSpec
+from rebasin.tracing.groups import find_groups
+from rebasin.tracing.proof import prove
+from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401  each adds its rules to RULES
+from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
+
+
+def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> PermutationSpec:
+    """The permutation groups of a model, derived by following axes through its graph and proved on its function.
+
+    ``example`` is an input, or the tuple of its inputs. The model is taken as in evaluation. What the rules in
+    ``rebasin/operators`` cannot follow is pinned, with its reason. Raises ValueError if torch.export refuses the model
+    or the input, and AssertionError, naming a group, if permuting it changes the outputs of a copy with other weights.
+    """
+    inputs = tuple(
+        each.cpu().double() if each.is_floating_point() else each.cpu()
+        for each in (example if isinstance(example, tuple) else (example,))
+    )
+    program = export(_double(model), inputs, RULES)
+    spec = find_groups(*_relate(program))
+    prove(spec, program, inputs)
+    return _completed(spec, model)
+
+
+def _double(model: nn.Module) -> nn.Module:
+    """A copy in float64 on the CPU. Its parameters and buffers have no values: the proof redraws them."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            empty = torch.empty_like(tensor, dtype=torch.float64, device="cpu", requires_grad=False)
+            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo).double().cpu()
+
+
+def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str, Value]]:
+    """What the graph demands of the units along the axes of every parameter and buffer, and those."""
+    relations = Relations()
+    keys, fleeting = weight_keys(program), program.graph_signature.non_persistent_buffers
+    known: dict[torch.fx.Node, Any] = {}
+    tensors: dict[str, Value] = {}
+    same: dict[int, str] = {}
+    shared = Counter(tensor.data_ptr() for tensor in program.state_dict.values())
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            shape = _shape(node.meta["val"])
+            known[node] = Value(shape)
+            key = keys.get(node)
+            stays = key is None or key in fleeting or not node.meta["val"].is_floating_point()
+            twin = None if stays else same.setdefault(program.state_dict[key].data_ptr(), key)
+            if twin in tensors:  # one tensor under two names
+                known[node] = tensors[key] = Value(shape, tensors[twin].labels, key)
+            elif not stays and (node.users or shared[program.state_dict[key].data_ptr()] > 1):
+                labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
+                known[node] = tensors[key] = Value(shape, tuple(labels), key)
+        elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = follow(relations, operator(node), _shape(node.meta["val"]), args, kwargs)
+        elif node.op == "output":
+            for value in node.all_input_nodes:
+                for labels in known[value].labels:
+                    relations.pin(labels.units, "an output of the network")
+    return relations, tensors
+
+
+def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
+    """The spec with every key of the model's state, in its order."""
+    state = model.state_dict()
+    left_out = {
+        key: "not used in evaluation" if tensor.is_floating_point() else "whole numbers"
+        for key, tensor in state.items()
+        if key not in spec.parts
+    }
+    return replace(
+        spec,
+        parts={key: spec.parts.get(key, ()) for key in state},
+        shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
+        statistics=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if name in state),
+        pinned={**spec.pinned, **left_out},
+    )
+
+
+def _shape(value: Any) -> Any:
+    """The shape of a tensor, or those of several."""
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else [_shape(each) for each in value]

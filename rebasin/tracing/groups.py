@@ -1,0 +1,229 @@
+"""From what a network demands of its units to its permutation groups: the units that nothing tells apart."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from rebasin.spec import Part, PermutationSpec
+from rebasin.tracing.units import FIXED, Relations, Value
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The unit of each slice of one axis."""
+
+    key: str
+    axis: int
+    units: np.ndarray
+
+
+def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> PermutationSpec:
+    """The groups of the units that lie along the axes of ``tensors``, as the relations among them allow."""
+    unit_of, children = _unify(relations)
+    tied, count = unit_of, int(unit_of.max(initial=-1)) + 1
+    reasons: dict[int, str] = {}
+    for units, why in relations.pins:
+        for unit in np.unique(unit_of[units]).tolist():
+            reasons.setdefault(unit, why)
+    uses = [unit_of[units[units != FIXED]] for units in relations.uses]
+    uses += _pin_blocks(children, reasons)
+    fixed = np.zeros(count + 1, bool)
+    fixed[list(reasons)] = True
+    unit_of = np.where(fixed[unit_of], FIXED, unit_of)
+    children = {head: units for head, units in children.items() if not fixed[head]}
+
+    places = _places(relations, tensors, unit_of)
+    kind = _refine(count, [place.units for place in places], uses)
+    found = _grouped(children, kind, places)
+    owner, number = np.full(count + 1, FIXED), np.zeros(count + 1, np.int64)
+    for position, units in enumerate(found.units):
+        for column in units.T:
+            owner[column], number[column] = position, np.arange(len(units))
+    names = list(found.sizes)
+    parts: dict[str, list[Part]] = {key: [] for key in tensors}
+    for place in places:
+        groups = np.where(place.units == FIXED, FIXED, owner[place.units])
+        for group in np.unique(groups[groups != FIXED]).tolist():
+            slices = np.flatnonzero(groups == group)
+            lying = place.units[slices]
+            slices = slices[np.lexsort((slices, kind[lying], number[lying]))]
+            positions = torch.from_numpy(slices.reshape(len(found.units[group]), -1))
+            parts[place.key].append(Part(names[group], place.axis, positions))
+    return PermutationSpec(
+        found.sizes,
+        {key: tuple(lying) for key, lying in parts.items()},
+        {key: value.shape for key, value in tensors.items()},
+        found.inside,
+        {key: blocks for key, (_, blocks) in relations.columns.items()},
+        pinned={key: _reason(tensors[key], tied, reasons) for key, lying in parts.items() if not lying},
+    )
+
+
+@dataclass
+class _Grouped:
+    """The groups by name; ``units[k]`` has a row for each unit of the k-th, several entries if they move as one."""
+
+    sizes: dict[str, int]
+    inside: dict[str, str]
+    units: list[np.ndarray]
+
+
+def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_Place]) -> _Grouped:
+    """Blocks that may change places and the units within them, then the units that may change places elsewhere."""
+    rank = _rank(len(kind), places)
+    lies = rank < np.iinfo(np.int64).max
+    names = _Names(places)
+    found = _Grouped({}, {}, [])
+
+    def add(name: str, size: int, units: np.ndarray) -> None:
+        found.sizes[name] = size
+        found.units.append(units)
+
+    head_of = np.full(len(kind), FIXED)
+    for head, units in children.items():
+        head_of[list(units)] = head
+    placed = np.zeros(len(kind), bool)
+    for heads in _alike_blocks(children, kind):
+        # One row per block, the units in corresponding order: by kind, then by rank.
+        rows = [np.array([unit for unit in children[head] if lies[unit]], int) for head in heads]
+        rows = [units[np.lexsort((rank[units], kind[units]))] for units in rows]
+        if len(heads) < 2 or not len(rows[0]):
+            continue
+        rows = np.stack(sorted(rows, key=lambda units: rank[units].min()))
+        heads = head_of[rows[:, 0]]
+        _, first, times = np.unique(kind[rows[0]], return_index=True, return_counts=True)
+        # What a block has but one of moves with it; the block may lie somewhere itself, as in a table of biases.
+        alone = [rows[:, start] for start, n in zip(first, times, strict=True) if n == 1]
+        name = names.of(int(rows[0][rank[rows[0]].argmin()]), " blocks")
+        add(name, len(heads), np.stack([heads, *alone], 1))
+        for start, n in sorted(zip(first, times, strict=True), key=lambda one: rank[rows[0][one[0]]]):
+            if n > 1:
+                inner = names.of(int(rows[0][start]))
+                add(inner, int(n), rows[:, start : start + n].reshape(-1, 1))
+                found.inside[inner] = name
+        placed[rows] = True
+        placed[heads] = True
+    free = np.flatnonzero(lies & ~placed)
+    free = free[np.lexsort((rank[free], head_of[free], kind[free]))]
+    alike = np.split(free, 1 + np.flatnonzero((np.diff(kind[free]) != 0) | (np.diff(head_of[free]) != 0)))
+    for units in sorted((units for units in alike if len(units) > 1), key=lambda units: rank[units[0]]):
+        if units[0] not in children:
+            add(names.of(int(units[0])), len(units), units.reshape(-1, 1))
+    return found
+
+
+def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[int]]]:
+    """Each label's unit once ties are taken into account, and the units in each block."""
+    ties = [(np.zeros(0, int), np.zeros(0, int)), *relations.ties]
+    while True:
+        a, b = (np.concatenate([tie[side] for tie in ties]) for side in (0, 1))
+        graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(relations.count, relations.count))
+        unit_of = connected_components(graph, directed=False)[1].astype(np.int64)
+        children: dict[int, set[int]] = defaultdict(set)
+        same: dict[tuple[int, ...], int] = {}
+        twins = []
+        for rows, heads in relations.blocks:
+            for row, label in zip(unit_of[rows], heads.tolist(), strict=True):
+                head = int(unit_of[label])
+                children[head].update(row.tolist())
+                # Blocks of the same units are the same block.
+                twin = same.setdefault(tuple(sorted(set(row.tolist()))), label)
+                if unit_of[twin] != head:
+                    twins.append((twin, label))
+        if not twins:
+            return unit_of, dict(children)
+        ties.append(tuple(np.array(twins).T))
+
+
+def _pin_blocks(children: Mapping[int, set[int]], reasons: dict[int, str]) -> list[np.ndarray]:
+    """Pin the blocks that cannot move as wholes; their units, each of which keeps to its block."""
+    heads_of: dict[int, set[int]] = defaultdict(set)
+    for head, units in children.items():
+        for unit in units:
+            heads_of[unit].add(head)
+    for head, units in children.items():
+        stays = next((reasons[unit] for unit in units if unit in reasons), None)
+        if stays or any(len(heads_of[unit]) > 1 or unit in children for unit in units):
+            reasons.setdefault(head, stays or "blocks that overlap or lie within blocks")
+    return [np.array(sorted(units)) for head, units in children.items() if head in reasons]
+
+
+def _places(relations: Relations, tensors: Mapping[str, Value], unit_of: np.ndarray) -> list[_Place]:
+    places = []
+    for key, value in tensors.items():
+        for labels in value.labels:
+            (axis,) = labels.axes
+            if axis == 0 or key not in relations.columns:
+                places.append(_Place(key, axis, unit_of[labels.units]))
+        if key in relations.columns:
+            channels, _ = relations.columns[key]
+            places.append(_Place(key, 1, np.where(channels == FIXED, FIXED, unit_of[channels])))
+    return [place for place in places if (place.units != FIXED).any()]
+
+
+def _refine(count: int, places: Iterable[np.ndarray], uses: Iterable[np.ndarray]) -> np.ndarray:
+    """A number per unit: two have the same if they lie equally often in each place and each use."""
+    kind = np.zeros(count, np.int64)
+    for units in [*places, *uses]:
+        found, times = np.unique(units[units != FIXED], return_counts=True)
+        _, new = np.unique(kind[found] * (times.max(initial=0) + 1) + times, return_inverse=True)
+        kind[found] = kind.max() + 1 + new
+    return kind
+
+
+def _rank(count: int, places: Iterable[_Place]) -> np.ndarray:
+    """The order in which units first lie anywhere."""
+    rank = np.full(count, np.iinfo(np.int64).max)
+    seen = 0
+    for place in places:
+        found, first = np.unique(place.units, return_index=True)
+        new = (found != FIXED) & (rank[found] == np.iinfo(np.int64).max)
+        rank[found[new]] = seen + first[new]
+        seen += len(place.units)
+    return rank
+
+
+def _alike_blocks(children: Mapping[int, set[int]], kind: np.ndarray) -> list[list[int]]:
+    """The blocks that may change places: those that hold the same kinds of units."""
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for head, units in children.items():
+        alike[int(kind[head]), *sorted(kind[list(units)].tolist())].append(head)
+    return list(alike.values())
+
+
+class _Names:
+    """A name for each group: the layer whose rows its units are, or whatever tensor they lie in first."""
+
+    def __init__(self, places: list[_Place]) -> None:
+        self.given: set[str] = set()
+        self.first: dict[int, tuple[str, int]] = {}
+        for rows in (True, False):
+            for place in places:
+                if (place.axis == 0) == rows:
+                    for unit in np.unique(place.units).tolist():
+                        self.first.setdefault(unit, (place.key, place.axis))
+
+    def of(self, unit: int, suffix: str = "") -> str:
+        key, axis = self.first[unit]
+        layer = key.removesuffix(".weight").removesuffix(".bias") + ("" if axis == 0 else f" axis {axis}") + suffix
+        name, number = layer, 2
+        while name in self.given:
+            name, number = f"{layer} {number}", number + 1
+        self.given.add(name)
+        return name
+
+
+def _reason(value: Value, unit_of: np.ndarray, reasons: Mapping[int, str]) -> str:
+    """Why nothing of a tensor moves."""
+    if not value.labels:
+        return "a single number"
+    units = np.concatenate([labels.units for labels in value.labels])
+    told = [reasons.get(unit, "a unit like no other") for unit in unit_of[units].tolist()]
+    return max(set(told), key=told.count)

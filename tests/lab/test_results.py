@@ -1,0 +1,365 @@
+"""A table is served whole and with its provenance, or refused; a key changes with what a table depends on."""
+
+import dataclasses
+import json
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lab.bookkeeping import cache, results
+from lab.bookkeeping.code import ROOT
+from lab.bookkeeping.pipeline import STEPS
+from lab.bookkeeping.results import (
+    begin,
+    check_known,
+    declared_parameters,
+    finish,
+    is_current,
+    provenance,
+    read,
+    step_key,
+)
+from lab.data import load
+from lab.report import page as report
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of run "mine", among results of the test's own."""
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results" / "mine"
+
+
+def given(name, **changed):
+    return declared_parameters(name) | {"run": "mine"} | changed
+
+
+def frame(value):
+    return pd.DataFrame({"node": [0, 1], "value": [value, 0.1], "correct": [b"\x00\xff", b"\x01"], "split": "test"})
+
+
+def write(value=0.5, name="train", **changed):
+    """Let run "mine" have the tables first and second of a notebook; gives the key they were made with."""
+    parameters = given(name, **changed)
+    tables = {"first": frame(value), "second": frame(-value)}
+    finish(begin(name, parameters), load("digits"), tables, training_seconds=12.34)
+    return step_key(name, parameters)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_notebook_begins_with_its_own_defaults(name):
+    experiment = begin(name, declared_parameters(name) | {"In": ["", "import this"], "other": object()})
+    assert experiment.name == name
+    assert experiment.parameters == declared_parameters(name)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("epoch = 3", "unknown parameter 'epoch' of notebooks/train.ipynb: did you mean 'epochs'?"),
+        ("widht = 3", "unknown parameter 'widht' of notebooks/train.ipynb: did you mean 'width'?"),
+        ('epochs = 3\nqqq = "x"', "unknown parameter 'qqq' of notebooks/train.ipynb: it has run, dataset, "),
+    ],
+)
+def test_an_injected_parameter_that_the_notebook_does_not_have_is_refused(told, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        begin("train", given("train") | {"In": ["", 'run = "smoke"', f"# Parameters\n{told}\n"]})
+
+
+def test_injected_parameters_that_the_notebook_has_are_accepted():
+    injected = "# Parameters\nepochs = 3\nlearning_rate = 1\n"
+    experiment = begin("train", given("train", epochs=3, learning_rate=1) | {"In": ["", injected]})
+    assert (experiment.parameters["epochs"], experiment.parameters["learning_rate"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind", "default"),
+    [
+        ("epochs", "5", "int", "20"),
+        ("epochs", 5.0, "int", "20"),
+        ("epochs", True, "int", "20"),
+        ("epochs", None, "int", "20"),
+        ("learning_rate", "1e-3", "float", "0.003"),
+        ("learning_rate", False, "float", "0.003"),
+        ("dataset", 3, "str", "'digits'"),
+    ],
+)
+def test_a_parameter_of_another_type_is_refused(key, value, kind, default):
+    message = f"parameter {key!r} must be of type {kind}, as {default} is: got {value!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        begin("train", given("train", **{key: value}))
+
+
+def test_a_number_is_no_list():
+    with pytest.raises(ValueError, match=re.escape("'condition_widths' must be of type list")):
+        begin("conditions", given("conditions", condition_widths=64))
+
+
+def test_a_notebook_that_does_not_exist_is_named():
+    with pytest.raises(FileNotFoundError, match=r"there is no notebook .*notebooks/trian\.ipynb"):
+        check_known("trian", {})
+
+
+def test_a_notebook_without_parameters_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "NOTEBOOKS", tmp_path)
+    cell = {"cell_type": "code", "metadata": {}, "source": ["a = 1"]}
+    (tmp_path / "bare.ipynb").write_text(json.dumps({"cells": [cell]}))
+    with pytest.raises(ValueError, match="notebooks/bare.ipynb has no cell tagged 'parameters'"):
+        declared_parameters("bare")
+
+
+def test_what_was_written_is_read(folder):
+    write(0.5)
+    pd.testing.assert_frame_equal(read("mine", "train", "first"), frame(0.5))
+    pd.testing.assert_frame_equal(read("mine", "train", "second"), frame(-0.5))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "train-first.parquet", "train-second.parquet", "train.json"
+    ]  # fmt: skip
+
+
+def test_a_later_result_takes_the_place_of_the_earlier_one(folder):
+    write(0.5)
+    write(0.7)
+    pd.testing.assert_frame_equal(read("mine", "train", "first"), frame(0.7))
+
+
+@pytest.mark.parametrize(("run", "name", "table"), [("yours", "train", "first"), ("mine", "merge", "first")])
+def test_a_table_that_was_not_made_is_refused(folder, run, name, table):
+    write()
+    message = f"no table {table!r} of notebook {name!r} in run {run!r}"
+    with pytest.raises(FileNotFoundError, match=message):
+        read(run, name, table)
+
+
+def test_a_table_of_another_name_is_refused(folder):
+    write()
+    with pytest.raises(FileNotFoundError, match="no table 'third' of notebook 'train' in run 'mine'"):
+        read("mine", "train", "third")
+
+
+def test_the_provenance_tells_what_was_measured_on_what_by_which_code(folder):
+    key = write(epochs=3)
+    made = provenance("mine", "train")
+    data = load("digits")
+    assert made["notebook"] == "notebooks/train.ipynb"
+    assert made["key"] == key
+    assert made["parameters"] == given("train", epochs=3)
+    assert set(made["tables"]) == {"first", "second"}
+    assert made["dataset"] == {"name": data.name, "title": data.title, "fingerprint": data.fingerprint}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"])
+    assert set(made["hardware"]) == {"processor", "cores", "gpu"}
+    assert made["hardware"]["processor"] and made["hardware"]["cores"] >= 1
+    assert made["versions"]["python"] == platform.python_version()
+    assert {"torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn"} <= set(made["versions"])
+    assert made["training_seconds"] == 12.3
+    assert 0 <= made["wall_seconds"] < 600
+    # This process holds torch, which takes more than 50 MB; a wrong unit would be off by a thousand.
+    assert 0.05 < made["peak_memory_gb"] < 100
+
+
+def git(*arguments):
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip() or None
+
+
+def test_the_provenance_names_the_commit_and_whether_all_was_committed(folder):
+    write()
+    made = provenance("mine", "train")
+    assert made["commit"] == git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
+    assert made["clean"] == (made["commit"] is not None and changed is None)
+
+
+def test_the_provenance_has_the_rules_that_its_tables_decide_as_they_were(folder, monkeypatch, tmp_path):
+    write()
+    before = {name: results.claims_digest(name) for name in ("accuracy", "attack")}
+    assert provenance("mine", "train")["claims"] == results.claims_digest("train")
+    changed = tmp_path / "claims.yml"
+    changed.write_text(results.CLAIMS.read_text().replace("above: 1.0", "above: 0.5"))
+    monkeypatch.setattr(results, "CLAIMS", changed)
+    assert results.claims_digest("accuracy") != before["accuracy"], "H3's bound is another"
+    assert results.claims_digest("attack") == before["attack"], "and H4's are not"
+
+
+def strings(value):
+    if isinstance(value, dict):
+        return [found for part in [*value.values(), *value] for found in strings(part)]
+    if isinstance(value, list):
+        return [found for part in value for found in strings(part)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_the_provenance_names_no_host_and_no_path(folder, monkeypatch):
+    write()
+    told = strings(provenance("mine", "train"))
+    assert told
+    for text in told:
+        assert not Path(text).is_absolute()
+        assert not any(str(path) in text for path in (ROOT, Path.home(), folder.parent))
+        assert text != platform.node()
+
+
+def fail_at(monkeypatch, ending):
+    """Let the disk be full when half of the file of this ending is written."""
+    written = results.write_together
+
+    def half(path):
+        path.write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    def failing(writers):
+        written({path: half if path.name.endswith(ending) else write for path, write in writers.items()})
+
+    monkeypatch.setattr(results, "write_together", failing)
+
+
+@pytest.mark.parametrize("ending", ["-first.parquet", "-second.parquet", ".json"])
+def test_a_write_that_was_cut_short_leaves_the_old_result_as_it_was(folder, monkeypatch, ending):
+    write(0.5)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device"):
+        fail_at(patch, ending)
+        write(0.7)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    pd.testing.assert_frame_equal(read("mine", "train", "first"), frame(0.5))
+    write(0.7)
+    pd.testing.assert_frame_equal(read("mine", "train", "first"), frame(0.7))
+
+
+@pytest.mark.parametrize("ending", ["-first.parquet", "-second.parquet", ".json"])
+def test_a_first_write_that_was_cut_short_serves_nothing(folder, monkeypatch, ending):
+    fail_at(monkeypatch, ending)
+    with pytest.raises(OSError, match="No space left on device"):
+        write()
+    with pytest.raises(FileNotFoundError, match="no table 'first' of notebook 'train' in run 'mine'"):
+        read("mine", "train", "first")
+    assert not is_current("mine", "train", step_key("train", given("train")))
+
+
+def test_a_run_is_current_for_the_key_it_was_made_with_and_no_other(folder):
+    key = write()
+    assert is_current("mine", "train", key)
+    assert not is_current("mine", "train", step_key("train", given("train", epochs=3)))
+    assert not is_current("mine", "merge", key)
+    assert not is_current("yours", "train", key)
+
+
+def test_a_run_that_lost_a_table_is_not_current(folder):
+    key = write()
+    (folder / "train-second.parquet").unlink()
+    assert not is_current("mine", "train", key)
+
+
+def test_a_table_of_another_content_is_refused_and_not_current(folder):
+    key = write(0.5)
+    (folder / "train-first.parquet").write_bytes((folder / "train-second.parquet").read_bytes())
+    with pytest.raises(ValueError, match="is not the table that train.json was written with: run the notebook again"):
+        read("mine", "train", "first")
+    # Were it current, the message's advice would do nothing.
+    assert not is_current("mine", "train", key)
+
+
+def test_a_key_changes_with_every_parameter(monkeypatch):
+    monkeypatch.setattr(results, "imported_modules", lambda source: set())  # the code is the tests' below
+    defaults = declared_parameters("accuracy")
+    keys = [step_key("accuracy", defaults)]
+    keys += [step_key("accuracy", defaults | {name: "changed"}) for name in defaults]
+    assert len(set(keys)) == 1 + len(defaults)
+    assert step_key("accuracy", dict(reversed(defaults.items()))) == keys[0]
+
+
+@pytest.fixture
+def edited_key(tmp_path, monkeypatch):
+    """``edited_key(old, new)``: the key of notebook merge after an edit of its cells."""
+
+    def key(old, new):
+        source = (ROOT / "notebooks" / "merge.ipynb").read_text()
+        notebook = json.loads(source)
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"]).replace(old, new)
+        assert old == new or [cell["source"] for cell in notebook["cells"]] != [
+            "".join(cell["source"]) for cell in json.loads(source)["cells"]
+        ], "the edit changed nothing"
+        (tmp_path / "merge.ipynb").write_text(json.dumps(notebook))
+        monkeypatch.setattr(results, "NOTEBOOKS", tmp_path)
+        return step_key("merge", {"run": "mine"})
+
+    return key
+
+
+def test_a_key_changes_with_the_code_of_the_notebook(edited_key):
+    plain = edited_key("", "")
+    assert edited_key(".round(1)", ".round(2)") != plain
+    assert edited_key("import pandas as pd\n", "import pandas as pd\nimport rebasin.repair\n") != plain
+
+
+def test_a_key_does_not_change_with_what_a_notebook_says_or_shows(edited_key):
+    plain = edited_key("", "")
+    assert edited_key("import pandas as pd\n", "# Tables.\nimport pandas as pd\n\n") == plain
+    assert edited_key("# Merge", "# Merge all") == plain
+    assert edited_key("n_models = 8", "n_models = 16") == plain, "the parameters count as they are given"
+
+
+@pytest.fixture
+def key_with_edited(monkeypatch):
+    """``key_with_edited(module, edit)``: the key of notebook merge while a module's source is another one."""
+    source = cache._source
+
+    def key(module, edit, notebook="merge"):
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "_source", lambda name: edit(source(name)) if name == module else source(name))
+            return step_key(notebook, {"run": "mine"})
+
+    return key
+
+
+def added(source):
+    return source + "\n\nADDED = 1\n"
+
+
+def only_told(source):
+    assert source.startswith('"""')
+    return (
+        source.replace('"""', '"""Told in other words. ', 1).replace("\n\n", "\n\n# A comment.\n", 1) + "\n# Another.\n"
+    )
+
+
+# The last is imported by a module that is imported by a module that the notebook imports.
+@pytest.mark.parametrize("module", ["lab.merges", "rebasin.merging.many", "rebasin.assignment"])
+def test_a_key_changes_with_the_code_of_the_modules_it_rests_on_and_not_with_their_comments(key_with_edited, module):
+    plain = key_with_edited(module, str)
+    assert key_with_edited(module, added) != plain
+    assert key_with_edited(module, only_told) == plain
+
+
+def test_a_key_does_not_change_with_modules_that_the_notebook_does_not_use(key_with_edited):
+    for module in ("rebasin.repair", "lab.report.chapter", "lab.bookkeeping.results", "rebasin.progress"):
+        assert key_with_edited(module, added) == key_with_edited(module, str), module
+    plain = key_with_edited("rebasin.repair", str, "conditions")
+    assert key_with_edited("rebasin.repair", added, "conditions") != plain
+
+
+@pytest.mark.parametrize("run", ["cpu", "gpu"])
+def test_a_committed_run_is_whole_and_was_made_from_a_clean_tree(run, monkeypatch):
+    monkeypatch.delenv("REBASIN_RESULTS", raising=False)
+    made = sorted((ROOT / "results" / run).glob("*.json"))
+    if not made:
+        pytest.skip(f"there is no run {run!r} under results/ yet")
+    for path in made:
+        name, told = path.stem, json.loads(path.read_text())
+        assert told["clean"] is True, f"{path} was made with uncommitted changes"
+        for table in told["tables"]:
+            assert len(read(run, name, table)), f"table {table!r} of {path} is empty"
+
+
+def test_tables_of_several_data_sets_or_none_say_so(folder):
+    experiment = results.begin("train", results.declared_parameters("train") | {"run": "mine"})
+    one = load("digits")
+    results.finish(experiment, [one, dataclasses.replace(one, title="Others")], {}, models="two networks")
+    assert provenance("mine", "train")["dataset"]["title"] == "scikit-learn's digits, Others"
+    assert "two networks · scikit-learn&#x27;s digits, Others (" in report.measured_on("mine", "train")
+    results.finish(experiment, [], {}, models="two networks")
+    assert "two networks · no data set · " in report.measured_on("mine", "train")

@@ -1,0 +1,242 @@
+"""REPAIR and the reset of norm statistics on networks of every kind, and inside the hierarchy."""
+
+import copy
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from networks import NETWORKS, Attention, Branches, Chain, Reused, drawn, images
+from torch import nn
+from torch.func import functional_call
+
+from lab.networks.convnets import LayerNorm2d
+from rebasin import Permutation, average, interpolate, merge_hierarchical, merge_many, repair
+from rebasin import reset_norms as reset
+from rebasin.tracing import trace
+
+# Sums of some thousand float64 products, each layer's error carried through the next.
+ROUNDING = {"rtol": 1e-8, "atol": 1e-8}
+CORRECTED = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.LayerNorm)
+
+
+def entry(weights, *position):
+    return {key: tensor[position] for key, tensor in weights.items()}
+
+
+def statistics(model, weights, x, layers):
+    """Mean and deviation of each unit that these modules give, by hooks on the model as it is."""
+    seen = {}
+
+    def keep(name):
+        def hook(module, args, value):
+            axis = 1 if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.InstanceNorm2d | LayerNorm2d) else -1
+            rows = value.movedim(axis, -1).flatten(0, -2)
+            seen[name] = torch.stack([rows.mean(0), rows.std(0)])
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
+    with torch.no_grad():
+        functional_call(model, weights, (x,))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+class Instances(nn.Sequential):
+    """A norm over each image by itself, whose scale and shift are each channel's own."""
+
+    def __init__(self):
+        first, norm = nn.Conv2d(2, 5, 1), nn.InstanceNorm2d(5, affine=True)
+        super().__init__(first, norm, nn.ReLU(), nn.Conv2d(5, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+
+
+class ChannelNorms(nn.Sequential):
+    """Norms over the channels of each pixel, which move the axes there and back, after a convolution without a bias."""
+
+    def __init__(self):
+        first, second = nn.Conv2d(2, 5, 1, bias=False), nn.Conv2d(5, 4, 1)
+        norms = LayerNorm2d(5), LayerNorm2d(4)
+        super().__init__(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+
+
+@pytest.mark.parametrize("network", [Chain, Branches, Attention, Instances, ChannelNorms])
+def test_a_repaired_midpoint_has_its_parents_mean_and_deviation_in_each_unit(network):
+    torch.manual_seed(0)
+    model, x = network().double().eval(), images(50)
+    parents = drawn(model, 2, 2, seed=1)
+    merged = {key: t.mean(1) if t.is_floating_point() else t[:, 0] for key, t in parents.items()}
+    repaired = repair(model, merged, parents, x)
+    # A convolution before a norm has no bias to shift: the norm is what is given the parents' statistics.
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, CORRECTED)
+        and module.bias is not None
+        and name not in ("out", "6" if network is Instances else "7", "layer.self_attn.out_proj")
+    ]
+    assert len(layers) >= 3
+    for group in range(2):
+        goals = [statistics(model, entry(parents, group, i), x, layers) for i in range(2)]
+        own, before = (statistics(model, entry(weights, group), x, layers) for weights in (repaired, merged))
+        for name in layers:
+            goal = (goals[0][name] + goals[1][name]) / 2
+            torch.testing.assert_close(own[name], goal, **ROUNDING)
+            assert not torch.allclose(before[name], goal, rtol=0.05, atol=0.05)
+
+
+def test_a_layer_that_is_used_twice_cannot_be_repaired():
+    model = Reused().double()
+    parents = drawn(model, 1, 2)
+    with pytest.raises(ValueError, match="REPAIR cannot rescale 'again.weight' for each of the 2 times it is used"):
+        repair(model, entry(parents, slice(None), 0), parents, images(5))
+
+
+def test_a_hidden_layer_without_a_bias_or_a_norm_cannot_be_repaired():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)).double()
+    parents = drawn(model, 1, 2)
+    with pytest.raises(ValueError, match="REPAIR shifts units by their bias, and '1' has none"):
+        repair(model, entry(parents, slice(None), 0), parents, images(5))
+
+
+class ComputedWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.out = nn.Parameter(torch.ones(4, 32)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(nn.functional.linear(x.flatten(1), self.weight * 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 2, 1)),
+            "REPAIR shifts units by their bias, and '0' has none",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(2, 4, 1), nn.LayerNorm([4, 4, 4]), nn.Conv2d(4, 2, 1)),
+            "REPAIR cannot rescale '1.weight', which scales places and units",
+        ),
+        (
+            nn.Sequential(nn.ConvTranspose2d(2, 3, 1), nn.Conv2d(3, 2, 1)),
+            "REPAIR cannot rescale what conv_transpose2d gives",
+        ),
+        (ComputedWeight(), "REPAIR cannot rescale the computed weight of linear"),
+    ],
+)
+def test_layers_that_cannot_be_repaired_are_refused(model, message):
+    model = model.double()
+    parents = drawn(model, 1, 2)
+    with pytest.raises(ValueError, match=message):
+        repair(model, entry(parents, slice(None), 0), parents, images(5))
+
+
+def test_weights_of_another_model_are_refused_by_the_first_key():
+    model = Chain().double()
+    parents = drawn(model, 1, 2)
+    merged = entry(parents, slice(None), 0)
+    with pytest.raises(ValueError, match="the parents need one leading axis more than the merge"):
+        repair(model, merged, merged, images(5))
+    with pytest.raises(ValueError, match="the merge: the spec has '7.bias', the weights have not"):
+        repair(model, {key: t for key, t in merged.items() if key != "7.bias"}, parents, images(5))
+    with pytest.raises(ValueError, match="the weights: the spec has 'stem.weight', the weights have not"):
+        reset(Branches().double(), merged, images(5))
+
+
+def test_one_merge_without_leading_axes_is_mended_as_in_a_batch():
+    model, x = Branches().double(), images(20)
+    parents = drawn(model, 2, 3, seed=7)
+    merged = entry(parents, slice(None), 0)
+    for whole, alone in (
+        (repair(model, merged, parents, x), repair(model, entry(merged, 1), entry(parents, 1), x)),
+        (reset(model, merged, x), reset(model, entry(merged, 1), x)),
+    ):
+        for key, tensor in alone.items():
+            torch.testing.assert_close(tensor, whole[key][1], **ROUNDING)
+
+
+def test_reset_norms_measure_what_torch_measures_in_training():
+    model, x = Branches().double(), images(400)
+    weights = drawn(model, 3, seed=2)
+    measured = reset(model, weights, x)
+    for i in range(3):
+        trained = copy.deepcopy(model).train()
+        trained.load_state_dict(entry(weights, i))
+        for module in trained.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None  # a plain average
+        with torch.no_grad():
+            trained(x)
+        for key, tensor in trained.state_dict().items():
+            if "running" in key:
+                # In training a batch is divided by its variance over n, not n - 1: 6400 pixels here.
+                torch.testing.assert_close(measured[key][i], tensor, rtol=1e-3, atol=1e-3)
+            elif not key.endswith("num_batches_tracked"):
+                assert torch.equal(measured[key][i], weights[key][i])
+
+
+def test_a_model_without_running_statistics_has_none_to_reset():
+    model = Attention().double()
+    with pytest.raises(ValueError, match="the model has no norm with running statistics"):
+        reset(model, drawn(model, 1), images(5))
+    with pytest.raises(ValueError, match="a variance needs two inputs or more, got 1"):
+        reset(Branches().double(), drawn(Branches(), 1), images(1))
+
+
+@pytest.mark.parametrize("network", NETWORKS.values())
+def test_every_kind_of_network_is_merged_by_the_hierarchy_and_by_merge_many(network):
+    torch.manual_seed(0)
+    model = network().double().eval()
+    spec = trace(model, images(2))
+    weights, x = drawn(model, seed=3), images(6)
+    copies = Permutation.random(spec, (4,), torch.Generator().manual_seed(4)).apply(weights)
+    goal = functional_call(model, weights, (x,))
+    aligned = 0
+    for merged, permutation in (
+        (entry(merge_hierarchical(spec, copies)[-1].weights, 0), merge_hierarchical(spec, copies)[-1].permutation),
+        (merge_many(spec, copies).weights, merge_many(spec, copies).permutation),
+    ):
+        moved = permutation.apply(copies)
+        torch.testing.assert_close(average(spec, moved), merged, rtol=1e-10, atol=1e-10)
+        for i in range(4):  # whatever was found, each copy still computes what it did
+            torch.testing.assert_close(functional_call(model, entry(moved, i), (x,)), goal, **ROUNDING)
+        aligned += torch.allclose(functional_call(model, merged, (x,)), goal, **ROUNDING)
+    # Coordinate descent need not find every planted permutation of networks this small.
+    assert aligned or network is not Chain
+
+
+def test_a_mended_hierarchy_mends_every_midpoint_before_it_is_merged_again():
+    model, x = Branches().double().eval(), images(40)
+    spec = trace(model, images(2))
+    models = drawn(model, 2, 4, seed=5)
+    mend = partial(repair, model, inputs=x)
+    plain, mended = merge_hierarchical(spec, models, seed=6), merge_hierarchical(spec, models, seed=6, mend=mend)
+    # By hand: the same pairs, repaired, then their midpoint, repaired again.
+    first = mended[1]
+    moved = first.permutation.apply(models)
+    for group in range(2):
+        for pair in range(2):
+            parents = {key: t[group, 2 * pair : 2 * pair + 2].unsqueeze(0) for key, t in moved.items()}
+            middle = interpolate(entry(parents, slice(None), 0), entry(parents, slice(None), 1), 0.5)
+            own = mend(middle, parents)
+            torch.testing.assert_close(entry(first.weights, group, pair), entry(own, 0), **ROUNDING)
+    assert torch.equal(first.permutation.indices["side"], plain[1].permutation.indices["side"])
+    assert not torch.equal(mended[2].weights["grouped.weight"], plain[2].weights["grouped.weight"])
+
+
+def test_counters_are_not_averaged():
+    model = Branches().double()
+    spec = trace(model, images(2))
+    models = drawn(model, 2)
+    models["norm.num_batches_tracked"] = torch.tensor([3, 8])
+    mask = {"mask": torch.tensor([[True, False], [True, True]])}  # a buffer of no numbers at all
+    masked = replace(spec, shapes=spec.shapes | {"mask": (2,)}, parts=spec.parts | {"mask": ()})
+    masked = replace(masked, statistics=spec.statistics | {"mask"})
+    assert torch.equal(merge_many(masked, models | mask).weights["mask"], mask["mask"][0])
+    for merged in (average(spec, models), merge_many(spec, models).weights):
+        assert merged["norm.num_batches_tracked"] == 3
+    assert interpolate(entry(models, 0), entry(models, 1), 0.5)["norm.num_batches_tracked"] == 3

@@ -1,0 +1,462 @@
+"""Tracing: the groups of known architectures, of networks made at random, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from networks import chain_spec
+from torch import nn
+from torch.func import functional_call
+
+from rebasin.graph import export
+from rebasin.permutation import Permutation
+from rebasin.tracing import trace
+from rebasin.tracing.proof import prove
+
+
+def with_statistics(model, seed=0):
+    """The model in float64, every parameter and buffer as training might leave it: nothing is 0, 1 or alike."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model).double().eval()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            fan = tensor[0].numel() if tensor.ndim > 1 else 4
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * (2 / fan) ** 0.5
+            tensor.copy_(drawn if tensor.ndim > 1 else 0.5 + drawn.abs())
+    return model
+
+
+def largest_change(model, groups, inputs, seed=1):
+    """How far outputs move, of their size, when every group is permuted at random: by state_dict alone."""
+    generator = torch.Generator().manual_seed(seed)
+    model = with_statistics(model)
+    with torch.no_grad():
+        before = model(inputs.double())
+        moved = Permutation.random(groups, generator=generator).apply(model.state_dict())
+        after = functional_call(model, moved, (inputs.double(),))
+    return float((after - before).abs().max() / before.abs().max())
+
+
+def share_pinned(model, groups):
+    state = model.state_dict()
+    every = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    moving = sum(state[key].numel() for key, parts in groups.parts.items() if parts)
+    return 1 - moving / every
+
+
+def count(spec):
+    """How many groups there are, how many are of blocks, and how many within a block."""
+    within = sum(spec.sizes[outer] for outer in spec.inside.values())
+    return len(spec.families) + within, len(set(spec.inside.values())), within
+
+
+ARCHITECTURES = {
+    "resnet18": (64, 12, 0, 0),
+    "resnet50": (64, 37, 0, 0),
+    "vgg11_bn": (32, 10, 0, 0),
+    "vgg16_bn": (32, 15, 0, 0),
+    "densenet121": (64, 120, 0, 0),
+    "mobilenet_v2": (64, 25, 0, 0),
+    "mobilenet_v3_small": (64, 27, 0, 0),
+    "efficientnet_b0": (64, 40, 0, 0),
+    "convnext_tiny": (64, 22, 0, 0),
+    "shufflenet_v2_x1_0": (64, 86, 0, 0),
+    "squeezenet1_0": (64, 25, 0, 0),
+    "mnasnet0_5": (64, 25, 0, 0),
+    "googlenet": (64, 57, 0, 0),
+    "inception_v3": (128, 94, 0, 0),
+    "regnet_y_400mf": (64, 1099, 16, 1062),
+    "vit_b_16": (224, 313, 12, 288),
+    "swin_t": (64, 304, 12, 276),
+    "maxvit_t": (224, 409, 22, 336),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_known_architectures_are_traced_whole(name):
+    size, *counted = ARCHITECTURES[name]
+    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vgg"):
+        options["num_classes"] = 10
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None, **options).eval()
+    inputs = torch.randn(1, 3, size, size)
+    groups = trace(model, inputs)
+    assert count(groups) == tuple(counted)
+    assert share_pinned(model, groups) < 0.05
+    assert largest_change(model, groups, inputs) < 1e-8
+
+
+def test_residual_sums_share_a_group_and_statistics_move_with_their_channels():
+    groups = trace(torchvision.models.resnet18(weights=None), torch.randn(1, 3, 64, 64))
+    of = {key: {part.group for part in parts} for key, parts in groups.parts.items()}
+    assert of["bn1.running_var"] == of["layer1.0.bn2.running_mean"] == {"conv1"}
+    assert of["layer2.0.downsample.0.weight"] == {"conv1", "layer2.0.conv2"}
+    told = {key: why for key, why in groups.pinned.items() if not key.endswith("num_batches_tracked")}
+    assert told == {"fc.bias": "an output of the network"}
+    assert groups.pinned["bn1.num_batches_tracked"] == "whole numbers"
+
+
+def test_heads_are_blocks_that_move_whole_and_inside():
+    model = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 40, num_classes=5)
+    groups = trace(model, torch.randn(1, 3, 32, 32))
+    assert count(groups)[1:] == (2, 2 * 2 * 4)
+    assert {groups.sizes[outer] for outer in groups.inside.values()} == {4}, "four heads in each of two layers"
+    assert {groups.sizes[inner] for inner in groups.inside} == {6}
+    key = "encoder.layers.encoder_layer_0.self_attention.in_proj_weight"
+    *_, query_and_key, value = sorted(groups.parts[key], key=lambda part: part.positions.max())
+    # The second head is the rows 6 to 11 of query, key and value, which stand one below the other.
+    assert query_and_key.positions[6:12].T.tolist() == [list(range(6, 12)), list(range(30, 36))]
+    assert value.positions[6:12].T.tolist() == [list(range(54, 60))]
+    assert largest_change(model, groups, torch.randn(1, 3, 32, 32)) < 1e-10
+
+
+def test_a_transformer_encoder_in_evaluation():
+    layer = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    inputs = torch.randn(2, 5, 24)
+    groups = trace(model, inputs)
+    assert count(groups)[1:] == (2, 16)
+    assert largest_change(model, groups, inputs) < 1e-10
+
+
+def test_flattening_gives_each_channel_a_run_of_columns():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6, 3))
+    groups = trace(model, torch.randn(2, 1, 4, 5))
+    assert groups.sizes == {"0": 4}
+    (part,) = groups.parts["3.weight"]
+    assert part.axis == 1
+    assert torch.equal(part.positions, torch.arange(24).reshape(4, 6))
+
+
+class Shuffled(nn.Module):
+    """Two halves, one convolved, concatenated and shuffled, as in ShuffleNetV2; then grouped convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.halved = nn.Conv2d(2, 8, 1), nn.Conv2d(4, 4, 1)
+        self.grouped, self.last = nn.Conv2d(8, 12, 3, groups=4), nn.Linear(12, 2)
+
+    def forward(self, x):
+        a, b = self.first(x).relu().chunk(2, 1)
+        x = torch.cat([a, self.halved(b)], 1)
+        x = x.reshape(len(x), 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return self.last(self.grouped(x).mean([2, 3]))
+
+
+def test_shuffles_halves_and_grouped_convolutions():
+    inputs = torch.randn(2, 2, 5, 5)
+    groups = trace(Shuffled(), inputs)
+    # A block of the grouped convolution holds one channel of each half: blocks move, channels within do not.
+    assert groups.sizes == {"first": 4, "first blocks": 4, "grouped": 3}
+    assert groups.inside == {"grouped": "first blocks"}
+    assert largest_change(Shuffled(), groups, inputs) < 1e-12
+
+
+class Reused(nn.Module):
+    """One square matrix applied three times ties its rows to its columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.again, self.out = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.into(x)
+        for _ in range(3):
+            x = self.again(x).tanh()
+        return self.out(x)
+
+
+def test_a_layer_used_three_times_is_one_group_on_both_axes():
+    groups = trace(Reused(), torch.randn(4, 3))
+    assert groups.sizes == {"into": 6}
+    assert {(part.group, part.axis) for part in groups.parts["again.weight"]} == {("into", 0), ("into", 1)}
+    assert largest_change(Reused(), groups, torch.randn(4, 3)) < 1e-12
+
+
+class Tied(nn.Module):
+    """Words in and words out by the same matrix, under two names; and a layer for training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.mix, self.out = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7, bias=False)
+        self.out.weight = self.words.weight
+        self.aside = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(self.mix(self.words(x)).tanh())
+
+
+def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
+    model, inputs = Tied(), torch.randint(7, (3, 4))
+    groups = trace(model, inputs)
+    # The columns of the one matrix are both what goes into the middle layer and what comes out of it.
+    assert groups.sizes == {"mix": 6}
+    lies = {key: [(part.group, part.axis) for part in parts] for key, parts in groups.parts.items()}
+    assert lies["out.weight"] == lies["words.weight"] == [("mix", 1)]
+    assert lies["mix.weight"] == [("mix", 0), ("mix", 1)]
+    assert groups.pinned["aside.weight"] == "not used in evaluation"
+    moved = Permutation.random(groups, generator=torch.Generator().manual_seed(0)).apply(model.state_dict())
+    assert not torch.equal(moved["words.weight"], model.words.weight)
+    other = copy.deepcopy(model)
+    other.load_state_dict(moved)
+    torch.testing.assert_close(other(inputs), model(inputs))
+
+
+class Conflicting(nn.Module):
+    """One matrix both inside of the network and at its end, where its rows are the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.inner, self.last = nn.Linear(3, 5), nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False)
+        self.last.weight = self.inner.weight
+
+    def forward(self, x):
+        return self.last(self.inner(self.into(x).relu()).relu())
+
+
+def test_shared_weights_that_demand_opposite_things_stay_with_the_reason():
+    spec = trace(Conflicting(), torch.randn(2, 3))
+    assert not spec.sizes
+    # The rows are outputs; what comes out of them goes into the columns, which therefore stay too, and so on down.
+    assert set(spec.pinned) == {"into.weight", "into.bias", "inner.weight", "last.weight"}
+    assert set(spec.pinned.values()) == {"an output of the network"}
+
+
+class Converted(nn.Module):
+    """A change of number format, which the exported graph guards by an assertion that gives nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).to(torch.float32).relu().to(x.dtype))
+
+
+def test_a_change_of_number_format_pins_nothing():
+    assert trace(Converted(), torch.randn(4, 3)).sizes == {"a": 6}
+
+
+class Strange(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).cumsum(-1)).relu())
+
+
+def test_what_cannot_be_followed_is_pinned_with_its_reason():
+    groups = trace(Strange(), torch.randn(4, 3))
+    assert groups.sizes == {"b": 5}
+    assert groups.pinned["a.weight"] == groups.pinned["a.bias"] == "the operator cumsum is not followed"
+
+
+class Picky(nn.Module):
+    """Adds one of its channels to all of them, and scales them by a ramp."""
+
+    def __init__(self, ramp):
+        super().__init__()
+        self.a, self.b, self.ramp = nn.Linear(3, 6), nn.Linear(6, 2), ramp
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x * torch.linspace(0, 1, 6, dtype=x.dtype) if self.ramp else x + x[:, :1])
+
+
+def test_units_that_are_told_apart_stay():
+    assert trace(Picky(ramp=False), torch.randn(4, 3)).sizes == {"a": 5}
+    groups = trace(Picky(ramp=True), torch.randn(4, 3))
+    assert not groups.sizes and "stays" in groups.pinned["a.weight"]
+
+
+def test_a_wrong_spec_does_not_pass_the_proof():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6, 3)).eval()
+    inputs = (torch.randn(2, 1, 4, 5, dtype=torch.float64),)
+    program = export(model.double(), inputs)
+    groups = trace(model, inputs[0])
+    prove(groups, program, inputs)
+    forgotten = replace(groups, parts=groups.parts | {"1.running_var": ()})
+    (part,) = groups.parts["4.weight"]
+    scattered = replace(part, positions=torch.arange(24).reshape(6, 4).T)
+    for wrong in (forgotten, replace(groups, parts=groups.parts | {"4.weight": (scattered,)})):
+        with pytest.raises(AssertionError, match="permuting '0' changes what the network computes"):
+            prove(wrong, program, inputs)
+
+
+class InPlace(nn.Module):
+    """Writes into its tensors: where nothing else reads them, and into half of one that is read whole."""
+
+    def __init__(self, half):
+        super().__init__()
+        self.a, self.b, self.c, self.half = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2), half
+
+    def forward(self, x):
+        x = self.a(x)
+        x = self.b(x.relu_().add_(x))
+        (x[:, :3] if self.half else x).relu_()
+        return self.c(x)
+
+
+@pytest.mark.parametrize("half, sizes", [(False, {"a": 6, "b": 6}), (True, {"a": 6})])
+def test_what_is_written_in_place_is_as_in_the_model(half, sizes):
+    model, inputs = InPlace(half), torch.randn(4, 3)
+    groups = trace(model, inputs)
+    assert groups.sizes == sizes
+    assert largest_change(model, groups, inputs) < 1e-12
+    graph = export(model, (inputs,)).graph
+    assert not any(node.op == "call_function" and node.target._schema.is_mutable for node in graph.nodes)
+
+
+class NarrowInPlace(nn.Module):
+    """Adds wide numbers into narrow ones, which stay narrow; the function would widen them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(3, 6)
+
+    def forward(self, x):
+        return self.a(x).to(torch.float32).add_(self.b(x).to(torch.float64))
+
+
+def test_what_is_written_in_place_keeps_its_number_format():
+    model, inputs = NarrowInPlace().double(), torch.randn(4, 3, dtype=torch.float64)
+    (output,) = export(model, (inputs,)).module()(inputs).unsqueeze(0)
+    assert output.dtype == model(inputs).dtype == torch.float32
+    assert torch.equal(output, model(inputs))
+
+
+class Logarithm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x.log()).relu())
+
+
+def test_a_network_whose_outputs_are_not_finite_proves_nothing():
+    with pytest.raises(ValueError, match="nothing can be proved: for random weights and inputs, the outputs are not"):
+        trace(Logarithm(), torch.rand(4, 3))
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_models_and_inputs_that_cannot_be_exported():
+    with pytest.raises(ValueError, match="torch.export refuses this model or input: .*data-dependent"):
+        trace(Branching(), torch.randn(3))
+    with pytest.raises(ValueError, match="torch.export refuses this model or input: .*must have same reduction dim"):
+        trace(nn.Linear(4, 2), torch.randn(3, 5))
+
+
+class Random(nn.Module):
+    """A network put together from random steps, on (batch, channels, side, side) and then on vectors."""
+
+    def __init__(self, steps, heads):
+        super().__init__()
+        self.steps, self.heads = steps, heads
+        self.layers = nn.ModuleDict()
+        width = 4
+        self.layers["stem"] = nn.Conv2d(2, width, 3, padding=1)
+        for number, (step, _) in enumerate(steps):
+            name = str(number)
+            if step in ("residual", "reused", "plain"):
+                self.layers[name] = nn.Conv2d(width, width, 3, padding=1)
+            elif step == "grouped":
+                self.layers[name] = nn.Conv2d(width, width, 3, padding=1, groups=2)
+            elif step == "depthwise":
+                self.layers[name] = nn.Conv2d(width, width, 3, padding=1, groups=width)
+            elif step == "norm":
+                self.layers[name] = nn.BatchNorm2d(width)
+            elif step == "dense":
+                self.layers[name] = nn.Conv2d(width, 2, 1)
+                width += 2
+            elif step == "gate":
+                self.layers[name] = nn.Linear(width, width)
+        self.layers["flat"] = nn.Linear(width * 9, 4 * heads)
+        self.layers["qkv"], self.layers["mix"] = nn.Linear(4 * heads, 12 * heads), nn.Linear(4 * heads, 4 * heads)
+        self.layers["out"] = nn.Linear(4 * heads, 3)
+
+    def forward(self, x):
+        x = self.layers["stem"](x)
+        for number, (step, flag) in enumerate(self.steps):
+            layer = dict(self.layers).get(str(number))
+            if step == "residual":
+                x = x + layer(x.relu())
+            elif step == "reused":
+                x = layer(layer(x).relu())
+            elif step in ("plain", "grouped", "depthwise", "norm"):
+                x = layer(x) if flag else layer(x).relu()
+            elif step == "dense":
+                new = layer(x).relu()
+                x = torch.cat([x, new] if flag else [new, x], 1)
+            elif step == "gate":
+                x = x * layer(x.mean([2, 3])).sigmoid()[:, :, None, None]
+            elif step == "split":
+                a, b = x.chunk(2, 1)
+                x = torch.cat([b, a] if flag else [a.relu(), b], 1)
+        x = self.layers["flat"](x.flatten(1))
+        x = torch.stack([x, x.roll(1, 0)], 1)  # two tokens
+        qkv = self.layers["qkv"](x).unflatten(-1, (3, self.heads, 4)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        weights = (q @ k.transpose(-1, -2)).softmax(-1)
+        x = x + self.layers["mix"]((weights @ v).transpose(1, 2).flatten(2))
+        return self.layers["out"](x.mean(1))
+
+
+STEPS = st.sampled_from(["plain", "residual", "reused", "grouped", "depthwise", "norm", "dense", "gate", "split"])
+
+
+@given(st.lists(st.tuples(STEPS, st.booleans()), max_size=5), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=15, phases=[Phase.generate])  # an export takes a second, shrinking would take minutes
+def test_networks_made_at_random_compute_the_same_after_permutation(steps, heads, seed):
+    torch.manual_seed(seed)
+    model = Random(steps, heads)
+    inputs = torch.randn(3, 2, 3, 3)
+    groups = trace(model, inputs)
+    assert groups.sizes
+    assert largest_change(model, groups, inputs, seed) < 1e-8
+    # The residual stream of the tokens and the units within heads are free whatever came before.
+    assert 4 * heads in groups.sizes.values()
+    within = {part.group for part in groups.parts["layers.qkv.weight"]} & set(groups.inside)
+    assert len(within) == (2 if heads > 1 else 0)
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.booleans())
+@settings(max_examples=10)
+def test_a_plain_chain_is_traced_to_what_is_written_by_hand(widths, bias):
+    layers = [nn.Linear(i, o, bias=bias) for i, o in zip(widths[:-1], widths[1:], strict=True)]
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+    traced, written = trace(model, torch.randn(2, widths[0])), chain_spec(model)
+    # One unit alone can change places with no other: tracing calls that no group.
+    assert traced.sizes == {group: size for group, size in written.sizes.items() if size > 1}
+    for key, parts in written.parts.items():
+        assert traced.parts[key] == tuple(part for part in parts if written.sizes[part.group] > 1)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "attention"])
+def test_permutations_of_blocks_and_within_them_obey_the_laws_of_a_group(name):
+    torch.manual_seed(0)
+    attention = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
+    model, inputs = (Shuffled(), torch.randn(2, 2, 5, 5)) if name == "shuffled" else (attention, torch.randn(2, 5, 8))
+    spec = trace(model, inputs)
+    generator = torch.Generator().manual_seed(0)
+    p, q = (Permutation.random(spec, (3,), generator) for _ in range(2))
+    weights = model.state_dict()
+    stacked = p.compose(q).apply(weights)
+    for key, tensor in p.apply(q.apply(weights)).items():
+        assert torch.equal(stacked[key], tensor)
+    for key, tensor in p.invert().apply(p.apply(weights)).items():
+        assert torch.equal(tensor, weights[key].expand_as(tensor))
+    identity = Permutation.identity(spec, (3,)).indices
+    assert all(torch.equal(index, identity[group]) for group, index in p.compose(p.invert()).indices.items())
