@@ -74,7 +74,7 @@ def pair_barriers(
 @kept
 def _matched(spec: PermutationSpec, a: Weights, b: Weights, seed: int) -> dict[str, Tensor]:
     """The permutations (pairs, units) that weight matching finds."""
-    found = weight_matching(spec, a, b, seed)
+    found = weight_matching(spec, a, b, seed=seed)
     return {group: index.cpu() for group, index in found.permutation.indices.items()}
 
 

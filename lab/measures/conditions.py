@@ -6,10 +6,9 @@ from torch import Tensor, nn
 
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
-from rebasin.merging.mean import average
 from rebasin.merging.mending import repair
 from rebasin.tracing import trace
-from rebasin.weights import Weights
+from rebasin.weights import Weights, mean
 
 LEAVES = 8
 
@@ -28,13 +27,12 @@ def merge_and_repair(
     model, inputs = model.to(device).eval(), inputs.to(device)
     spec = trace(model, inputs[:2])
     groups = {key: tensor.to(device).unflatten(0, (-1, LEAVES)) for key, tensor in leaves.items()}
-    top = merge_hierarchical(spec, groups, seed=seed, chunk=chunk)[-1]
-    tree = {key: tensor.squeeze(1) for key, tensor in top.weights.items()}
+    tree = merge_hierarchical(spec, groups, seed=seed, chunk=chunk)
     many = merge_many(spec, groups, seed=seed)
     merges = {
-        "tree": (tree, top.permutation.apply(groups)),
+        "tree": (tree.weights, tree.permutation.apply(groups)),
         "merge_many": (many.weights, many.permutation.apply(groups)),
-        "naive": (average(spec, groups), groups),
+        "naive": (mean(groups, axis=1), groups),
     }
     found = {("unmerged", False): dict(leaves)}
     for algorithm, (merged, parents) in merges.items():

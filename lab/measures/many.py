@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from lab.data import Split
 from lab.measures.calibration import calibration_error, logits, reliability, temper
 from lab.merges import grouped
-from rebasin.merging.mean import average
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Weights, mean
 
 ALGORITHMS = ("unmerged", "merge_many", "ensemble", "naive")
 
@@ -50,7 +49,7 @@ def measure_groups(
     average as they are. ``reliability`` is of the split ``test``, where the members' images are counted together.
     """
     nodes, members, curves = [], [], []
-    naive = average(spec, grouped(leaves, size))
+    naive = mean(grouped(leaves, size), axis=1)
     for split, images in splits.items():
         alone, many, plain = (
             logits(model, weights, images, device, chunk).double().log_softmax(-1)

@@ -79,7 +79,7 @@ def _match(
     model = copy.deepcopy(model).to(place).eval()
     a, b = ({name: tensor.to(place) for name, tensor in one.items()} for one in (a, b))
     if algorithm == "weights":
-        found = weight_matching(spec, a, b, seed)
+        found = weight_matching(spec, a, b, seed=seed)
     else:
         found = _match_on_images(algorithm, spec, a, b, model, images, seed, epochs, batch_size, place)
     return {group: index.cpu() for group, index in found.permutation.indices.items()}
@@ -99,9 +99,10 @@ def _match_on_images(
 ) -> Matching:
     pixels, labels = images.images.to(place).float() / 255, images.labels.to(place)
     if algorithm == "activations":
-        return activation_matching(spec, a, b, model, pixels.split(BATCH))
+        return activation_matching(spec, a, b, model=model, loader=pixels.split(BATCH))
     seen = TensorDataset(pixels, labels)
     order = RandomSampler(seen, generator=torch.Generator().manual_seed(seed))
     # Whole batches are picked at once: image by image, picking would take longer than a gradient.
     loader = DataLoader(seen, batch_size=None, sampler=BatchSampler(order, batch_size, drop_last=True))
-    return straight_through_matching(spec, a, b, model, loader, epochs, seed=seed, chunk=len(next(iter(a.values()))))
+    at_once = len(next(iter(a.values())))
+    return straight_through_matching(spec, a, b, model=model, loader=loader, epochs=epochs, seed=seed, chunk=at_once)
