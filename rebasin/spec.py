@@ -65,7 +65,7 @@ class PermutationSpec:
     PermutationSpec(1 group, 8 units; 1 of 4 entries stays)
     >>> print(spec.summary())
     group  units  lies along
-    0      8      0.weight axis 0, 0.bias axis 0, 2.weight axis 1
+    0      8      0.weight axis 0, 0.bias axis 0 and 1 more
     <BLANKLINE>
     stays   reason
     2.bias  an output of the network
@@ -267,7 +267,7 @@ def check_spec(spec: PermutationSpec, call: str) -> None:
         raise TypeError(f"the first argument is the spec, and a {type(spec).__name__} was given: {call}")
 
 
-def _shortened(names: Sequence[str], most: int = 3) -> str:
+def _shortened(names: Sequence[str], most: int = 2) -> str:
     """The first of the names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

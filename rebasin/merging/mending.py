@@ -33,7 +33,7 @@ def mender(model: nn.Module, inputs: Tensor) -> Mend:
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
     >>> mend = rebasin.mender(models[0], torch.randn(50, 3))
     >>> rebasin.merge(spec, models, by="hierarchy", mend=mend, mend_at="every stage")
-    Merge(4 models -> Sequential; 2 rounds, 6 sweeps, 2 stages)
+    Merge(4 models -> Sequential; 2 rounds, ... sweeps, 2 stages)
     """
     check_module(model, "mender(model, inputs)")
     return functools.partial(_mend, model, inputs)
