@@ -28,10 +28,10 @@ def match(spec: PermutationSpec, a: Models, b: Models, *, by: Matcher = "weights
     Both are modules, dicts of tensors with the same leading axes (*batch), or lists of either; nothing is modified.
     ``by`` names the matcher, and ``options`` are its own:
 
-    - ``"weights"``, `weight_matching`: needs no data;
-    - ``"frank-wolfe"``, `frank_wolfe_matching`: needs no data and depends on no visiting order;
-    - ``"activations"``, `activation_matching`: ``model=`` and ``loader=`` of inputs;
-    - ``"straight-through"``, `straight_through_matching`: ``model=`` and ``loader=`` of inputs and targets.
+    - ``"weights"``, ``weight_matching``: needs no data;
+    - ``"frank-wolfe"``, ``frank_wolfe_matching``: needs no data and depends on no visiting order;
+    - ``"activations"``, ``activation_matching``: ``model=`` and ``loader=`` of inputs;
+    - ``"straight-through"``, ``straight_through_matching``: ``model=`` and ``loader=`` of inputs and targets.
 
     Raises ValueError for another matcher, an option that it does not have or that is missing, models that do not fit
     the spec or each other, and what the matcher itself raises.

@@ -33,9 +33,9 @@ def merge(
     ``models`` is a list of modules or of dicts of tensors, or a dict of tensors (*batch, n, ...), of which each n are
     merged; nothing is modified. ``by`` names the method, and ``options`` are its own:
 
-    - ``"mean"``, `merge_mean`: the mean as they are;
-    - ``"many"``, `merge_many`: all at once, each matched to the mean of the others; ``seed=``, ``max_rounds=``;
-    - ``"hierarchy"``, `merge_hierarchical`: pairwise, stage by stage; ``seed=``, ``shuffle=``, ``chunk=``.
+    - ``"mean"``, ``merge_mean``: the mean as they are;
+    - ``"many"``, ``merge_many``: all at once, each matched to the mean of the others; ``seed=``, ``max_rounds=``;
+    - ``"hierarchy"``, ``merge_hierarchical``: pairwise, stage by stage; ``seed=``, ``shuffle=``, ``chunk=``.
 
     ``mend(merged, parents)`` gives the merge the statistics that it should have: ``rebasin.mender(model, images)``
     makes one. It is called once at the ``"end"``, with all the permuted models as parents, or at ``"every stage"`` of a
