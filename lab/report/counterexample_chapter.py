@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report.words import decimal
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from lab.bookkeeping.code import ROOT
-from lab.report import page as report
+from lab.report import tabs as report
 
 IMPLEMENTATIONS = {
     "ours": "rebasin, weight matching (this book)",

@@ -11,7 +11,7 @@ import pandas as pd
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import LABELS
 from lab.measures.many import ALGORITHMS
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report.claims import FEWEST_FOR_VERDICT, contrast_of_nodes, picked
 from lab.report.many_figures import half_groups
 from lab.report.statistics import Interval, interval

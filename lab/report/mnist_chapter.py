@@ -10,7 +10,7 @@ import pandas as pd
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import DATASETS
 from lab.measures.matched import ALGORITHMS
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report.chapter import ZERO, state
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
 from lab.report.statistics import Interval, interval

@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 from lab.bookkeeping import results
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.pipeline import STEPS
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report.accuracy_figures import accuracy_by_leaves
 from lab.report.draw import house_style
 

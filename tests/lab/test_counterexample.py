@@ -30,7 +30,7 @@ from lab.measures.counterexample import (
     pieces,
 )
 from lab.report import counterexample_chapter, counterexample_figures
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report.claims import REPLICATED, decide
 from lab.report.draw import themed
 

@@ -18,7 +18,7 @@ from lab.measures.many import ALGORITHMS, check_sizes, measure, measure_groups, 
 from lab.networks import build
 from lab.networks.initial import initial_weights
 from lab.report import many_chapter, many_figures
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report.claims import NOT_REPLICATED, REPLICATED, decide
 from lab.report.draw import themed
 from rebasin.merging.many import merge_many

@@ -16,7 +16,7 @@ from lab.measures.matched import ALGORITHMS, permuted
 from lab.measures.paths import PATH, barriers, walk
 from lab.networks import build
 from lab.report import mnist_chapter, mnist_figures
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report.claims import NOT_REPLICATED, REPLICATED, decide
 from lab.report.draw import themed
 from lab.training.recipe import Recipe

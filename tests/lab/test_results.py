@@ -24,7 +24,7 @@ from lab.bookkeeping.results import (
     step_key,
 )
 from lab.data import load
-from lab.report import page as report
+from lab.report import tabs as report
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from lab.bookkeeping.pipeline import PRESETS, load_preset
 from lab.networks.initial import INITIAL
 from lab.report import accuracy_figures, chapter
 from lab.report import build as book
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report.claims import NOT_RUN, stated_claims
 from lab.report.draw import hierarchy_scheme, house_style, themed
 from lab.report.statistics import Interval

@@ -9,7 +9,7 @@ from planting import clean, digits
 
 from lab.bookkeeping import results
 from lab.networks import ARCHITECTURES
-from lab.report import page as report
+from lab.report import tabs as report
 from lab.report import where_chapter as chapter
 from lab.report.draw import house_style
 from lab.report.where_figures import GAPS, NETWORKS, conditions, gap, gap_by_leaves, growth
