@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lab.bookkeeping.results import REFERENCE, _digest, results_folder
@@ -37,7 +38,8 @@ def main(slice_name: str) -> None:
                     new = convert(old)
                     assert len(new) == len(old), f"{file.name} has lost rows"
                     if "value" in old and "value" in new:
-                        assert sorted(old["value"].tolist()) == sorted(new["value"].tolist()), f"{file.name}: other values"
+                        same = np.array_equal(np.sort(old["value"]), np.sort(new["value"]), equal_nan=True)
+                        assert same, f"{file.name} has other values"
                     new.to_parquet(file, index=False)
                     made["tables"][table] = _digest(file)
             made["parameters"] = conversion.PARAMETERS.get(notebook, dict)(made["parameters"])
