@@ -160,3 +160,76 @@ def barriers_of_all(recipe, **told):
     """The same by every algorithm and mending."""
     kinds = [(algorithm, mended) for algorithm in ("naive", "weights") for mended in ("none", "repair")]
     return [row for algorithm, mended in kinds for row in planted_barriers(recipe, 8, mended, algorithm, **told)]
+
+
+# What the midpoint of two leaves has, by (algorithm, metric); the ends have 0.9 and 0.3.
+HIGH_BARRIERS = {
+    ("tree", "accuracy"): 0.7, ("tree", "loss"): 0.6, ("naive", "accuracy"): 0.2, ("naive", "loss"): 2.0
+}  # fmt: skip
+
+
+def planted_paths(middle):
+    """The table ``paths`` of notebooks/accuracy.ipynb: four pairs of leaves with these midpoints, a little apart."""
+    rows = []
+    for (algorithm, metric), value in middle.items():
+        ends = 0.9 if metric == "accuracy" else 0.3
+        for node in range(4):
+            for lam, at in ((0.0, ends), (0.5, value + 0.001 * node), (1.0, ends)):
+                rows += [(algorithm, 2, node, split, lam, metric, at) for split in ("train", "test")]
+    return pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "lam", "metric", "value"])
+
+
+def plant_accuracy(run, accuracy, trees, middle=HIGH_BARRIERS):
+    """Let a run have all tables of notebooks/accuracy.ipynb; losses are twice the errors."""
+    images = planted_images(accuracy, trees)
+    rows = []
+    for node in images.itertuples():
+        share = np.unpackbits(np.frombuffer(node.correct, np.uint8), count=node.images).mean()
+        for metric, value in (("accuracy", share), ("loss", 2 * (1 - share))):
+            rows += [(node.algorithm, node.n_leaves, node.node, split, metric, value) for split in ("train", "test")]
+    nodes = pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "metric", "value"])
+    plant(run, {"images": images, "nodes": nodes, "paths": planted_paths(middle)})
+
+
+def plant_conditions(run, gaps, models=8, initial="torch"):
+    """Let a run have the table of notebooks/conditions.ipynb, with these gaps in points: (as merged, after REPAIR).
+
+    They are those of widths 32, 64 and 128, or by recipe: (width, initial weights, epochs, weight decay).
+    """
+    if not isinstance(gaps, dict):
+        gaps = {(width, initial, 3, 0.0): both for width, both in zip((32, 64, 128), gaps, strict=False)}
+    rows = []
+    for recipe, both in gaps.items():
+        rows.append((*recipe, "unmerged", "none", 1, 0, 0.9))
+        for mended, gap in zip(("none", "repair"), both, strict=True):
+            for algorithm, value in (("tree", 0.5 + gap / 100), ("merge_many", 0.5), ("naive", 0.2)):
+                rows.append((*recipe, algorithm, mended, 8, 0, value))
+    columns = ["width", "initial", "epochs", "weight_decay", "algorithm", "mended", "n_leaves", "node", "value"]
+    table = pd.DataFrame(rows, columns=columns).assign(metric="accuracy")
+    given = results.declared_parameters("conditions") | {"run": run, "condition_models": models}
+    results.finish(clean(results.begin("conditions", given)), digits(), {"conditions": table})
+
+
+def planted_comparison(recipes, merged, repaired, every_stage, models):
+    """The table ``nodes`` of notebooks/comparison.ipynb: gaps in points at 2, 4 and 8 leaves, by recipe and mending.
+
+    ``merged`` has the gaps of each of the recipes (a dict of columns); those after REPAIR are alike for all. MergeMany
+    has 50 % as merged and 60 % after REPAIR, and the naive average 10 and 20; gaps of nodes differ by 0.2 points. Nodes
+    come in no order.
+    """
+    rows = []
+    for recipe, gaps in zip(recipes, merged, strict=True):
+        leaves = {"algorithm": "unmerged", "mended": "none", "n_leaves": 1, "value": 0.9}
+        rows += [recipe | leaves | {"node": node} for node in range(models)]
+        for at, size in enumerate((2, 4, 8)):
+            values = {
+                ("merge_many", "none"): 50, ("merge_many", "repair"): 60,
+                ("naive", "none"): 10, ("naive", "repair"): 20,
+                ("tree", "none"): 50 + gaps[at], ("tree", "repair"): 60 + repaired[at],
+                ("tree", "repair every stage"): 60 + every_stage[at],
+            }  # fmt: skip
+            for (algorithm, mended), node in itertools.product(values, reversed(range(models // size))):
+                noise = 0.1 * (-1) ** node if algorithm == "tree" else 0
+                kind = {"algorithm": algorithm, "mended": mended, "n_leaves": size, "node": node}
+                rows.append(recipe | kind | {"value": (values[algorithm, mended] + noise) / 100})
+    return pd.DataFrame(rows).assign(metric="accuracy", split="test")

@@ -17,7 +17,7 @@ from lab.bookkeeping.code import ROOT
 
 STEPS = (
     "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
-    "planted", "mnist", "many", "barriers", "counterexample", "where",
+    "planted", "mnist", "many", "barriers", "counterexample", "comparison",
 )  # fmt: skip
 PRESETS = ROOT / "presets"
 

@@ -12,10 +12,10 @@ import pandas as pd
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import DATASETS
-from lab.report.accuracy_figures import barriers
 from lab.report.barriers_chapter import heights, mean
 from lab.report.barriers_figures import ARCHITECTURES, OPTIMISERS
 from lab.report.chapter import ZERO
+from lab.report.hierarchy import barriers
 from lab.report.page import PREFERRED, runs
 from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from lab.report.words import decimal, hundredths, nats, points

@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from lab import merges
 from lab.data import load
-from lab.measures import where
-from lab.measures.where import compare, mender, sizes_for
+from lab.measures import comparison
+from lab.measures.comparison import compare, measure_merges, mender, sizes_for
 from lab.networks import build
 from lab.training.plan import read_plan
 from rebasin.matching.by_weights import weight_matching
@@ -43,7 +43,7 @@ def found(network, tmp_path_factory):
     model, leaves, inputs = network
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return {(a, m, size): w for a, m, size, w in where.merges(model, leaves, "key", inputs, [2, 4, 8])}
+        return {(a, m, size): w for a, m, size, w in comparison.merges(model, leaves, inputs, [2, 4, 8], True)}
 
 
 def groups_of(leaves, size):
@@ -57,7 +57,11 @@ def assert_close(found, expected):
 
 
 def test_there_are_nodes_of_every_kind_and_size(found):
-    mendings = {"tree": ("none", "end", "every stage"), "merge_many": ("none", "end"), "naive": ("none", "end")}
+    mendings = {
+        "tree": ("none", "repair", "repair every stage"),
+        "merge_many": ("none", "repair"),
+        "naive": ("none", "repair"),
+    }
     kinds = {(a, mended, size) for a, some in mendings.items() for mended in some for size in (2, 4, 8)}
     assert set(found) == kinds | {("unmerged", "none", 1)}
     for (_, _, size), weights in found.items():
@@ -78,11 +82,34 @@ def test_nodes_are_those_of_the_merging_functions_called_on_their_leaves(network
     }
     for algorithm, (merged, parents) in direct.items():
         assert_close(found[algorithm, "none", size], merged)
-        assert_close(found[algorithm, "end", size], repair(model, merged, parents, inputs))
+        assert_close(found[algorithm, "repair", size], repair(model, merged, parents, inputs))
+
+
+def test_merges_of_one_size_are_those_of_all_sizes(network, found):
+    model, leaves, inputs = network
+    some = {(a, mended, size): w for a, mended, size, w in comparison.merges(model, leaves, inputs, [8], False)}
+    kinds = {(a, mended, 8) for a in ("tree", "merge_many", "naive") for mended in ("none", "repair")}
+    assert set(some) == kinds | {("unmerged", "none", 1)}
+    for kind, weights in some.items():
+        assert_close(weights, found[kind])
+
+
+@pytest.mark.parametrize("architecture", ["resnet20_bn", "vgg16_ln", "vit"])
+def test_every_kind_of_network_is_merged_mended_and_tested(architecture):
+    data = load("digits")
+    model = build(architecture, data, 8 if architecture == "vit" else 2)
+    leaves = {key: torch.stack([tensor, tensor.clone()]) for key, tensor in model.state_dict().items()}
+    inputs = data.train.images[:20].float() / 255
+    table = measure_merges(model, leaves, inputs, data.test.sample(30), [2], True, 0, "cpu", 2, 8)
+    kinds = table.groupby(["algorithm", "mended"]).size()
+    assert kinds["unmerged", "none"] == 4 and kinds["tree", "repair every stage"] == 2 and len(kinds) == 8
+    of = table[table["metric"] == "loss"].set_index(["algorithm", "mended"])["value"]
+    # Twice the same network: its merge is itself.
+    assert of["tree", "none"] == pytest.approx(of["unmerged", "none"].iloc[0], rel=1e-4)
 
 
 def test_of_two_leaves_the_end_is_every_stage(found):
-    assert_close(found["tree", "every stage", 2], found["tree", "end", 2])
+    assert_close(found["tree", "repair every stage", 2], found["tree", "repair", 2])
 
 
 def test_mending_at_every_stage_is_a_plain_loop_that_repairs_each_midpoint_to_its_two_parents(network, found):
@@ -104,7 +131,7 @@ def test_mending_at_every_stage_is_a_plain_loop_that_repairs_each_midpoint_to_it
             torch.testing.assert_close(mine.std(0), torch.stack(theirs).std(1).mean(0), **ROUNDING)
         nodes = above
         expected = {key: torch.stack([node[key] for node in nodes]) for key in leaves}
-        assert_close(found["tree", "every stage", size], expected)
+        assert_close(found["tree", "repair every stage", size], expected)
 
 
 def test_a_batch_norm_is_given_its_own_statistics_and_its_parents_outputs():
@@ -140,15 +167,15 @@ def test_of_each_recipe_only_sizes_that_it_has_models_for_are_merged():
 @pytest.mark.parametrize(
     ("entries", "sizes", "message"),
     [
-        ([ENTRY], [2, 8], "where_sizes must be 2, 4, 8, ...: got [2, 8]"),
-        ([ENTRY], [], "where_sizes must be 2, 4, 8, ...: got []"),
+        ([ENTRY], [2, 8], "comparison_sizes must be 2, 4, 8, ...: got [2, 8]"),
+        ([ENTRY], [], "comparison_sizes must be 2, 4, 8, ...: got []"),
         ([ENTRY | {"models": 6}], [2, 4, 8], "recipe 'tiny' needs a multiple of 4 models, got 6"),
         ([ENTRY | {"models": 1}], [2, 4, 8], "recipe 'tiny' needs a multiple of 2 models, got 1"),
         ([ENTRY, ENTRY], [2], "two entries of the plan are alike"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_anything_is_trained(monkeypatch, entries, sizes, message):
-    monkeypatch.setattr(where, "train_plan", lambda *args: pytest.fail("training began"))
+    monkeypatch.setattr(comparison, "train_plan", lambda *args: pytest.fail("training began"))
     with pytest.raises(ValueError, match=re.escape(message)):
         compare(read_plan(entries), sizes, 50, 40, 0, "cpu", 32)
 
@@ -156,7 +183,7 @@ def test_a_plan_that_cannot_be_is_refused_before_anything_is_trained(monkeypatch
 def test_a_run_that_was_killed_finds_its_merges_and_ends_in_the_same_table(monkeypatch):
     plan = read_plan([ENTRY])
     first, datasets, seconds = compare(plan, [2, 4], 50, 40, 0, "cpu", 32)
-    for module, name in ((merges, "merge_many"), (merges, "merge_hierarchical"), (where, "merge_hierarchical")):
+    for module, name in ((merges, "merge_many"), (merges, "merge_hierarchical"), (comparison, "merge_hierarchical")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("merged again"))
     again, _, _ = compare(plan, [2, 4], 50, 40, 0, "cpu", 32)
     pd.testing.assert_frame_equal(first, again)
@@ -170,9 +197,11 @@ def test_a_run_that_was_killed_finds_its_merges_and_ends_in_the_same_table(monke
 def test_images_for_repair_are_part_of_what_a_mended_tree_is_kept_by(network):
     model, leaves, inputs = network
     with_all, with_few = (
-        {(a, m, size): w for a, m, size, w in where.merges(model, leaves, "key", some, [2])}
+        {(a, m, size): w for a, m, size, w in comparison.merges(model, leaves, some, [2], True)}
         for some in (inputs, inputs[:20])
     )
     key = "layer1.bias"
     assert torch.equal(with_all["tree", "none", 2][key], with_few["tree", "none", 2][key])
-    assert not torch.equal(with_all["tree", "every stage", 2][key], with_few["tree", "every stage", 2][key])
+    assert not torch.equal(
+        with_all["tree", "repair every stage", 2][key], with_few["tree", "repair every stage", 2][key]
+    )
