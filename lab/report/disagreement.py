@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import DATASETS, INITIALS, OPTIMISERS, RECIPE
-from lab.networks import ARCHITECTURES
+from lab.bookkeeping.vocabulary import INITIALS, OPTIMISERS, RECIPE
 from lab.report.accuracy_figures import barriers as barriers_of_paths
 from lab.report.claims import picked
 from lab.report.draw import legend_below
@@ -189,10 +188,8 @@ def raised(barriers: str, mnist: str, accuracy: str) -> Facts:
 def recipes_table(barriers: str, mnist: str, accuracy: str) -> pd.DataFrame:
     """A row for each recipe and number of epochs; a cell is empty where something was not measured."""
     whole = recipes(barriers, mnist, accuracy)
-    table = pd.DataFrame({"data": whole["dataset"].map(DATASETS)})
-    table["network"] = [ARCHITECTURES[name].title for name in whole["architecture"]]
-    table["norm"] = [ARCHITECTURES[name].norm for name in whole["architecture"]]
-    table["width"], table["training"] = whole["width"].astype(str), whole["training"]
+    table = pd.DataFrame({"networks": whole["networks"] + ", width " + whole["width"].astype(str)})
+    table["training"] = whole["training"]
     for title, name, text in (
         ("accuracy of the ends (%)", "ends", points),
         ("barrier in loss (nats)", "loss", nats),

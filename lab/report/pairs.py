@@ -100,9 +100,10 @@ def barriers_over(table: pd.DataFrame, axis: str, title: str) -> Figure:
                 # Beside each other, so that their intervals can be told apart.
                 aside = 1.03 if mended == "repair" else 1 / 1.03
                 low, middle, high = np.transpose([above_floor(value, metric) for value in heights.values()])
+                label = title_of_networks(recipe) + (", REPAIR" if mended == "repair" else "")
                 panel.errorbar(
                     np.array(list(heights)) * aside, middle, (middle - low, high - middle), linestyle=line,
-                    markerfacecolor=fill, label=title_of_networks(recipe) + (", REPAIR" if mended == "repair" else ""), **style,
+                    markerfacecolor=fill, label=label, **style,
                 )  # fmt: skip
         panel.set(yscale="log", ylabel=f"barrier in {metric} ({unit})")
         panel.set_ylim(bottom=FLOOR[metric] / 1.5)
