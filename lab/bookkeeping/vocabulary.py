@@ -8,6 +8,11 @@ from dataclasses import dataclass
 # kind. ``algorithm`` says how networks were merged, ``matcher`` how the two of a pair were matched, ``mended`` what was
 # done to the merge's statistics, ``n_leaves`` of how many networks it is made, ``strength`` that of a penalty.
 KIND = ("algorithm", "mended", "n_leaves", "strength")
+# How networks were trained: all parts of a recipe but the data set and the epochs.
+RECIPE = (
+    "architecture", "width", "batch_size", "learning_rate", "weight_decay", "seed", "initial", "l1", "l2", "optimiser",
+    "schedule", "schedule_epochs", "warmup_epochs", "augmented", "subset",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ ALGORITHMS = {
     "ensemble": Drawn("ensemble of the leaves", "#8C6BB1", "*"),
 }
 MATCHERS = {
-    "none": Drawn("as they are", "#009E73", "^"),
+    "none": Drawn("not matched", "#009E73", "^"),
     "weights": Drawn("matched by weights", "#0072B2", "o"),
     "activations": Drawn("matched by activations", "#E69F00", "s"),
     "straight-through": Drawn("matched straight through", "#CC79A7", "D"),
