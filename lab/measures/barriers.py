@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, nll_loss
 
 from lab.bookkeeping.cache import kept
-from lab.data import Dataset, Split
 from lab.device import pick_device
-from lab.measures.calibration import logits, temper
+from lab.images import Dataset, Split
+from lab.measures.calibration import temper
 from lab.measures.paths import barrier, check_pairs
+from lab.outputs import outputs
 from lab.training.plan import Planned
 from rebasin.matching.by_weights import weight_matching
 from rebasin.merging.mending import repair, reset_norms
@@ -66,26 +67,28 @@ def pair_barriers(
     """
     n = len(next(iter(weights.values())))
     check_pairs(n, points)
-    inputs = data.train.sample(mending_images).images.float() / 255
-    rows = _measured(model, weights, inputs, data.test.sample(test_images), points, seed, pick_device(device), chunk)
+    inputs = data.train.sample(mending_images).pixels
+    rows = barriers_of_pairs(
+        model, weights, inputs, data.test.sample(test_images), points, seed, pick_device(device), chunk
+    )
     return pd.DataFrame(rows, columns=["algorithm", "mended", "points", "node", "metric", "value"])
 
 
 @kept
-def _matched(spec: PermutationSpec, a: Weights, b: Weights, seed: int) -> dict[str, Tensor]:
+def pairs_matched_by_weights(spec: PermutationSpec, a: Weights, b: Weights, seed: int) -> dict[str, Tensor]:
     """The permutations (pairs, units) that weight matching finds."""
     found = weight_matching(spec, a, b, seed)
     return {group: index.cpu() for group, index in found.permutation.indices.items()}
 
 
 @kept
-def _measured(
+def barriers_of_pairs(
     model: nn.Module, weights: Weights, inputs: Tensor, test: Split, points: int, seed: int, device: str, chunk: int
 ) -> list[tuple[str, str, int, int, str, float]]:
     """The rows of ``pair_barriers``."""
     spec, model, inputs = trace(model, inputs[:2]), copy.deepcopy(model).to(device), inputs.to(device)
     a, b = ({key: tensor[first::2].to(device) for key, tensor in weights.items()} for first in (0, 1))
-    indices = {group: index.to(device) for group, index in _matched(spec, a, b, seed).items()}
+    indices = {group: index.to(device) for group, index in pairs_matched_by_weights(spec, a, b, seed).items()}
     has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     kinds = [
         (algorithm, end, mended)
@@ -122,7 +125,7 @@ def path_metrics(
     """
     accuracy, loss, tempered, temperature = [], [], [], []
     for number, at in enumerate(_points(model, a, b, lams, mended, inputs)):
-        answers = logits(model, at, test, device, chunk, BATCH).double()
+        answers = outputs(model, at, test.images, device, chunk, BATCH).double()
         accuracy.append((answers.argmax(-1) == test.labels).double().mean(-1))
         loss.append(torch.stack([cross_entropy(one, test.labels) for one in answers]))
         if number in (0, len(lams) // 2, len(lams) - 1):

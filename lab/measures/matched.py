@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lab.bookkeeping.cache import kept
-from lab.data import Split
 from lab.device import pick_device
+from lab.images import Split
 from rebasin.matching.by_activations import activation_matching
 from rebasin.matching.by_weights import weight_matching
 from rebasin.matching.pairs import Matching
@@ -47,7 +47,7 @@ def permuted(
         raise ValueError(f"unknown algorithm {algorithm!r}: there are {', '.join(ALGORITHMS)}")
     if algorithm == "naive":
         return dict(b)
-    spec, place = trace(model, images.images[:2].float() / 255), pick_device(device)
+    spec, device = trace(model, images.images[:2].float() / 255), pick_device(device)
     if algorithm != "straight-through":
         epochs, batch_size = 0, 0  # the others' answers do not depend on them
     pairs = len(next(iter(b.values())))
@@ -56,14 +56,16 @@ def permuted(
         for first in range(0, pairs, chunk):
             here = slice(first, first + chunk)
             some_a, some_b = ({name: tensor[here] for name, tensor in one.items()} for one in (a, b))
-            parts.append(_match(algorithm, spec, some_a, some_b, model, images, seed, epochs, batch_size, place))
+            parts.append(
+                matched_pairs(algorithm, spec, some_a, some_b, model, images, seed, epochs, batch_size, device)
+            )
             bar.update(min(chunk, pairs - first))
     indices = {group: torch.cat([part[group] for part in parts]) for group in spec.sizes}
     return Permutation(spec, indices).apply(b)
 
 
 @kept
-def _match(
+def matched_pairs(
     algorithm: str,
     spec: PermutationSpec,
     a: Weights,
@@ -73,15 +75,15 @@ def _match(
     seed: int,
     epochs: int,
     batch_size: int,
-    place: str,
+    device: str,
 ) -> dict[str, Tensor]:
     """The permutations (pairs, units) that one matcher finds for pairs (pairs, ...) that go through at once."""
-    model = copy.deepcopy(model).to(place).eval()
-    a, b = ({name: tensor.to(place) for name, tensor in one.items()} for one in (a, b))
+    model = copy.deepcopy(model).to(device).eval()
+    a, b = ({name: tensor.to(device) for name, tensor in one.items()} for one in (a, b))
     if algorithm == "weights":
         found = weight_matching(spec, a, b, seed)
     else:
-        found = _match_on_images(algorithm, spec, a, b, model, images, seed, epochs, batch_size, place)
+        found = _match_on_images(algorithm, spec, a, b, model, images, seed, epochs, batch_size, device)
     return {group: index.cpu() for group, index in found.permutation.indices.items()}
 
 
@@ -95,9 +97,9 @@ def _match_on_images(
     seed: int,
     epochs: int,
     batch_size: int,
-    place: str,
+    device: str,
 ) -> Matching:
-    pixels, labels = images.images.to(place).float() / 255, images.labels.to(place)
+    pixels, labels = images.pixels.to(device), images.labels.to(device)
     if algorithm == "activations":
         return activation_matching(spec, a, b, model, pixels.split(BATCH))
     seen = TensorDataset(pixels, labels)

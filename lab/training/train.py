@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.data import Dataset
 from lab.device import pick_device
+from lab.images import Dataset
 from lab.networks import build
 from lab.training.recipe import Recipe, images_seen
 from lab.training.stack import snapshot, train_stack
@@ -68,12 +68,12 @@ def train(
             done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
             for epoch, weights in zip(epochs, done, strict=True):
                 snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
-    kept = [[snapshot(model, recipe, images, numbers, epoch, device) for epoch in snapshots] for numbers in stacks]
+    by_epoch = [[snapshot(model, recipe, images, numbers, epoch, device) for numbers in stacks] for epoch in snapshots]
     weights = {
-        key: torch.stack([torch.cat([stack[at].weights[key] for stack in kept]) for at in range(len(snapshots))])
-        for key in kept[0][0].weights
+        key: torch.stack([torch.cat([stack.weights[key] for stack in at_once]) for at_once in by_epoch])
+        for key in by_epoch[0][0].weights
     }
-    loss, seconds = (torch.cat([getattr(stack[-1], name) for stack in kept]) for name in ("loss", "seconds"))
+    loss, seconds = (torch.cat([getattr(stack, name) for stack in by_epoch[-1]]) for name in ("loss", "seconds"))
     return Trained(weights, loss, seconds)
 
 
