@@ -68,9 +68,8 @@ def pair_barriers(
     n = len(next(iter(weights.values())))
     check_pairs(n, points)
     inputs = data.train.sample(mending_images).pixels
-    rows = barriers_of_pairs(
-        model, weights, inputs, data.test.sample(test_images), points, seed, pick_device(device), chunk
-    )
+    test = data.test.sample(test_images)
+    rows = barriers_of_pairs(model, weights, inputs, test, points, seed, pick_device(device), chunk)
     return pd.DataFrame(rows, columns=["algorithm", "mended", "points", "node", "metric", "value"])
 
 

@@ -109,7 +109,7 @@ def under_perturbations(
 ) -> Tensor:
     """Which images models (n, ...) get right, clean and under each of ``SETTINGS``: (n, 1 + settings, m).
 
-    ``versions`` holds the perturbed images of a split, by its identity and the seed, for the next models that are tested on it.
+    ``versions`` holds the perturbed images of a split, by its identity and the seed, for the next models.
     """
     same = id(split), seed
     if same not in versions:

@@ -87,7 +87,7 @@ def recover(network: Network, trials: int, seed: int, device: str) -> pd.DataFra
     rows = []
     with track(trials, f"recover {network.name}", "permutation") as bar:
         for trial in range(trials):
-            found = planted_recovery(network.spec, network.weights(trial), trial, seed, device)
+            found = recovered_trial(network.spec, network.weights(trial), trial, seed, device)
             rows += [(network.name, metric, trial, value) for metric, value in zip(METRICS, found, strict=True)]
             bar.update()
     table = pd.DataFrame(rows, columns=["network", "metric", "node", "value"]).astype({"value": float})
@@ -95,7 +95,7 @@ def recover(network: Network, trials: int, seed: int, device: str) -> pd.DataFra
 
 
 @kept
-def planted_recovery(
+def recovered_trial(
     spec: PermutationSpec, weights: Weights, trial: int, seed: int, device: str
 ) -> tuple[int, int, int]:
     """Whether one planted permutation was recovered, in how many sweeps, and how many units are tied."""

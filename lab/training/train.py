@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lab.bookkeeping.content import unchanged
 from lab.device import pick_device
 from lab.images import Dataset
 from lab.networks import build
@@ -61,14 +62,17 @@ def train(
     def missing(numbers: tuple[int, ...]) -> list[int]:
         return [e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists()]
 
-    wanted = {numbers: epochs for numbers in stacks if (epochs := missing(numbers))}
-    what = f"train {sum(map(len, wanted))} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
-    with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
-        for numbers, epochs in wanted.items():
-            done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
-            for epoch, weights in zip(epochs, done, strict=True):
-                snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
-    by_epoch = [[snapshot(model, recipe, images, numbers, epoch, device) for numbers in stacks] for epoch in snapshots]
+    with unchanged(images.images, images.labels):
+        wanted = {numbers: epochs for numbers in stacks if (epochs := missing(numbers))}
+        what = f"train {sum(map(len, wanted))} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
+        with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
+            for numbers, epochs in wanted.items():
+                done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
+                for epoch, weights in zip(epochs, done, strict=True):
+                    snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
+        by_epoch = [
+            [snapshot(model, recipe, images, numbers, epoch, device) for numbers in stacks] for epoch in snapshots
+        ]
     weights = {
         key: torch.stack([torch.cat([stack.weights[key] for stack in at_once]) for at_once in by_epoch])
         for key in by_epoch[0][0].weights
