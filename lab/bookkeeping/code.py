@@ -8,6 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,8 +199,9 @@ def _home(module: str, name: str | None, root: Path) -> tuple[str | None, str | 
         return None, name
     if name is None:
         return module, None
-    if module_path(module, root).name == "__init__.py":
-        source = module_source(module, root)
+    path = module_path(module, root)
+    if path.name == "__init__.py":
+        source = path.read_text()
         handed_on = {known for known in _imports(source) if known.known_as == name and known[:2] != (module, name)}
         if name in _assigned(source) or len(handed_on) > 1:
             return module, name
@@ -227,6 +229,6 @@ def _is_silent(module: str) -> bool:
 
 
 def _path(name: str, root: Path) -> Path | None:
-    folder = root / Path(*name.split("."))
-    candidates = (folder / "__init__.py", folder.with_name(f"{folder.name}.py"))
-    return next((path for path in candidates if path.exists()), None)
+    stem = f"{root}/{name.replace('.', '/')}"
+    candidates = (f"{stem}/__init__.py", f"{stem}.py")
+    return next((Path(path) for path in candidates if os.path.exists(path)), None)
