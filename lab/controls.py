@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
-from lab.data import Dataset
 from lab.device import pick_device
+from lab.images import Dataset
 from lab.merges import Nodes, grouped, merge_all, unmerged
 from lab.networks import build
 from lab.outputs import evaluate
@@ -87,10 +87,9 @@ def compared(
         )
     model = build(recipe.architecture, dataset, recipe.width).eval()
     spec = trace(model, dataset.example)
-    trained = train(recipe, dataset, n_models, (epochs,), device, chunk)
-    leaves = {key: tensor[-1] for key, tensor in trained.weights.items()}
+    leaves = train(recipe, dataset, n_models, (epochs,), device, chunk).last
     merged = merge_all(spec, leaves, tree_leaves, many_leaves, recipe.seed, pick_device(device), merge_chunk)
-    inputs = dataset.train.sample(repair_images).images.float() / 255
+    inputs = dataset.train.sample(repair_images).pixels
 
     groups = [_one_per_block(nodes, model) for nodes in [unmerged(spec, leaves), *merged]]
     for nodes in merged:
@@ -102,10 +101,9 @@ def compared(
     for penalty, strengths in (("l1", l1_strengths), ("l2", l2_strengths)):
         for strength in strengths:
             penalised = replace(recipe, **{penalty: strength})
-            weights = train(penalised, dataset, penalised_models, (epochs,), device, chunk).weights
-            last = {key: tensor[-1] for key, tensor in weights.items()}
+            weights = train(penalised, dataset, penalised_models, (epochs,), device, chunk).last
             numbers = tuple(range(penalised_models))
-            groups.append(Group(penalty, 1, strength, numbers, model, last, _unaligned(len(numbers))))
+            groups.append(Group(penalty, 1, strength, numbers, model, weights, _unaligned(len(numbers))))
     return groups
 
 

@@ -27,7 +27,7 @@ import yaml
 
 from lab.bookkeeping.cache import write_together
 from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
-from lab.data import Dataset
+from lab.images import Dataset
 
 NOTEBOOKS = ROOT / "notebooks"
 CLAIMS = ROOT / "book" / "claims.yml"

@@ -12,10 +12,11 @@ from torch.func import functional_call
 
 from lab.bookkeeping.cache import kept
 from lab.controls import Group
-from lab.data import Split
 from lab.device import pick_device
+from lab.images import Split
 from lab.measures.attacks import Attack, fgsm, surviving
 from lab.measures.robustness import GREY_LEVELS, KINDS
+from lab.outputs import outputs
 from rebasin.progress import track
 from rebasin.weights import Weights
 
@@ -35,7 +36,7 @@ def reference_accuracy(
     ``attack`` is ``clean``, ``own`` for the worst case of FGSM and PGD over ``losses``, or ``autoattack``. Raises
     ModuleNotFoundError where the extra ``rebasin-book[attacks]`` is not installed.
     """
-    pixels, rows = split.images.float() / 255, []
+    pixels, rows = split.pixels, []
     radius = epsilon / GREY_LEVELS
     with track(sum(min(most_nodes, len(group.nodes)) for group in groups), "AutoAttack", "node") as bar:
         for group in groups:
@@ -77,4 +78,5 @@ def autoattack(
     attacked, *_ = AutoAttack(Bound().eval(), device=device, eps=epsilon, seed=seed).run_standard_evaluation(
         images, labels
     )
-    return (functional_call(model, one, (attacked,)).argmax(-1) == labels).cpu()
+    logits = outputs(model, weights, attacked, device, batch=len(attacked))
+    return logits[0].argmax(-1) == labels.cpu()

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, nll_loss
 
 from lab.bookkeeping.cache import kept
-from lab.data import Dataset, Split
 from lab.device import pick_device
-from lab.measures.calibration import logits, temper
+from lab.images import Dataset, Split
+from lab.measures.calibration import temper
 from lab.measures.pairs import matched_by_weights
 from lab.measures.paths import barrier, check_pairs, path_metrics
+from lab.outputs import outputs
 from lab.training.plan import Planned
 from rebasin.merging.mending import repair, reset_norms
 from rebasin.permutation import Permutation
@@ -70,7 +71,7 @@ def pair_barriers(
     """
     n = len(next(iter(weights.values())))
     check_pairs(n, points)
-    inputs = data.train.sample(mending_images).images.float() / 255
+    inputs = data.train.sample(mending_images).pixels
     test = data.test.sample(test_images)
     rows = barriers_of_pairs(model, weights, inputs, test, points, seed, pick_device(device), chunk)
     return pd.DataFrame(rows, columns=["matcher", "mended", "points", "node", "metric", "value"])
@@ -117,7 +118,7 @@ def mended_path_metrics(
     """
     accuracy, loss, tempered, temperature = [], [], [], []
     for number, point in enumerate(_points(model, a, b, lams, mended, inputs)):
-        answers = logits(model, point, test, device, chunk, BATCH).double()
+        answers = outputs(model, point, test.images, device, chunk, BATCH).double()
         accuracy.append((answers.argmax(-1) == test.labels).double().mean(-1))
         loss.append(torch.stack([cross_entropy(of_model, test.labels) for of_model in answers]))
         if number in (0, len(lams) // 2, len(lams) - 1):

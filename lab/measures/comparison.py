@@ -9,8 +9,8 @@ import pandas as pd
 from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
-from lab.data import Dataset, Split
 from lab.device import pick_device
+from lab.images import Dataset, Split
 from lab.merges import grouped, merge_all
 from lab.outputs import evaluate
 from lab.training.plan import Planned, train_plan
@@ -44,7 +44,7 @@ def compare(
     parts, datasets, training_seconds = [], {}, 0.0
     with track(sum(len(planned.epochs) for planned in plan), "recipes", "snapshot") as bar:
         for planned, epochs, data, model, leaves, seconds in train_plan(plan, device):
-            inputs = data.train.sample(repair_images).images.float() / 255
+            inputs = data.train.sample(repair_images).pixels
             tested = data.test.sample(test_images)
             part = measure_merges(
                 model, leaves, inputs, tested, fitting[planned], True, seed, device, planned.chunk, merge_chunk

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from torch import Tensor, nn
 
-from lab.data import Split
-from lab.measures.calibration import calibration_error, logits, reliability, temper
+from lab.images import Split
+from lab.measures.calibration import calibration_error, reliability, temper
 from lab.merges import grouped
+from lab.outputs import outputs
 from rebasin.merging.mean import average
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Weights
@@ -53,7 +54,7 @@ def measure_groups(
     naive = average(spec, grouped(leaves, size))
     for split, images in splits.items():
         alone, many, plain = (
-            logits(model, weights, images, device, chunk).double().log_softmax(-1)
+            outputs(model, weights, images.images, device, chunk).double().log_softmax(-1)
             for weights in (leaves, merged, naive)
         )
         alone = alone.unflatten(0, (-1, size))  # (groups, size, m, classes)

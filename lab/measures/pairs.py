@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lab.bookkeeping.cache import kept
-from lab.data import Split
 from lab.device import pick_device
+from lab.images import Split
 from rebasin.matching.by_activations import activation_matching
 from rebasin.matching.by_weights import weight_matching
 from rebasin.matching.straight_through import straight_through_matching

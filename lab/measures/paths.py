@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lab.data import Split
+from lab.images import Split
 from lab.outputs import evaluate
 from rebasin.progress import track
 from rebasin.weights import Weights, interpolate

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
-from lab.data import Split
+from lab.images import Split
 from lab.outputs import evaluate
 from rebasin.weights import Weights
 
@@ -105,13 +105,14 @@ def under_perturbations(
     seed: int,
     device: str,
     chunk: int,
-    versions: dict[int, list[Split]],
+    versions: dict[tuple[int, int], list[Split]],
 ) -> Tensor:
     """Which images models (n, ...) get right, clean and under each of ``SETTINGS``: (n, 1 + settings, m).
 
-    ``versions`` holds the perturbed images of a split, by its identity, for the next models that are tested on it.
+    ``versions`` holds the perturbed images of a split, by its identity and the seed, for the next models.
     """
-    if id(split) not in versions:
-        versions[id(split)] = [split, *(perturbed(split, kind, severity, seed) for kind, severity in SETTINGS)]
-    tested = [evaluate(model, weights, version, device, chunk) for version in versions[id(split)]]
+    same = id(split), seed
+    if same not in versions:
+        versions[same] = [split, *(perturbed(split, kind, severity, seed) for kind, severity in SETTINGS)]
+    tested = [evaluate(model, weights, version, device, chunk) for version in versions[same]]
     return torch.stack([one.correct for one in tested], 1)

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from lab.bookkeeping.cache import kept
 from lab.controls import Group
-from lab.data import Split
 from lab.device import pick_device
+from lab.images import Split
 from lab.measures.lipschitz import (
     averaged_bound,
     certified_radius,
@@ -24,6 +23,7 @@ from lab.measures.lipschitz import (
     spectral_product,
 )
 from lab.measures.norms import layer_norms, parameter_norm, predicted_norm
+from lab.outputs import outputs
 from rebasin.progress import track
 from rebasin.weights import Weights
 
@@ -42,11 +42,11 @@ def regularity(
     metric, and per node and radius (grey levels in L2, with the share of images certified there).
     """
     nodes, layers, radii = [], [], []
-    leaf_norms, pixels = parameter_norm(leaves), split.images.float() / 255
+    leaf_norms, pixels = parameter_norm(leaves), split.pixels
     with track(len(groups), "norms and bounds", "group") as bar:
         for group in groups:
             kind = (group.algorithm, group.n_leaves, group.strength)
-            found = _measured(
+            found = norms_and_bounds(
                 group.model, group.weights, pixels, split.labels, gradient_images, pick_device(device), chunk
             )
             if not group.alignment.isnan().any():
@@ -68,7 +68,7 @@ def regularity(
 
 
 @kept
-def _measured(
+def norms_and_bounds(
     model: nn.Module, weights: Weights, pixels: Tensor, labels: Tensor, gradient_images: int, device: str, chunk: int
 ) -> dict[str, dict[str, Tensor] | Tensor]:
     """What is measured of each network (n, ...), on images (m, ...) and the first of them."""
@@ -90,7 +90,7 @@ def _measured(
     metrics["parameter_norm"] = parameter_norm(weights)
     slopes = gradient_norms(model, weights, pixels[:gradient_images], device, chunk)
     metrics["largest_gradient"], metrics["median_gradient"] = slopes.amax(1), slopes.median(1).values
-    logits = _logits(model, weights, pixels, device, chunk)
+    logits = outputs(model, weights, pixels, device, chunk, len(pixels))
     radii = certified_radius(logits, labels, metrics["lipschitz"])
     right = radii > 0
     # The margin of the correctly classified follows from the radius: radius = margin / (sqrt 2 bound).
@@ -100,15 +100,3 @@ def _measured(
     layers = {f"{layer} {metric}": values for (layer, metric), values in norms.items() if layer != "all"}
     layers |= {f"{layer} spectral": values for layer, values in zip(names, torch.stack(spectral, 1), strict=True)}
     return {"metrics": metrics, "layers": layers, "radii": radii}
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, weights: Weights, pixels: Tensor, device: str, chunk: int) -> Tensor:
-    """What networks (n, ...) say of images (m, ...): (n, m, classes), on the CPU."""
-    model, pixels = model.to(device).eval(), pixels.to(device)
-    outputs = vmap(lambda one: functional_call(model, one, (pixels,)))
-    parts = []
-    for start in range(0, len(next(iter(weights.values()))), chunk):
-        some = {key: tensor[start : start + chunk].to(device) for key, tensor in weights.items()}
-        parts.append(outputs(some).cpu())
-    return torch.cat(parts)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lab.controls import Group
-from lab.data import Split
 from lab.device import pick_device
+from lab.images import Split
 from lab.measures.attacks import Attack, fgsm, perturb, surviving, survivors
 from lab.measures.perturbations import SETTINGS, under_perturbations
 from lab.outputs import evaluate
@@ -67,7 +67,7 @@ def _survivors(
     group: Group, split: Split, epsilons: Sequence[float], attack: Attack, seed: int, device: str, chunk: int
 ) -> Tensor:
     """Which images survive: (n, epsilons, m)."""
-    pixels, radii = split.images.float() / 255, [epsilon / GREY_LEVELS for epsilon in epsilons]
+    pixels, radii = split.pixels, [epsilon / GREY_LEVELS for epsilon in epsilons]
     return survivors(group.model, group.weights, pixels, split.labels, radii, attack, seed, pick_device(device), chunk)
 
 
@@ -89,7 +89,7 @@ def perturbed_accuracy(
     all these (``out_of``, severity 0 left out) it is classified correctly, one byte an image.
     """
     rows, images = [], []
-    versions: dict[int, list[Split]] = {}  # of a split, perturbed once for all groups
+    versions: dict[tuple[int, int], list[Split]] = {}  # of a split, perturbed once for all groups
     with track(len(groups), "perturb", "group") as bar:
         for group, split in zip(groups, splits, strict=True):
             correct = under_perturbations(group.model, group.weights, split, seed, pick_device(device), chunk, versions)
@@ -123,7 +123,7 @@ def transfer_accuracy(
     ``own leaf`` for the first leaf of a merged node. ``epsilons`` are in grey levels.
     """
     unmerged = next(group for group in groups if group.algorithm == "unmerged")
-    pixels = split.images.float() / 255
+    pixels = split.pixels
     rows = []
 
     def correct(group: Group, weights: Weights, images: Tensor) -> list[float]:
@@ -171,7 +171,7 @@ def attack_checks(
     in grey levels, and ``pixels``: how far the farthest pixel lies outside [0, 1].
     """
     radius = epsilon / GREY_LEVELS
-    pixels = split.images.float() / 255
+    pixels = split.pixels
     rows = []
     with track(len(groups), "check the attacks", "group") as bar:
         for group in groups:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from lab.data import Dataset
+from lab.images import Dataset
 from lab.networks.convnets import resnet20, vgg16
 from lab.networks.mlp import mlp
 from lab.networks.vit import vit

@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
-from lab.data import LOADERS, Dataset, load
+from lab.data import LOADERS, load
+from lab.images import Dataset
 from lab.networks import ARCHITECTURES, build
 from lab.training.recipe import Recipe
 from lab.training.train import train

@@ -1,12 +1,12 @@
-"""Accuracies, losses and barriers are those that one computes by hand, however many models go through at once."""
+"""Logits, accuracies, losses and barriers are those of plain code, however many models go through at once."""
 
 import pytest
 import torch
 from torch import nn
 
-from lab.data import Split
+from lab.images import Split
 from lab.measures.paths import barrier, evaluate_path
-from lab.outputs import evaluate
+from lab.outputs import evaluate, outputs
 
 # Three models see seven images of 2 x 2 pixels: chunks and batches of other sizes leave a rest.
 IMAGES, CLASSES = 7, 3
@@ -42,6 +42,26 @@ def test_correctness_and_loss_are_those_of_each_model_alone(model, split):
         # Losses of order 1, in float32.
         torch.testing.assert_close(found.loss[i], torch.stack(nats).detach(), rtol=1e-5, atol=1e-6)
     assert 0 < found.correct.sum() < 3 * IMAGES
+
+
+def test_logits_are_those_of_each_model_alone_for_images_and_for_pixels(model, split):
+    weights = weights_of(model, 3)
+    logits = outputs(model, weights, split.images, "cpu", chunk=2, batch=3)
+    assert logits.shape == (3, IMAGES, CLASSES) and not logits.requires_grad
+    for i in range(3):
+        alone = torch.func.functional_call(model, {k: t[i] for k, t in weights.items()}, (split.images / 255,))
+        torch.testing.assert_close(logits[i], alone.detach(), rtol=1e-5, atol=1e-6)
+    assert split.pixels.dtype == torch.float32 and split.pixels.max() <= 1
+    assert torch.equal(outputs(model, weights, split.pixels, "cpu", chunk=2, batch=3), logits)
+
+
+def test_asking_a_model_leaves_it_as_it_is(split):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, CLASSES)).train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    weights = {key: tensor.unsqueeze(0) for key, tensor in before.items()}
+    evaluate(model, weights, split, "cpu")
+    assert model.training
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in before.items())
 
 
 @pytest.mark.parametrize(("chunk", "batch"), [(2, 7), (3, 3), (5, 1)])

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from lab import controls as comparison
-from lab import merges
+from lab import controls, merges
 from lab.controls import compared
-from lab.data import Split, load
+from lab.data import load
+from lab.images import Split
 from lab.measures.norms import layer_norms
 from lab.merges import grouped, merge_all
 from lab.networks import build
 from lab.outputs import evaluate
+from lab.training import early_stopping
 from lab.training import train as training
 from lab.training.early_stopping import stop_early
 from lab.training.recipe import Recipe
@@ -56,7 +57,7 @@ def leaves(digits, cache, groups):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", cache)
         trained = train(RECIPE, digits, SETTING["n_models"], (SETTING["epochs"],), "cpu", SETTING["chunk"])
-    return {key: tensor[-1] for key, tensor in trained.weights.items()}
+    return trained.last
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def merged(spec_of_mlp, leaves, tmp_path_factory):
     """All nodes of every plain merge, by algorithm and size, merged anew."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", str(tmp_path_factory.mktemp("other")))
-        found = merge_all(spec_of_mlp, leaves, "test", SETTING["tree_leaves"], SETTING["many_leaves"], RECIPE.seed)
+        found = merge_all(spec_of_mlp, leaves, SETTING["tree_leaves"], SETTING["many_leaves"], RECIPE.seed)
     return {(nodes.algorithm, nodes.n_leaves): nodes for nodes in found}
 
 
@@ -163,7 +164,7 @@ def test_only_plain_merges_have_an_alignment(groups):
 
 
 def test_a_repaired_node_has_the_statistics_of_its_leaves(groups, leaves, merged, spec_of_mlp, digits, model):
-    pixels = digits.train.sample(SETTING["repair_images"]).images.float() / 255
+    pixels = digits.train.sample(SETTING["repair_images"]).pixels
     x = model.normalise(pixels).flatten(1)
 
     def statistics(weights):
@@ -220,9 +221,10 @@ def test_a_strong_penalty_leaves_smaller_weights(groups):
 
 def test_a_second_call_trains_merges_repairs_and_stops_nothing(groups, digits, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
-    forbid(monkeypatch, training, "_train_chunk")
+    forbid(monkeypatch, training, "train_stack")
     forbid(monkeypatch, merges, "merge_hierarchical", "merge_many")
-    forbid(monkeypatch, comparison, "repair", "stop_early")
+    forbid(monkeypatch, controls, "repair")
+    forbid(monkeypatch, early_stopping, "train_epoch")
     again = compared(digits, RECIPE, **SETTING)
     assert kinds(again) == kinds(groups)
     for one, other in zip(again, groups, strict=True):
@@ -231,14 +233,15 @@ def test_a_second_call_trains_merges_repairs_and_stops_nothing(groups, digits, c
 
 
 @pytest.mark.parametrize(
-    ("change", "name"), [({"repair_images": 50}, "repair"), ({"many_leaves": 8}, "merge_many"), ({"epochs": 1}, "")]
+    ("change", "name"),
+    [({"repair_images": 50}, "repair"), ({"many_leaves": 8}, "merge_many"), ({"epochs": 1}, "train_stack")],
 )
 def test_another_setting_is_computed_anew(groups, digits, cache, monkeypatch, change, name):
     monkeypatch.setenv("REBASIN_CACHE", cache)
-    forbid(monkeypatch, training, "_train_chunk")
+    forbid(monkeypatch, training, "train_stack")
     forbid(monkeypatch, merges, "merge_many")
-    forbid(monkeypatch, comparison, "repair")
-    with pytest.raises(AssertionError, match=f"{name or '_train_chunk'} was called again"):
+    forbid(monkeypatch, controls, "repair")
+    with pytest.raises(AssertionError, match=f"{name} was called again"):
         compared(digits, RECIPE, **SETTING | change)
 
 
