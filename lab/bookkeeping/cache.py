@@ -187,7 +187,9 @@ def _digest_of_tensor(tensor: Tensor) -> str:
     """The digest of a tensor's bytes; of one and the same tensor, unchanged since, it is computed once."""
     held = _DIGESTS.get(tensor)
     if held is None or held[0] != tensor._version:
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        dense = tensor.detach().cpu().contiguous()
+        # One value counts as contiguous whatever its stride, and can then not be read as bytes.
+        raw = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()
         held = _DIGESTS[tensor] = (tensor._version, hashlib.sha256(raw.data).hexdigest())
     return held[1]
 
