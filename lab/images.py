@@ -47,7 +47,7 @@ class Dataset:
     @property
     def example(self) -> Tensor:
         """Two training images as a network takes them, (2, channels, height, width) in [0, 1]: what it is traced on."""
-        return self.train.images[:2].float() / 255
+        return Split(self.train.images[:2], self.train.labels[:2]).pixels
 
     @property
     def classes(self) -> int:

@@ -59,12 +59,12 @@ TREE_WINS = {
 }  # fmt: skip
 
 
-KIND = ["algorithm", "n_leaves", "strength", "node"]
+KIND = ["algorithm", "mended", "n_leaves", "strength", "node"]
 
 
 def one_node_per_block(algorithm, size, blocks):
     """The numbers of the nodes that attacks, perturbations and bounds are measured on: the first of each 8 leaves."""
-    kind = (algorithm, size, 0.0)
+    kind = (algorithm, "none", size, 0.0)
     # Models stopped early have the hierarchy's noise with neighbours swapped: equal shares give a mean gap of 0.
     return [
         ((*kind, block * 8 // size), np.random.default_rng((size, block ^ (algorithm == "early_stopped"))))

@@ -53,6 +53,24 @@ DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
 OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 
+# Pixels are stored in so many steps from black to white; radii of attacks are counted in them, as the field does.
+GREY_LEVELS = 255
+# ``worst`` is what survives every attack with every loss.
+ATTACKS = {"fgsm": "FGSM", "pgd": "PGD", "worst": "worst case"}
+LOSSES = {"cross_entropy": "cross-entropy", "margin": "margin"}
+# Names of perturbations, and what the amount that a severity stands for is measured in.
+PERTURBATIONS = {
+    "gaussian_noise": ("Gaussian noise", "standard deviation, of the pixel range"),
+    "uniform_noise": ("uniform noise", "largest change, of the pixel range"),
+    "salt_and_pepper": ("salt and pepper", "share of values that become 0 or 1"),
+    "blur": ("blur", "standard deviation, pixels"),
+    "brightness": ("brightness", "added to the largest channel, of the pixel range"),
+    "contrast": ("contrast", "share kept of the contrast"),
+    "pixelate": ("pixelation", "share kept of a side"),
+    "jpeg": ("JPEG", "quality, of 100"),
+    "rotation": ("rotation", "degrees"),
+}
+
 
 def title_of(algorithm: str, mended: str = "none") -> str:
     """What a reader calls a kind of network: ``hierarchy after REPAIR``."""

@@ -27,17 +27,6 @@ PERTURBATIONS: dict[str, tuple[float, ...]] = {
     "rotation": (5, 10, 15, 20, 30),  # degrees, counterclockwise
 }
 SETTINGS = tuple((kind, severity) for kind in PERTURBATIONS for severity in range(1, 6))
-UNITS = {
-    "gaussian_noise": "standard deviation, of the pixel range",
-    "uniform_noise": "largest change, of the pixel range",
-    "salt_and_pepper": "share of values that become 0 or 1",
-    "blur": "standard deviation, pixels",
-    "brightness": "added to the largest channel, of the pixel range",
-    "contrast": "share kept of the contrast",
-    "pixelate": "share kept of a side",
-    "jpeg": "quality, of 100",
-    "rotation": "degrees",
-}
 
 BATCH = 1000  # images that go through at once, for the memory's sake: it changes no result
 

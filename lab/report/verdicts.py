@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
 from lab.bookkeeping import results
 from lab.report import page
 from lab.report.claims import NOT_RUN, PARTLY, REPLICATED, Claim, Condition, decide, stated_claims
+from lab.report.facts import Facts, outcome
 from lab.report.words import nats, points
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
@@ -73,3 +74,18 @@ def effect_text(condition: Condition) -> str:
     if condition.unit == "nats":
         return f"{nats(condition.effect, signed=True)} nats"
     return f"{points(condition.effect, signed=True)} {condition.unit}"
+
+
+def gaps(decided: Claim, conditions: Mapping[str, str]) -> Facts:
+    """The effects of a claim's conditions, ``conditions`` by the name of their value, and ``n``.
+
+    The outcome says where they lie, beside their bounds: ``below``, or where they differ ``below, open``; or ``not
+    measured`` if the run lacks one of them.
+    """
+    measured = {name: decided.condition(condition) for name, condition in conditions.items()}
+    if None in measured.values():
+        return Facts("not measured", {})
+    sides = [outcome(condition.effect, condition.bound) for condition in measured.values()]
+    values = {name: points(condition.effect, signed=True) for name, condition in measured.items()}
+    values["n"] = str(min(condition.effect.n for condition in measured.values()))
+    return Facts(sides[0] if len(set(sides)) == 1 else ", ".join(sides), values)
