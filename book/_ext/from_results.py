@@ -130,15 +130,16 @@ class ResultFigure(OfResults):
         return [figure, self.sources(function)]
 
     def sources(self, function: Callable[..., Any]) -> nodes.Node:
-        """The notebooks whose tables a figure shows, and, folded, the function that draws it."""
+        """The notebooks whose tables a figure shows, if any, and, folded, the function that draws it."""
         line = nodes.paragraph("", "From ", classes=["from"])
         for position, notebook in enumerate(function.notebooks):
             line += [nodes.Text(", ")] if position else []
             line += to_notebook(notebook)
+        notebooks = [line] if function.notebooks else []
         where = f"{function.__module__.replace('.', '/')}.py: {function.__name__}"
         code = nodes.literal_block("", inspect.getsource(inspect.unwrap(function)), language="python")
         opening = raw(f'<details class="code"><summary>Drawn by <code>{where}</code></summary>')
-        return nodes.container("", line, opening, code, raw("</details>"), classes=["sources"])
+        return nodes.container("", *notebooks, opening, code, raw("</details>"), classes=["sources"])
 
 
 class Claims(SphinxDirective):
