@@ -1,8 +1,8 @@
 """Write committed tables in their new columns, values untouched: ``python conversions/apply.py SLICE``.
 
 ``conversions/SLICE.py`` has ``TABLES``: for each (notebook, table) a function from the old frame to the new one, and
-``PARAMETERS``: for each notebook a function from the old parameters to the new ones (both may be empty). Each run that is
-committed is converted in place, once: a notebook whose provenance says ``converted`` is left alone.
+``PARAMETERS``: for each notebook a function from the old parameters to the new ones (both may be empty). Each committed
+run is converted in place, once: a notebook whose provenance says ``converted`` is left alone.
 """
 
 from __future__ import annotations

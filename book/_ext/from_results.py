@@ -123,7 +123,8 @@ class ResultFigure(OfResults):
     def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
         if "alt" not in self.options:
             raise self.error("a figure needs :alt:, which says in words what it shows")
-        image = raw(draw.themed(lambda: function(*runs), self.options["alt"]).data)
+        # In a box of its own: the theme hides the caption that follows the image for the other theme.
+        image = raw(f"<div>{draw.themed(lambda: function(*runs), self.options['alt']).data}</div>")
         figure = nodes.figure("", image, self.caption(nodes.caption), align="default")
         if "name" in self.options:
             self.add_name(figure)

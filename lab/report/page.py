@@ -49,6 +49,8 @@ def measured_on(run: str, notebook: str) -> dict[str, str]:
     made = results.provenance(run, notebook)
     hardware, parameters, data = made["hardware"], made["parameters"], made["dataset"]
     commit = (made["commit"] or "no commit")[:10] + ("" if made["clean"] else " with uncommitted changes")
+    if made.get("rekeyed"):
+        commit += f", by the code of {made['rekeyed'][-1]['from_commit'][:10]}, which since changed without a number"
     if made["key"] != results.step_key(notebook, results.declared_parameters(notebook) | parameters):
         commit += ", the code has changed since"
     if made["claims"] != results.claims_digest(notebook):
