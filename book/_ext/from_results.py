@@ -179,7 +179,10 @@ class Value(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         name, _, value = self.text.partition(" ")
-        function = shown(name)
+        try:
+            function = shown(name)
+        except ValueError as error:
+            return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
         read = self.env.temp_data.setdefault(READ, [])
         read.extend(notebook for notebook in function.notebooks if notebook not in read)
         if not all(map(page.runs, function.notebooks)):

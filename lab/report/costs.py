@@ -46,7 +46,6 @@ def table() -> pd.DataFrame:
                 "memory": f"{provenance['peak_memory_gb']:.1f} GB",
                 "run": run,
                 "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
-                "date": provenance["date"],
             }
         )
     return pd.DataFrame(rows)
