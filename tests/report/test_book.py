@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from IPython.display import HTML
 from planting import (
     REGULAR,
@@ -26,18 +25,14 @@ from planting import (
 )
 
 from lab.bookkeeping import results
-from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.pipeline import PRESETS, load_preset
 from lab.networks.initial import INITIAL
 from lab.report import accuracy_figures, chapter
-from lab.report import build as book
 from lab.report import tabs as report
 from lab.report.claims import NOT_RUN, stated_claims
 from lab.report.draw import hierarchy_scheme, house_style, themed
 from lab.report.statistics import Interval
 
-# The confidence level is a constant of the code (rebasin/lab/statistics.py), and nothing that was measured.
-ALLOWED = {"95 %"}
 # MergeMany of four networks at most, the others of eight.
 NO_MANY_AT_8 = {kind: share for kind, share in TREE_WINS.items() if kind != ("merge_many", 8)}
 NO_MANY = {kind: share for kind, share in NO_MANY_AT_8.items() if kind[0] != "merge_many"}
@@ -48,48 +43,6 @@ EVEN = {kind: (0.8 if kind[0] in SWAPPED else share) for kind, share in TREE_WIN
 def own_results(tmp_path, monkeypatch):
     monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
     monkeypatch.delenv("REBASIN_RUN", raising=False)
-
-
-def prose(page):
-    """A chapter's Markdown without its front matter, its code cells, and what is set in code or in formulas."""
-    text = (ROOT / "book" / f"{page}.md").read_text()
-    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    text = re.sub(r"^```\{code-cell\}.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    return re.sub(r"`[^`\n]*`|\$[^$\n]*\$", "", text)
-
-
-PAGES = [
-    "index",
-    "hierarchy",
-    "conditions",
-    "robustness",
-    "perturbations",
-    "regularisation",
-    "counterexample",
-    "mnist",
-    "planted",
-    "many",
-    "where",
-    "barriers",
-    "disagreement",
-]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_no_measured_number_is_typed_into_a_chapter(page):
-    found = re.findall(r"\d+[.,]\d+(?: ?%)?|\d+ ?(?:%|percent\b|points\b|nats\b)", prose(page).replace("\n", " "))
-    assert set(found) <= ALLOWED, found
-    assert len(prose(page)) > 200
-
-
-def test_every_page_of_the_contents_is_there():
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    pages = [contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])]
-    for page in pages:
-        assert [suffix for suffix in (".md", ".ipynb") if (ROOT / f"{page}{suffix}").is_file()], page
-    assert len(pages) == len(set(pages))
-    written = {path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / "book").glob("*.md")}
-    assert written <= set(pages), "a page that no reader can reach"
 
 
 def curves(middle):
@@ -566,13 +519,6 @@ def test_a_chapter_without_any_run_says_how_to_make_one():
         FileNotFoundError, match="no run holds the tables of notebooks/accuracy.ipynb: `make reproduce`"
     ):
         report.shown_run("accuracy")
-
-
-def test_a_book_of_a_run_that_is_not_there_is_refused(monkeypatch):
-    plant_accuracy("smoke", TREE_WINS, 1)
-    monkeypatch.setenv("REBASIN_RUN", "mien")
-    with pytest.raises(SystemExit, match="rebasin: there is no run 'mien' under results/: there are smoke"):
-        book.main()
 
 
 @pytest.mark.parametrize(

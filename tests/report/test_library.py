@@ -1,10 +1,11 @@
-"""The library's chapter says what the benchmarks measured, whichever way they come out."""
+"""The library in the book: facts, tables and figure are those of the benchmarks, whichever way they come out."""
 
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 
-from lab.report import library_chapter
+from lab.report import library
 
 
 def row(name, seconds, moving):
@@ -40,7 +41,7 @@ def matching(**changes):
 def benchmarks(tmp_path, monkeypatch):
     """``benchmarks(matching=..., tracing=...)`` puts these figures where the chapter reads them."""
     (tmp_path / "benchmarks").mkdir()
-    monkeypatch.setattr(library_chapter, "ROOT", tmp_path)
+    monkeypatch.setattr(library, "ROOT", tmp_path)
     common = {
         "hardware": {"processor": "Some CPU", "cores": 2, "gpu": None},
         "versions": {"torch": "2.15"},
@@ -54,43 +55,76 @@ def benchmarks(tmp_path, monkeypatch):
     return write
 
 
-def test_the_slowest_and_the_stiffest_network_are_told(benchmarks):
+def test_the_slowest_and_the_stiffest_network(benchmarks):
     benchmarks(tracing={"rows": [row("fast", 1.0, 0.999), row("stiff", 2.0, 0.95), row("slow", 9.94, 1.0)]})
-    assert library_chapter.tracing_finding() == (
-        "All 3 networks tried are traced and proved, each within 10 seconds (the slowest, slow, in 9.9). At least "
-        "95.0 % of the numbers in each belong to units that move (stiff)."
-    )
+    facts = library.tracing()
+    assert facts.outcome == "all in time"
+    assert facts.values == {
+        "n": "3", "late": "0", "in_time": "3", "budget": "10", "slowest": "slow", "slowest_seconds": "9.9",
+        "stiffest": "stiff", "least_moving": "95.0",
+    }  # fmt: skip
 
 
 def test_networks_that_take_too_long_are_counted(benchmarks):
     benchmarks(tracing={"rows": [row("fast", 1.0, 1.0), row("slow", 10.1, 1.0), row("slower", 17.0, 1.0)]})
-    assert "all but 2 within 10 seconds (the slowest, slower, in 17.0)" in library_chapter.tracing_finding()
+    facts = library.tracing()
+    assert facts.outcome == "some late"
+    assert (facts.values["late"], facts.values["in_time"], facts.values["slowest"]) == ("2", "1", "slower")
 
 
-def test_the_tracing_table_tells_what_stays_and_why(benchmarks):
+def test_the_tracing_table_has_what_stays_and_why(benchmarks):
     benchmarks(tracing={"rows": [row("resnet18", 1.0, 0.998)]})
-    text = library_chapter.tracing_table().data
-    assert "<td>resnet18</td>" in text and "<td>99.800</td>" in text and "<td>0.200 an output</td>" in text
+    (network,) = library.tracing_table().to_dict("records")
+    assert network["network"] == "resnet18" and network["moves (%)"] == "99.800"
+    assert network["stays (%), and why"] == "0.200 an output"
 
 
-def test_speed_and_objective_beside_the_others(benchmarks):
+@pytest.mark.parametrize(("over", "outcome"), [(0.5, "faster"), (1.25, "slower")])
+def test_speed_beside_the_fastest_other(benchmarks, over, outcome):
+    benchmarks(matching=matching(ours_over_fastest_other=over))
+    facts = library.speed()
+    assert facts.outcome == outcome
+    assert facts.values == {"percent": f"{100 * over:.0f}", "fastest": "PyPI's sd-meh"}
+
+
+@pytest.mark.parametrize(("gap", "outcome", "most"), [(0.0, "none does", "0.0000"), (-0.25, "another does", "0.2500")])
+def test_another_that_finds_more(benchmarks, gap, outcome, most):
+    benchmarks(matching=matching(ours_minus_other_objective={"textbook": {"each_order": [0.0, gap, 0.0]}}))
+    facts = library.objective()
+    assert facts.outcome == outcome and facts.values == {"most": most, "orders": "3"}
+
+
+@pytest.mark.parametrize(("over", "outcome"), [(0.6, "faster"), (1.1, "slower")])
+def test_many_pairs_at_once(benchmarks, over, outcome):
+    benchmarks(matching=matching(batched={"pairs": 100, "threads": 2, "at_once_over_one_by_one": over}))
+    facts = library.batch()
+    assert facts.outcome == outcome
+    assert facts.values == {"pairs": "100", "threads": "2", "percent": f"{100 * over:.0f}"}
+
+
+@pytest.mark.parametrize(
+    ("reached", "outcome", "better"), [(701.5, "sometimes", "2"), (703.0, "always", "3"), (1.0, "never", "0")]
+)
+def test_how_often_frank_wolfe_finds_more(benchmarks, reached, outcome, better):
+    benchmarks(matching=matching(raw={"objective": {"ours": [700.0, 701.0, 702.0], "frank-wolfe": [reached] * 3}}))
+    facts = library.frank_wolfe()
+    assert facts.outcome == outcome
+    assert facts.values == {"better": better, "orders": "3", "times": "4.0"}
+
+
+def test_implementations_that_were_timed_stand_in_table_and_figure(benchmarks):
     benchmarks(matching=matching())
-    assert library_chapter.matching_finding() == (
-        "A pair of 3x512 MLPs is matched in 50 % of the time of the fastest other implementation (PyPI's sd-meh), and "
-        "in the same visiting order none finds more. 100 pairs at once, on 2 threads, take 60 % of the time that they "
-        "take one after another on one. Frank-Wolfe "
-        "matching takes 4.0 times as long, and finds more than weight matching does in 2 of the 3 visiting orders."
-    )
-    text = library_chapter.matching_table().data
-    assert "the assignments alone (floor)" in text and "<td>1.25</td>" in text and "sd-mecha" not in text
+    table = library.matching_table().set_index("implementation")
+    assert table.loc["the assignments alone", "our weight matching over it"] == "1.25"
+    assert table.loc["PyPI's sd-meh", "one pair (ms)"] == "1000" and "PyPI's sd-mecha" not in table.index
+    figure = library.matching_seconds()
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [4000, 2000, 1500, 1000, 500]
+    plt.close(figure)
 
 
-def test_another_that_finds_more_is_told(benchmarks):
-    benchmarks(matching=matching(ours_minus_other_objective={"textbook": {"each_order": [0.0, -0.25, 0.0]}}))
-    assert "in the same visiting order one finds 0.2500 more" in library_chapter.matching_finding()
-
-
-def test_hardware_versions_and_commit_stand_below(benchmarks):
-    benchmarks(matching=matching())
-    text = library_chapter.below("matching").data
-    assert "Some CPU, 2 cores · torch 2.15 · commit 0123456789 · benchmarks/matching.py" in text
+def test_hardware_versions_and_commit_are_those_of_each_benchmark(benchmarks):
+    benchmarks(matching=matching(), tracing={"rows": []})
+    first, second = library.measured_on().to_dict("records")
+    assert (first["benchmark"], second["script"]) == ("tracing", "benchmarks/matching.py")
+    assert first["machine"] == "Some CPU, 2 cores" and first["versions"] == "torch 2.15"
+    assert first["commit"] == "0123456789"
