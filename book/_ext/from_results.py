@@ -131,15 +131,16 @@ class ResultFigure(OfResults):
         return [figure, self.sources(function)]
 
     def sources(self, function: Callable[..., Any]) -> nodes.Node:
-        """The notebooks whose tables a figure shows, and, folded, the function that draws it."""
+        """The notebooks whose tables a figure shows, if any, and, folded, the function that draws it."""
         line = nodes.paragraph("", "From ", classes=["from"])
         for position, notebook in enumerate(function.notebooks):
             line += [nodes.Text(", ")] if position else []
             line += to_notebook(notebook)
+        notebooks = [line] if function.notebooks else []
         where = f"{function.__module__.replace('.', '/')}.py: {function.__name__}"
         code = nodes.literal_block("", inspect.getsource(inspect.unwrap(function)), language="python")
         opening = raw(f'<details class="code"><summary>Drawn by <code>{where}</code></summary>')
-        return nodes.container("", line, opening, code, raw("</details>"), classes=["sources"])
+        return nodes.container("", *notebooks, opening, code, raw("</details>"), classes=["sources"])
 
 
 class Claims(SphinxDirective):
@@ -178,7 +179,10 @@ class Value(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         name, _, value = self.text.partition(" ")
-        function = shown(name)
+        try:
+            function = shown(name)
+        except ValueError as error:
+            return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
         read = self.env.temp_data.setdefault(READ, [])
         read.extend(notebook for notebook in function.notebooks if notebook not in read)
         if not all(map(page.runs, function.notebooks)):

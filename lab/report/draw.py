@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lab.bookkeeping.vocabulary import COLOURS, Drawn
+from lab.report.facts import reads
 from lab.report.statistics import Interval
 
 LIGHT_INK, DARK_INK = "#1F2328", "#E6E6E6"
@@ -71,6 +72,7 @@ def themed(draw: Callable[[], Figure], alt: str) -> HTML:
     return HTML("<style>html:not([data-theme]) .only-dark { display: none }</style>" + "".join(images))
 
 
+@reads()
 def hierarchy_scheme() -> Figure:
     """Eight models merged pair by pair in three stages (Hierarchical Re-Basin, Figure 1)."""
     figure = Figure(figsize=(5.2, 4.8))

@@ -27,9 +27,10 @@ class Facts:
 
 
 def reads(*notebooks: str) -> Callable[[Shown], Shown]:
-    """Marks a function of a run that a chapter can show: which notebooks' tables it reads.
+    """Marks a function that a chapter can show: which notebooks' tables it reads.
 
-    The function takes a run for each of them, and returns ``Facts``, a table of texts (a DataFrame) or a figure.
+    The function takes a run for each of them, and returns ``Facts``, a table of texts (a DataFrame) or a figure. It
+    takes none where it reads no run's tables, but benchmarks/, say, or nothing.
     """
 
     def mark(function: Shown) -> Shown:

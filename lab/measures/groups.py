@@ -1,4 +1,4 @@
-"""MergeMany of groups of networks: how well the merge, its inputs and their ensemble answer, and how surely."""
+"""How well groups of networks answer, and how surely: each network by itself, their merge, ensemble and average."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ ALGORITHMS = ("unmerged", "merge_many", "ensemble", "naive")
 
 
 def check_sizes(models: int, sizes: Sequence[int]) -> None:
-    """Raise ValueError, before anything is trained, for groups larger than the models, and for a size listed twice."""
+    """Raise ValueError, before anything is trained, for no size, one larger than the models, and one listed twice."""
+    if not sizes:
+        raise ValueError("at least one size of groups is needed")
     for size in sizes:
         if not isinstance(size, int) or not 1 <= size <= models:
             raise ValueError(f"a group of {size} needs as many models, got {models}")
@@ -45,41 +47,55 @@ def measure_groups(
     device: str,
     chunk: int,
 ) -> dict[str, pd.DataFrame]:
-    """The tables ``nodes``, ``members`` and ``reliability`` of groups of ``size`` models, and of their merges.
+    """The tables ``nodes``, ``members`` and ``reliability`` of groups of ``size`` models (n, ...), and of their merges.
 
-    ``unmerged`` is the mean over a group's members, ``ensemble`` the mean of their probabilities, ``naive`` their
-    average as they are. ``reliability`` is of the split ``test``, where the members' images are counted together.
+    ``unmerged`` is the mean over a group's members, ``ensemble`` the mean of their probabilities, ``naive`` the average
+    of their weights without matching. ``reliability`` is of the split ``test``, where the members' images are counted
+    together.
     """
     nodes, members, curves = [], [], []
     naive = average(spec, grouped(leaves, size))
     for split, images in splits.items():
-        alone, many, plain = (
+        tempered = split == "test"
+        of_leaves, of_merges, of_averages = (
             outputs(model, weights, images.images, device, chunk).double().log_softmax(-1)
             for weights in (leaves, merged, naive)
         )
-        alone = alone.unflatten(0, (-1, size))  # (groups, size, m, classes)
-        each = measure(alone, images.labels, tempered=split == "test")
-        told = {"merge_many": many, "ensemble": alone.logsumexp(1).log_softmax(-1), "naive": plain}
-        found = {name: measure(one, images.labels, tempered=split == "test") for name, one in told.items()}
-        found["unmerged"] = {metric: values.mean(1) for metric, values in each.items()}
+        of_leaves = of_leaves.unflatten(0, (-1, size))  # (groups, size, m, classes)
+        # The mean of probabilities, from their logarithms; every group has as many members.
+        of_ensembles = of_leaves.logsumexp(1).log_softmax(-1)
+        answers = {"merge_many": of_merges, "ensemble": of_ensembles, "naive": of_averages}
+
+        by_member = measure(of_leaves, images.labels, tempered)
+        measured = {name: measure(given, images.labels, tempered) for name, given in answers.items()}
+        measured["unmerged"] = {metric: values.mean(1) for metric, values in by_member.items()}
         for algorithm in ALGORITHMS:
-            for metric, values in found[algorithm].items():
+            for metric, values in measured[algorithm].items():
                 nodes += [(algorithm, node, split, metric, value) for node, value in enumerate(values.tolist())]
-        for metric, values in each.items():
+        for metric, values in by_member.items():
             for node, of_group in enumerate(values.tolist()):
                 members += [(node, member, split, metric, value) for member, value in enumerate(of_group)]
         if split == "test":
-            told["unmerged"] = alone.flatten(1, 2)
+            answers["unmerged"] = of_leaves.flatten(1, 2)
             for algorithm in ALGORITHMS:
                 labels = images.labels.repeat(size) if algorithm == "unmerged" else images.labels
-                bins = reliability(told[algorithm].exp(), labels)
-                for node, of_node in enumerate(zip(*(values.tolist() for values in bins), strict=True)):
-                    curves += [(algorithm, node, number, *at) for number, at in enumerate(zip(*of_node, strict=True))]
-    return {
-        "nodes": pd.DataFrame(nodes, columns=["algorithm", "node", "split", "metric", "value"]).assign(n_leaves=size),
+                curves += _bins(algorithm, answers[algorithm], labels)
+    tables = {
+        "nodes": pd.DataFrame(nodes, columns=["algorithm", "node", "split", "metric", "value"]),
         "members": pd.DataFrame(members, columns=["node", "member", "split", "metric", "value"]),
         "reliability": pd.DataFrame(curves, columns=["algorithm", "node", "bin", "confidence", "accuracy", "share"]),
     }
+    return {name: table.assign(n_leaves=size) for name, table in tables.items()}
+
+
+def _bins(algorithm: str, answers: Tensor, labels: Tensor) -> list[tuple[str, int, int, float, float, float]]:
+    """Rows of the table ``reliability``: one for each node and bin, of log-probabilities (nodes, m, classes)."""
+    confidence, accuracy, share = (values.tolist() for values in reliability(answers.exp(), labels))
+    return [
+        (algorithm, node, number, confidence[node][number], accuracy[node][number], share[node][number])
+        for node in range(len(share))
+        for number in range(len(share[node]))
+    ]
 
 
 def measure(answers: Tensor, labels: Tensor, tempered: bool) -> dict[str, Tensor]:
@@ -87,12 +103,12 @@ def measure(answers: Tensor, labels: Tensor, tempered: bool) -> dict[str, Tensor
 
     And, if ``tempered``, the calibration error after temperature scaling.
     """
-    picked = answers.gather(-1, labels.expand(answers.shape[:-1]).unsqueeze(-1)).squeeze(-1)
-    found = {
-        "loss": -picked.mean(-1),
+    of_label = answers.gather(-1, labels.expand(answers.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+    measured = {
+        "loss": -of_label.mean(-1),
         "accuracy": (answers.argmax(-1) == labels).double().mean(-1),
         "calibration_error": calibration_error(answers.exp(), labels),
     }
     if tempered:
-        found["calibration_error_tempered"] = calibration_error(temper(answers, labels)[0].exp(), labels)
-    return found
+        measured["calibration_error_tempered"] = calibration_error(temper(answers, labels)[0].exp(), labels)
+    return measured
