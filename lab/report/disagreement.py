@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import INITIALS, OPTIMISERS, RECIPE
-from lab.report.accuracy_figures import barriers as barriers_of_paths
 from lab.report.claims import picked
 from lab.report.draw import legend_below
 from lab.report.facts import Facts, reads
+from lab.report.hierarchy import barriers as barriers_of_paths
 from lab.report.pairs import FLOOR, NOT_DECIDED, SHAPES, above_floor, networks_title, shade_zero
 from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
 from lab.report.verdicts import ZERO
