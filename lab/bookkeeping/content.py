@@ -149,7 +149,9 @@ def unchanged(*tensors: Tensor) -> Iterator[None]:
 def _digest(tensor: Tensor) -> str:
     if id(tensor) in _UNCHANGED:
         return _UNCHANGED[id(tensor)]
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    dense = tensor.detach().cpu().contiguous()
+    # A tensor of one entry may be contiguous with any stride.
+    raw = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()
     return hashlib.sha256(raw.data).hexdigest()
 
 

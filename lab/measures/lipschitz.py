@@ -48,6 +48,10 @@ def layer_matrices(model: nn.Module, weights: Weights) -> list[Tensor]:
         before = type(part)
     if before is not nn.Linear:
         raise ValueError(f"{only}: the last must be a linear layer")
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            raise ValueError(f"{only}: {name!r} is {first[id(parameter)]!r} too")
     PermutationSpec({}, {}, {key: tuple(own.shape) for key, own in model.state_dict().items()}).batch_shape(weights)
     matrices = [weights[f"{name}.weight"].double() for name, part in parts if isinstance(part, nn.Linear)]
     if isinstance(parts[0][1], Normalise):

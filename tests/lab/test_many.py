@@ -11,10 +11,11 @@ import torch
 from planting import clean, digits, plant
 from torch.func import functional_call
 
+from lab import merges
 from lab.bookkeeping import results
-from lab.measures import many
 from lab.measures.calibration import calibration_error, temper
-from lab.measures.many import ALGORITHMS, check_sizes, measure, measure_groups, merged_groups, whole_groups
+from lab.measures.many import ALGORITHMS, check_sizes, measure, measure_groups, whole_groups
+from lab.merges import merged_groups
 from lab.networks import build
 from lab.networks.initial import initial_weights
 from lab.report import many_chapter, many_figures
@@ -41,7 +42,7 @@ def six():
 
 def test_groups_are_merged_as_the_library_merges_each(six):
     _, spec, leaves = six
-    merged = merged_groups(spec, leaves, 3, "key", 0, "cpu", 2)
+    merged = merged_groups(spec, leaves, 3, 0, "cpu", 2).weights
     for group in range(2):
         alone = merge_many(spec, {key: t[3 * group : 3 * group + 3] for key, t in leaves.items()}, 0).weights
         for key, tensor in alone.items():
@@ -50,12 +51,12 @@ def test_groups_are_merged_as_the_library_merges_each(six):
 
 def test_groups_that_were_merged_are_not_merged_again(six, monkeypatch):
     _, spec, leaves = six
-    first = merged_groups(spec, leaves, 3, "kept", 0, "cpu", 1)
-    monkeypatch.setattr(many, "merge_many", None)
-    again = merged_groups(spec, leaves, 3, "kept", 0, "cpu", 1)
+    first = merged_groups(spec, leaves, 3, 0, "cpu", 1).weights
+    monkeypatch.setattr(merges, "merge_many", None)
+    again = merged_groups(spec, leaves, 3, 0, "cpu", 1).weights
     assert all(torch.equal(first[key], again[key]) for key in first)
     with pytest.raises(TypeError):
-        merged_groups(spec, leaves, 3, "kept", 1, "cpu", 1)
+        merged_groups(spec, leaves, 3, 1, "cpu", 1)
 
 
 def test_what_makes_no_whole_group_is_left_out(six):

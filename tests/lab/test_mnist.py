@@ -47,9 +47,9 @@ def pair(tmp_path_factory):
     return model, a, Permutation.random(spec, (2,), torch.Generator().manual_seed(3)).apply(a)
 
 
-def matched_by(algorithm, pair, key="planted", epochs=1, chunk=2):
+def matched_by(algorithm, pair, epochs=1, chunk=2):
     model, a, b = pair
-    return permuted(algorithm, model, a, b, digits().train, key, 0, epochs, 200, "cpu", chunk)
+    return permuted(algorithm, model, a, b, digits().train, 0, epochs, 200, "cpu", chunk)
 
 
 @pytest.mark.parametrize("algorithm", MATCHERS)
@@ -70,7 +70,7 @@ def test_every_matcher_finds_the_units_that_were_moved(pair, algorithm):
 def test_what_is_matched_computes_what_it_did(pair, algorithm):
     model, a, _ = pair
     other = {key: tensor.flip(0) for key, tensor in a.items()}
-    found = matched_by(algorithm, (model, a, other), key="others")
+    found = matched_by(algorithm, (model, a, other))
     x = digits().test.images[:20].float() / 255
     for one in range(2):
         before, after = (functional_call(model, {k: t[one] for k, t in w.items()}, (x,)) for w in (other, found))
@@ -83,14 +83,15 @@ def test_weights_are_matched_as_the_library_matches_them_and_closer_than_by_acti
     spec = trace(model, digits().example)
     alone = weight_matching(spec, a, other).objective
     by_weights, by_activations = (
-        inner_product(spec, a, matched_by(name, (model, a, other), key="others")) for name in ("weights", "activations")
+        inner_product(spec, a, matched_by(name, (model, a, other))) for name in ("weights", "activations")
     )
     torch.testing.assert_close(by_weights, alone)
     assert (by_weights > by_activations).all()
 
 
-def test_a_killed_run_goes_on_after_the_pairs_that_it_has(pair, monkeypatch):
+def test_a_killed_run_goes_on_after_the_pairs_that_it_has(pair, monkeypatch, tmp_path):
     whole = matched_by("straight-through", pair, chunk=1)
+    monkeypatch.setenv("REBASIN_CACHE", str(tmp_path / "another"))
     asked = []
     real = matched.straight_through_matching
 
@@ -102,11 +103,11 @@ def test_a_killed_run_goes_on_after_the_pairs_that_it_has(pair, monkeypatch):
 
     monkeypatch.setattr(matched, "straight_through_matching", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        matched_by("straight-through", pair, key="killed", chunk=1)
-    again = matched_by("straight-through", pair, key="killed", chunk=1)
+        matched_by("straight-through", pair, chunk=1)
+    again = matched_by("straight-through", pair, chunk=1)
     assert len(asked) == 3, "the first pair was kept"
     assert all(torch.equal(again[key], tensor) for key, tensor in whole.items())
-    matched_by("straight-through", pair, key="killed", epochs=2, chunk=1)
+    matched_by("straight-through", pair, epochs=2, chunk=1)
     assert len(asked) == 5, "another number of epochs is another matching"
 
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from lab import merges
 from lab.data import load
+from lab.images import Split
 from lab.measures import where
 from lab.measures.where import compare, mender, sizes_for
 from lab.networks import build
@@ -34,7 +35,7 @@ def network():
     model = build("mlp2", data, 8)
     torch.manual_seed(0)
     leaves = {key: 0.5 * torch.randn(8, *tensor.shape) for key, tensor in model.state_dict().items()}
-    return model, leaves, data.train.images[:200].float() / 255
+    return model, leaves, Split(data.train.images[:200], data.train.labels[:200]).pixels
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def found(network, tmp_path_factory):
     model, leaves, inputs = network
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return {(a, m, size): w for a, m, size, w in where.merges(model, leaves, "key", inputs, [2, 4, 8])}
+        return {(a, m, size): w for a, m, size, w in where.merges(model, leaves, inputs, [2, 4, 8])}
 
 
 def groups_of(leaves, size):
@@ -170,8 +171,7 @@ def test_a_run_that_was_killed_finds_its_merges_and_ends_in_the_same_table(monke
 def test_images_for_repair_are_part_of_what_a_mended_tree_is_kept_by(network):
     model, leaves, inputs = network
     with_all, with_few = (
-        {(a, m, size): w for a, m, size, w in where.merges(model, leaves, "key", some, [2])}
-        for some in (inputs, inputs[:20])
+        {(a, m, size): w for a, m, size, w in where.merges(model, leaves, some, [2])} for some in (inputs, inputs[:20])
     )
     key = "layer1.bias"
     assert torch.equal(with_all["tree", "none", 2][key], with_few["tree", "none", 2][key])
