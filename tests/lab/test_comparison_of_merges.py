@@ -34,7 +34,7 @@ def network():
     model = build("mlp2", data, 8)
     torch.manual_seed(0)
     leaves = {key: 0.5 * torch.randn(8, *tensor.shape) for key, tensor in model.state_dict().items()}
-    return model, leaves, data.train.images[:200].float() / 255
+    return model, leaves, Split(data.train.images[:200], data.train.labels[:200]).pixels
 
 
 @pytest.fixture(scope="module")

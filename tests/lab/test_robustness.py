@@ -10,9 +10,10 @@ import torch
 from torch.func import functional_call
 
 from lab.controls import compared
-from lab.data import Split, load
+from lab.data import load
+from lab.images import Split
+from lab.measures import attacks, perturbations
 from lab.measures import autoattack as reference
-from lab.measures import robustness
 from lab.measures.attacks import LOSSES, Attack, fgsm, perturb, surviving
 from lab.measures.autoattack import autoattack, reference_accuracy
 from lab.measures.perturbations import PERTURBATIONS, perturbed
@@ -207,7 +208,7 @@ def test_the_packed_images_are_as_many_as_the_table_says(groups, splits, attacke
 
 def test_what_was_attacked_before_is_not_attacked_again(groups, splits, attacked, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
-    monkeypatch.setattr(robustness, "surviving", refuse)
+    monkeypatch.setattr(attacks, "surviving", refuse)
     again = robust_accuracy(groups, splits, "linf", EPSILONS, LOSSES, STEPS, 1, 0, "cpu", 8)
     for found, first in zip(again, attacked, strict=True):
         pd.testing.assert_frame_equal(found, first)
@@ -224,14 +225,14 @@ def test_another_attack_is_made_anew(groups, split, attacked, cache, monkeypatch
     group = named(groups, "tree")
     first = robust_accuracy([group], [split], **setting, device="cpu", chunk=8)
     pd.testing.assert_frame_equal(first[0], rows_of(attacked[0], group).reset_index(drop=True))
-    monkeypatch.setattr(robustness, "surviving", refuse)
+    monkeypatch.setattr(attacks, "surviving", refuse)
     with pytest.raises(AssertionError, match="this was done again"):
         robust_accuracy([group], [split], **setting | change, device="cpu", chunk=8)
 
 
 def test_other_images_and_other_nodes_are_attacked_anew(groups, digits, split, attacked, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
-    monkeypatch.setattr(robustness, "surviving", refuse)
+    monkeypatch.setattr(attacks, "surviving", refuse)
     group = named(groups, "tree")
     for other, images in ((group, digits.test.sample(IMAGES, seed=1)), (one_node(group, 1), split)):
         with pytest.raises(AssertionError, match="this was done again"):
@@ -385,7 +386,7 @@ def test_perturbed_images_are_counted_right(groups, splits, harmed):
 def test_what_was_perturbed_before_is_not_perturbed_again(groups, splits, harmed, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
     for name in ("evaluate", "perturbed"):
-        monkeypatch.setattr(robustness, name, refuse)
+        monkeypatch.setattr(perturbations, name, refuse)
     for found, first in zip(perturbed_accuracy(groups, splits, 0, "cpu", 8), harmed, strict=True):
         pd.testing.assert_frame_equal(found, first)
     with pytest.raises(AssertionError, match="this was done again"):
@@ -445,10 +446,7 @@ def test_autoattack_leaves_about_what_the_own_attacks_leave(groups, referred):
     assert 0 < left.sum() < correct.sum(), "it is an attack, and some images survive it"
 
 
-def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(
-    groups, referred, attacked, cache, monkeypatch
-):
-    monkeypatch.setenv("REBASIN_CACHE", cache)
+def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(groups, referred, monkeypatch):
     asked = []
 
     def stub(model, weights, images, labels, epsilon, seed, device):
@@ -458,8 +456,7 @@ def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(
     monkeypatch.setattr(reference, "autoattack", stub)
     few, _ = referred
     chosen = [named(groups, "unmerged"), one_node(named(groups, "tree"), 0)]
-    setting = chosen, few, REFERENCE_EPSILON, 2, LOSSES, STEPS, 0, "cpu"
-    table = reference_accuracy(*setting)
+    table = reference_accuracy(chosen, few, REFERENCE_EPSILON, 2, LOSSES, STEPS, 0, "cpu")
     assert len(table) == 3 * len(asked) == 3 * 3
     for number, (group, position, node) in enumerate(every_node(chosen)):
         weights, images, epsilon = asked[number]
@@ -472,10 +469,32 @@ def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(
         own = value_of(table, group, node, attack="own")
         assert own == value_of(worst, group, node, attack="worst")
 
-    monkeypatch.setattr(reference, "autoattack", refuse)
+
+class Harmless:
+    """In place of AutoAttack: it counts how often it is asked, and changes nothing."""
+
+    asked = 0
+
+    def __init__(self, model, **options):
+        pass
+
+    def run_standard_evaluation(self, images, labels):
+        Harmless.asked += 1
+        return images, labels
+
+
+def test_what_autoattack_left_is_not_attacked_again(groups, referred, monkeypatch):
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Harmless)
+    few, _ = referred
+    setting = groups[:1], few, REFERENCE_EPSILON, 1, LOSSES, STEPS, 0, "cpu"
+    table = reference_accuracy(*setting)
+    assert Harmless.asked == 1
+    clean, left = (table.loc[table["attack"] == name, "value"].tolist() for name in ("clean", "autoattack"))
+    assert clean == left
     pd.testing.assert_frame_equal(reference_accuracy(*setting), table)
-    with pytest.raises(AssertionError, match="this was done again"):
-        reference_accuracy(chosen, few, REFERENCE_EPSILON + 1, 2, LOSSES, STEPS, 0, "cpu")
+    assert Harmless.asked == 1
+    reference_accuracy(groups[:1], few, REFERENCE_EPSILON + 1, 1, LOSSES, STEPS, 0, "cpu")
+    assert Harmless.asked == 2
 
 
 def test_no_more_nodes_are_referred_than_asked_for(groups, referred, monkeypatch):
