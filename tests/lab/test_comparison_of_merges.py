@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from lab import merges
 from lab.data import load
+from lab.images import Split
 from lab.measures import comparison
 from lab.measures.comparison import compare, measure_merges, mender, sizes_for
 from lab.networks import build
