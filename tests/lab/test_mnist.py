@@ -10,7 +10,7 @@ from planting import clean, digits, plant
 from torch.func import functional_call
 
 from lab.bookkeeping import results
-from lab.bookkeeping.pipeline import execute_script
+from lab.bookkeeping.notebook import execute
 from lab.measures import matched
 from lab.measures.matched import ALGORITHMS, permuted
 from lab.measures.paths import PATH, barriers, walk
@@ -182,7 +182,7 @@ def test_a_path_that_misses_the_midpoint_is_refused():
 def test_what_makes_no_pairs_or_no_midpoint_is_refused_before_anything_is_trained(changed, message, monkeypatch):
     monkeypatch.setattr("lab.training.train.train", lambda *args: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
-        execute_script("mnist", changed)
+        execute("mnist", changed)
 
 
 def test_a_walk_is_made_of_plain_forward_passes(pair):
