@@ -20,7 +20,7 @@ TINY = {
     "run": "tiny", "n_models": 8, "tree_leaves": 4, "many_leaves": 4, "epochs": 2, "width": 16, "barrier_points": 3,
     "barrier_images": 100, "barrier_pairs": 2, "condition_models": 8, "condition_widths": [16],
     "condition_epochs": [2], "condition_weight_decays": [0.0], "condition_initials": ["torch"], "repair_images": 100,
-    "where_sizes": [2, 4], "where_test_images": 100, "where_recipes": [
+    "comparison_sizes": [2, 4], "comparison_test_images": 100, "comparison_recipes": [
         {"recipe": "tiny", "dataset": "digits", "epochs": [2], "models": 4, "width": 16, "batch_size": 64},
     ],
     "barrier_recipes": [
@@ -38,7 +38,7 @@ TABLES = {
     "merge": ["nodes"],
     "accuracy": ["images", "nodes", "paths"],
     "conditions": ["conditions"],
-    "where": ["nodes"],
+    "comparison": ["nodes"],
     "barriers": ["barriers"],
     "attack": ["checks", "clean", "curves", "images", "transfer"],
     "perturbations": ["curves", "images"],
@@ -126,7 +126,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         "accuracy": {"run": "mine", "tree_leaves": 4},
         **{step: {"run": "mine", "tree_leaves": 4} for step in COMPARED},
         "conditions": {"run": "mine", "condition_widths": [16]},
-        **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "where")},
+        **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
     }
 
 

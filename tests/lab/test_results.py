@@ -24,7 +24,7 @@ from lab.bookkeeping.results import (
     step_key,
 )
 from lab.data import load
-from lab.report import page as report
+from lab.report import page
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def test_a_key_changes_with_the_code_of_the_modules_it_rests_on_and_not_with_the
 
 
 def test_a_key_does_not_change_with_modules_that_the_notebook_does_not_use(key_with_edited):
-    for module in ("rebasin.repair", "lab.report.chapter", "lab.bookkeeping.results", "rebasin.progress"):
+    for module in ("rebasin.merging.mending", "lab.report.verdicts", "lab.bookkeeping.results", "rebasin.progress"):
         assert key_with_edited(module, added) == key_with_edited(module, str), module
     plain = key_with_edited("rebasin.repair", str, "conditions")
     assert key_with_edited("rebasin.repair", added, "conditions") != plain
@@ -360,6 +360,6 @@ def test_tables_of_several_data_sets_or_none_say_so(folder):
     one = load("digits")
     results.finish(experiment, [one, dataclasses.replace(one, title="Others")], {}, models="two networks")
     assert provenance("mine", "train")["dataset"]["title"] == "scikit-learn's digits, Others"
-    assert "two networks · scikit-learn&#x27;s digits, Others (" in report.measured_on("mine", "train")
+    assert page.measured_on("mine", "train")["data"].startswith("scikit-learn's digits, Others (")
     results.finish(experiment, [], {}, models="two networks")
-    assert "two networks · no data set · " in report.measured_on("mine", "train")
+    assert page.measured_on("mine", "train")["data"] == "none"
