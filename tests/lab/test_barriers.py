@@ -12,7 +12,8 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from lab.bookkeeping import results
-from lab.bookkeeping.pipeline import execute_script, load_preset
+from lab.bookkeeping.notebook import execute
+from lab.bookkeeping.pipeline import load_preset
 from lab.measures import barriers, pairs
 from lab.measures.barriers import pair_barriers
 from lab.networks import build
@@ -199,7 +200,7 @@ def test_the_plan_of_a_preset_measures_every_condition_of_the_claims_once(preset
 def test_the_notebook_takes_architectures_with_norms_and_attention(architecture):
     small = {"epochs": [1], "architecture": architecture, "width": 4, "batch_size": 512}
     few = {"barrier_points": 3, "barrier_test_images": 20, "repair_images": 20}
-    execute_script("barriers", {"run": "mine", "barrier_recipes": [ENTRY | small]} | few)
+    execute("barriers", {"run": "mine", "barrier_recipes": [ENTRY | small]} | few)
     table = results.read("mine", "barriers", "barriers")
     assert set(table["architecture"]) == {architecture} and set(table["section"]) == {"width"}
     assert set(table["mended"]) == {"none", "repair"} | ({"reset"} if architecture == "resnet20_bn" else set())

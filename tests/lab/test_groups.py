@@ -9,7 +9,7 @@ from planting import digits
 from torch.func import functional_call
 
 from lab.bookkeeping import results
-from lab.bookkeeping.pipeline import execute_script
+from lab.bookkeeping.notebook import execute
 from lab.measures.calibration import calibration_error, temper
 from lab.measures.groups import ALGORITHMS, check_sizes, measure, measure_groups, whole_groups
 from lab.merges import merged_groups
@@ -137,7 +137,7 @@ SMALLEST = {
 @pytest.mark.parametrize(("architecture", "width"), [("mlp1", 4), ("vit", 8)])
 def test_the_notebook_takes_any_architecture(architecture, width, tmp_path, monkeypatch):
     monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
-    execute_script("many", SMALLEST | {"mnist_architecture": architecture, "mnist_width": width})
+    execute("many", SMALLEST | {"mnist_architecture": architecture, "mnist_width": width})
     nodes = results.read("mine", "many", "nodes")
     assert set(zip(nodes["subset"], nodes["n_leaves"], strict=True)) == {("all", 5), ("half", 2)}
     assert set(nodes["algorithm"]) == set(ALGORITHMS) and set(nodes["architecture"]) == {architecture}

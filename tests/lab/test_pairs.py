@@ -5,7 +5,7 @@ import torch
 from planting import digits
 from torch.func import functional_call
 
-from lab.bookkeeping.pipeline import execute_script
+from lab.bookkeeping.notebook import execute
 from lab.measures import pairs
 from lab.measures.pairs import MATCHERS, permuted
 from lab.measures.paths import walk
@@ -122,7 +122,7 @@ def test_a_matcher_that_is_not_there_is_named(pair):
 def test_what_makes_no_pairs_or_no_midpoint_is_refused_before_anything_is_trained(changed, message, monkeypatch):
     monkeypatch.setattr("lab.training.train.train", lambda *args: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
-        execute_script("mnist", changed)
+        execute("mnist", changed)
 
 
 def test_a_walk_is_made_of_plain_forward_passes(pair):
