@@ -94,7 +94,8 @@ def merged_trees(
             "weights": {key: tensor.flatten(0, 1).cpu() for key, tensor in stage.weights.items()},
             "alignment": alignment(spec, groups).cpu(),
             "effort": stage.matching.sweeps.flatten().cpu(),
-            "indices": {g: i.cpu().reshape(-1, 2**number, i.shape[-1]) for g, i in stage.permutation.indices.items()},
+            # (trees, leaves, ...) to (nodes, n_leaves, ...): a group within blocks has an axis more.
+            "indices": grouped({g: i.cpu().flatten(0, 1) for g, i in stage.permutation.indices.items()}, 2**number),
         }
     return nodes
 
