@@ -2,44 +2,62 @@
 PRESET ?= smoke
 PYTHON ?= python3
 
-# Without compiled files every notebook kernel parses torch anew (9 s instead of 3 s).
+# Without compiled files every process parses torch anew (9 s instead of 3 s).
 unexport PYTHONDONTWRITEBYTECODE
 # An inherited non-interactive backend would silently drop every figure of the book.
 unexport MPLBACKEND
 # Waiting threads sleep rather than spin: beside another busy process, spinning made small networks ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# The same instructions on every x86 machine. Wider ones round otherwise, and training makes other networks of that: the
+# notebooks' stored outputs would be those of one kind of processor alone.
+ifeq ($(shell uname -m),x86_64)
+export ATEN_CPU_CAPABILITY ?= avx2
+endif
 
 BIN := .venv/bin
+SIDE_BY_SIDE := -n auto --dist loadfile
 
-.PHONY: reproduce book test outputs lock clean
+.PHONY: help reproduce book test outputs lock clean
 
-reproduce: .venv/ready  ## train, merge, evaluate at PRESET (smoke, cpu, gpu), then build the book
-	$(BIN)/python -m lab.bookkeeping.pipeline $(PRESET)
-	$(MAKE) --no-print-directory book
+help:  ## what there is to make
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 18
+
+reproduce: .venv/ready  ## train, merge, measure at PRESET (smoke, cpu, gpu), then build the book
+	@echo "1 of 2: the notebooks"
+	@$(BIN)/python -m lab.bookkeeping.pipeline $(PRESET)
+	@echo "2 of 2: the book"
+	@$(MAKE) --no-print-directory book
 
 book: .venv/ready  ## build the HTML book from results/; RUN=name shows a run of your own
-	REBASIN_RUN=$(RUN) $(BIN)/python -m lab.report.build
+	@REBASIN_RUN=$(RUN) $(BIN)/python -m lab.report.build
 
-test: .venv/ready  ## all tests, the notebooks' stored outputs included
-	$(BIN)/ruff check .
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 \
+test: .venv/ready  ## style, types, all tests, and the notebooks' stored outputs
+	@echo "1 of 4: style"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@echo "2 of 4: types"
+	@$(BIN)/mypy
+	@echo "3 of 4: tests"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests
+	@echo "4 of 4: the notebooks, executed and compared with what they store"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/nbval.cfg notebooks
 
 outputs: .venv/ready  ## store anew what the repository keeps: the notebooks' outputs, the README's picture
 	$(BIN)/python -m lab.report.stored
 
-lock: .venv/ready  ## choose dependency versions anew
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra test --upgrade \
-	    --no-header pyproject.toml -o requirements.lock
+lock: .venv/ready  ## add what pyproject.toml asks for to requirements.lock; UPGRADE=1 chooses all versions anew
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra test \
+	    $(if $(UPGRADE),--upgrade) --no-header pyproject.toml -o requirements.lock
 
-clean:  ## remove the built book and the run's intermediate files; keeps results and cached weights
+clean:  ## remove the built book and the executed copies; results and cached weights stay
 	rm -rf _build
 
 .venv/ready: requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip install -q --require-hashes -r requirements.lock
-	$(BIN)/uv pip install -q --no-deps -e .
-	touch $@
+	@echo "setting up .venv (about a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q uv
+	@$(BIN)/uv pip install -q --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install -q --no-deps -e .
+	@touch $@

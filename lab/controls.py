@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
-from lab.data import Dataset
+from lab.bookkeeping.vocabulary import KIND
 from lab.device import pick_device
+from lab.images import Dataset
 from lab.merges import Nodes, grouped, merge_all, unmerged
 from lab.networks import build
 from lab.outputs import evaluate
@@ -34,7 +35,8 @@ class Group:
 
     Node k of ``n_leaves`` = s owns the leaves k s to (k + 1) s - 1; a model that was stopped early is numbered as the
     node of the hierarchy whose accuracy it has. ``strength`` is that of the penalty a model was trained with, else 0.
-    ``alignment`` (n,) is that of a plain mean's permuted leaves, NaN for other models.
+    ``alignment`` (n,) is that of a plain mean's permuted leaves, NaN for other models. ``mended`` says what was done to
+    a merge's statistics.
     """
 
     algorithm: str
@@ -44,6 +46,12 @@ class Group:
     model: nn.Module
     weights: dict[str, Tensor]
     alignment: Tensor
+    mended: str = "none"
+
+    @property
+    def kind(self) -> tuple[str, str, int, float]:
+        """Its values in the columns ``KIND`` of every table."""
+        return tuple(getattr(self, column) for column in KIND)
 
 
 class Ensemble(nn.Module):
@@ -87,25 +95,23 @@ def compared(
         )
     model = build(recipe.architecture, dataset, recipe.width).eval()
     spec = trace(model, dataset.example)
-    trained = train(recipe, dataset, n_models, (epochs,), device, chunk)
-    leaves = {key: tensor[-1] for key, tensor in trained.weights.items()}
+    leaves = train(recipe, dataset, n_models, (epochs,), device, chunk).last
     merged = merge_all(spec, leaves, tree_leaves, many_leaves, recipe.seed, pick_device(device), merge_chunk)
-    inputs = dataset.train.sample(repair_images).images.float() / 255
+    inputs = dataset.train.sample(repair_images).pixels
 
     groups = [_one_per_block(nodes, model) for nodes in [unmerged(spec, leaves), *merged]]
     for nodes in merged:
         if nodes.algorithm in ("tree", "merge_many"):
             groups.append(_repaired_group(nodes, model, spec, leaves, inputs, pick_device(device)))
     groups.append(_ensembles(model, leaves))
-    hierarchy = [group for group in groups if group.algorithm == "tree"]
+    hierarchy = [group for group in groups if group.kind[:2] == ("tree", "none")]
     groups += _stopped_early(hierarchy, dataset, recipe, epochs, device, chunk)
     for penalty, strengths in (("l1", l1_strengths), ("l2", l2_strengths)):
         for strength in strengths:
             penalised = replace(recipe, **{penalty: strength})
-            weights = train(penalised, dataset, penalised_models, (epochs,), device, chunk).weights
-            last = {key: tensor[-1] for key, tensor in weights.items()}
+            weights = train(penalised, dataset, penalised_models, (epochs,), device, chunk).last
             numbers = tuple(range(penalised_models))
-            groups.append(Group(penalty, 1, strength, numbers, model, last, _unaligned(len(numbers))))
+            groups.append(Group(penalty, 1, strength, numbers, model, weights, _unaligned(len(numbers))))
     return groups
 
 
@@ -129,9 +135,7 @@ def _repaired_group(
     chosen = {key: tensor[rows] for key, tensor in grouped(leaves, nodes.n_leaves).items()}
     basin = Permutation(spec, {name: index[rows] for name, index in nodes.indices.items()})
     weights = repaired(model, group.weights, basin.apply(chosen), inputs, device)
-    return replace(
-        group, algorithm=f"{nodes.algorithm}_repaired", weights=weights, alignment=_unaligned(len(group.nodes))
-    )
+    return replace(group, mended="repair", weights=weights, alignment=_unaligned(len(group.nodes)))
 
 
 @kept

@@ -1,4 +1,4 @@
-"""Image data sets, each with a fingerprint of its content: pixels stay uint8 until a model sees them."""
+"""The data sets of the experiments, each with a fingerprint of its content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import tarfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,51 +16,12 @@ from torch import Tensor
 
 from lab.bookkeeping.cache import cache_folder, kept
 from lab.bookkeeping.code import fingerprint
+from lab.images import Dataset, Split
 from rebasin.progress import track
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (m, channels, height, width) in uint8 and their labels (m,) in int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def sample(self, m: int, seed: int = 0) -> Split:
-        """``m`` of the images, the same ones for the same seed; all where there are no more."""
-        chosen = np.random.default_rng(seed).permutation(len(self.labels))[:m]
-        return Split(self.images[chosen], self.labels[chosen])
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set: ``title`` says exactly what it is, ``fingerprint`` covers its files, decoded pixels and splits.
-
-    ``held_out`` are images of its training set that no model is trained on: choices are made on them, not on ``test``.
-    ``mean`` and ``std`` (per channel, in units of the pixel range [0, 1]) are what models of it subtract and divide by.
-    """
-
-    name: str
-    title: str
-    train: Split
-    held_out: Split
-    test: Split
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: str
-
-    @property
-    def example(self) -> Tensor:
-        """Two training images as a network takes them, (2, channels, height, width) in [0, 1]: what it is traced on."""
-        return self.train.images[:2].float() / 255
-
-    @property
-    def classes(self) -> int:
-        return int(torch.cat([self.train.labels, self.held_out.labels, self.test.labels]).max()) + 1
 
 
 def load(name: str, held_out: int = 0) -> Dataset:
@@ -150,13 +111,13 @@ def _cifar10_from_images(source: Path) -> Dataset:
             files.update(path.relative_to(source).as_posix().encode() + path.read_bytes())
     digest = files.hexdigest()[:16]
 
-    got = _decoded(source, digest)
-    splits = (Split(got[s], got[f"{s} labels"]) for s in ("train", "test"))
+    decoded = decoded_cifar10(source, digest)
+    splits = (Split(decoded[s], decoded[f"{s} labels"]) for s in ("train", "test"))
     return _dataset("cifar10", "CIFAR-10, JPEG re-encoded", *splits, files=digest, standardise=True)
 
 
 @kept(costs=("source",))
-def _decoded(source: Path, digest: str) -> dict[str, Tensor]:
+def decoded_cifar10(source: Path, digest: str) -> dict[str, Tensor]:
     """The images and labels of each split, from files whose content has this digest."""
     images: dict[str, list] = {"train": [], "test": []}
     labels: dict[str, list] = {"train": [], "test": []}

@@ -5,6 +5,7 @@ Node ``k`` of size ``s`` owns the leaves ``k s`` to ``(k + 1) s - 1`` under each
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,9 @@ def merge_all(
     seed: int = 0,
     device: str = "cpu",
     chunk: int = 32,
+    sizes: Collection[int] | None = None,
 ) -> list[Nodes]:
-    """Merge ``leaves`` (n, ...) by each algorithm into nodes of 2, 4, ..., ``tree_leaves`` leaves.
+    """Merge ``leaves`` (n, ...) by each algorithm into nodes of 2, 4, ..., ``tree_leaves`` leaves, or of ``sizes``.
 
     MergeMany, the costly one, goes up to ``many_leaves``. ``chunk`` pairs or groups go through at once; what is
     finished is kept, so that an interrupted run resumes. Raises ValueError if ``tree_leaves`` is no power of two from
@@ -58,7 +60,7 @@ def merge_all(
     n = len(leaves[next(iter(spec.shapes))])
     if tree_leaves < 2 or tree_leaves & (tree_leaves - 1) or n % tree_leaves:
         raise ValueError(f"tree_leaves must be a power of two from 2 that divides the {n} models, got {tree_leaves}")
-    sizes = [2**stage for stage in range(1, tree_leaves.bit_length())]
+    sizes = sizes or [2**stage for stage in range(1, tree_leaves.bit_length())]
     tree = merged_trees(spec, leaves, tree_leaves, seed, device, chunk)
     nodes = [Nodes("tree", size, **tree[size]) for size in sizes]
     nodes += [merged_groups(spec, leaves, size, seed, device, chunk) for size in sizes if size <= many_leaves]
@@ -95,7 +97,8 @@ def merged_trees(
             "weights": {key: tensor.flatten(0, 1).cpu() for key, tensor in stage.weights.items()},
             "alignment": mean_inner_product(spec, groups).cpu(),
             "effort": stage.matching.sweeps.flatten().cpu(),
-            "indices": {g: i.cpu().reshape(-1, 2**number, i.shape[-1]) for g, i in stage.permutation.indices.items()},
+            # (trees, leaves, ...) to (nodes, n_leaves, ...): a group within blocks has an axis more.
+            "indices": grouped({g: i.cpu().flatten(0, 1) for g, i in stage.permutation.indices.items()}, 2**number),
         }
     return nodes
 

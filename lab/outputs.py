@@ -1,7 +1,8 @@
-"""Test many models at once: whether each image is classified correctly, and its loss."""
+"""What many networks say of the same images, and whether they are right."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
-from lab.data import Split
 from lab.device import pick_device
+from lab.images import Split
 from rebasin.weights import Weights
 
 
@@ -23,31 +24,41 @@ class Evaluation:
 
 
 @torch.no_grad()
+def outputs(
+    model: nn.Module, weights: Weights, images: Tensor, device: str = "auto", chunk: int = 1, batch: int = 5000
+) -> Tensor:
+    """The logits (n, m, classes), on the CPU, of models (n, ...) of one architecture for images (m, ...).
+
+    Images are uint8, or pixels from 0 to 1. ``chunk`` models and ``batch`` images go through at once, which changes the
+    last bits. Raises ValueError for no models, no images, and outputs that are NaN or infinite, RuntimeError for a GPU
+    that is not there.
+    """
+    n = len(next(iter(weights.values())))
+    if not n or not len(images):
+        raise ValueError(f"nothing to evaluate: {n} models, {len(images)} images")
+    device = pick_device(device)
+    model = copy.deepcopy(model).to(device).eval()
+    of_some = vmap(lambda weights, x: functional_call(model, weights, (x,)), in_dims=(0, None))
+    parts = []
+    for start in range(0, n, chunk):
+        some = {key: tensor[start : start + chunk].to(device) for key, tensor in weights.items()}
+        batches = (_pixels(part.to(device)) for part in images.split(batch))
+        parts.append(torch.cat([of_some(some, x).cpu() for x in batches], 1))
+    logits = torch.cat(parts)
+    if not torch.isfinite(logits).all():
+        raise ValueError("a model's outputs are NaN or infinite")
+    return logits
+
+
 def evaluate(
     model: nn.Module, weights: Weights, split: Split, device: str = "auto", chunk: int = 1, batch: int = 5000
 ) -> Evaluation:
-    """Evaluate models (n, ...) of one architecture on a split, ``chunk`` models and ``batch`` images at once.
+    """Whether models (n, ...) classify each image of a split correctly, and their loss; errors as of ``outputs``."""
+    logits = outputs(model, weights, split.images, device, chunk, batch)
+    labels = split.labels.expand(logits.shape[:2])
+    loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    return Evaluation(logits.argmax(-1) == labels, loss.view_as(labels))
 
-    Raises ValueError for no models, no images, or non-finite outputs, RuntimeError for a GPU that is not there.
-    """
-    n = len(next(iter(weights.values())))
-    if not n or not len(split.labels):
-        raise ValueError(f"nothing to evaluate: {n} models, {len(split.labels)} images")
-    device = pick_device(device)
-    model = model.to(device).eval()
-    outputs = vmap(lambda one, x: functional_call(model, one, (x,)), in_dims=(0, None))
-    correct = torch.empty(n, len(split.labels), dtype=torch.bool)
-    loss = torch.empty(n, len(split.labels))
-    for first in range(0, len(split.labels), batch):
-        images = split.images[first : first + batch].to(device).float() / 255
-        labels = split.labels[first : first + batch].to(device)
-        for start in range(0, n, chunk):
-            some = {key: tensor[start : start + chunk].to(device) for key, tensor in weights.items()}
-            logits = outputs(some, images)
-            if not torch.isfinite(logits).all():
-                raise ValueError("a model's outputs are NaN or infinite")
-            window = slice(start, start + chunk), slice(first, first + batch)
-            correct[window] = (logits.argmax(-1) == labels).cpu()
-            each = labels.expand(len(logits), -1)
-            loss[window] = cross_entropy(logits.flatten(0, 1), each.flatten(), reduction="none").view_as(each).cpu()
-    return Evaluation(correct, loss)
+
+def _pixels(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images

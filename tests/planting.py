@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import itertools
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from lab.bookkeeping import results
 from lab.data import load
+from lab.training.recipe import Recipe
 
 
 def images_table(nodes):
@@ -57,12 +59,12 @@ TREE_WINS = {
 }  # fmt: skip
 
 
-KIND = ["algorithm", "n_leaves", "strength", "node"]
+KIND = ["algorithm", "mended", "n_leaves", "strength", "node"]
 
 
 def one_node_per_block(algorithm, size, blocks):
     """The numbers of the nodes that attacks, perturbations and bounds are measured on: the first of each 8 leaves."""
-    kind = (algorithm, size, 0.0)
+    kind = (algorithm, "none", size, 0.0)
     # Models stopped early have the hierarchy's noise with neighbours swapped: equal shares give a mean gap of 0.
     return [
         ((*kind, block * 8 // size), np.random.default_rng((size, block ^ (algorithm == "early_stopped"))))
@@ -121,42 +123,165 @@ TREE_LOSES = {(SWAPPED.get(algorithm, algorithm), size): share for (algorithm, s
 
 
 BARRIER_RECIPES = {
-    "digits width": {"width": 8}, "digits mlp": {"epochs": 1}, "digits sgd low": {"optimiser": "sgd"},
-    "digits batch norm": {"architecture": "resnet20_bn"}, "digits layer norm": {"architecture": "resnet20_ln"},
-    "digits split": {"subset": "split"}, "digits whole": {},
-}  # fmt: skip
+    "digits width": {"section": "width", "width": 8},
+    "digits mlp": {"section": "epochs", "epochs": 1},
+    "digits sgd low": {"section": "failures", "optimiser": "sgd"},
+    "digits batch norm": {"section": "norms", "architecture": "resnet20_bn"},
+    "digits layer norm": {"section": "norms", "architecture": "resnet20_ln"},
+    "digits split": {"section": "split", "subset": "split"},
+    "digits whole": {"section": "split"},
+}
+BARRIER_RECIPE = {"dataset": "digits", "epochs": 10, "n_leaves": 2, "split": "test", "points": 25} | asdict(
+    Recipe(width=64)
+)
+PATH_METRICS = [
+    f"{metric}_{name}"
+    for metric in ("loss", "accuracy")
+    for name in ("barrier", "above_line", "barrier_of_three", "ends", "midpoint", "gain")
+]
+BARRIER_METRICS = [*PATH_METRICS, "loss_barrier_tempered", "temperature_ends", "temperature_midpoint"]
 
 
-BARRIER_RECIPE = {
-    "dataset": "digits", "architecture": "mlp", "width": 64, "epochs": 10, "optimiser": "adam", "learning_rate": 0.001,
-    "subset": "all", "n_leaves": 2, "split": "test", "points": 25,
-}  # fmt: skip
+def planted_barriers(recipe, pairs=8, mended="none", matcher="weights", **changes):
+    """Rows of the table ``barriers``: of each metric the value among the changes, else 0.5, with a little noise.
 
-
-BARRIER_METRICS = [
-    "loss_barrier", "accuracy_barrier", "loss_ends", "accuracy_ends", "loss_midpoint", "accuracy_midpoint", "loss_gain",
-    "accuracy_gain", "loss_barrier_tempered", "temperature_ends", "temperature_midpoint",
-]  # fmt: skip
-
-
-def planted_barriers(recipe, pairs=8, mended="none", algorithm="weights", **told):
-    """Rows of the table ``barriers``: of each metric the value told, else 0.5, with a little noise."""
-    values = {metric: told.pop(metric, 0.5) for metric in BARRIER_METRICS}
-    kind = (
-        BARRIER_RECIPE
-        | BARRIER_RECIPES.get(recipe, {})
-        | {"recipe": recipe, "mended": mended, "algorithm": algorithm}
-        | told
-    )
+    Other changes are columns. The barrier of three points is the whole one unless it is changed, too.
+    """
+    values = {metric: changes.pop(metric) for metric in BARRIER_METRICS if metric in changes}
+    for metric in ("loss", "accuracy"):
+        values.setdefault(f"{metric}_barrier_of_three", values.get(f"{metric}_barrier", 0.5))
+    columns = {"recipe": recipe, "mended": mended, "matcher": matcher}
+    columns = BARRIER_RECIPE | BARRIER_RECIPES.get(recipe, {}) | columns | changes
     noise = np.random.default_rng(0).normal(0, 0.001, pairs)
     return [
-        kind | {"metric": metric, "node": node, "value": value + noise[node]}
-        for metric, value in values.items()
+        columns | {"metric": metric, "node": node, "value": values.get(metric, 0.5) + noise[node]}
+        for metric in BARRIER_METRICS
         for node in range(pairs)
     ]
 
 
-def barriers_of_all(recipe, **told):
-    """The same by every algorithm and mending."""
-    kinds = [(algorithm, mended) for algorithm in ("naive", "weights") for mended in ("none", "repair")]
-    return [row for algorithm, mended in kinds for row in planted_barriers(recipe, 8, mended, algorithm, **told)]
+# What the midpoint of two leaves has, by (algorithm, metric); the ends have 0.9 and 0.3.
+HIGH_BARRIERS = {
+    ("tree", "accuracy"): 0.7, ("tree", "loss"): 0.6, ("naive", "accuracy"): 0.2, ("naive", "loss"): 2.0
+}  # fmt: skip
+
+
+def planted_paths(middle):
+    """The table ``paths`` of notebooks/accuracy.ipynb: four pairs of leaves with these midpoints, a little apart."""
+    rows = []
+    for (algorithm, metric), value in middle.items():
+        ends = 0.9 if metric == "accuracy" else 0.3
+        for node in range(4):
+            for lam, at in ((0.0, ends), (0.5, value + 0.001 * node), (1.0, ends)):
+                rows += [(algorithm, 2, node, split, lam, metric, at) for split in ("train", "test")]
+    return pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "lam", "metric", "value"])
+
+
+def plant_accuracy(run, accuracy, trees, middle=HIGH_BARRIERS):
+    """Let a run have all tables of notebooks/accuracy.ipynb; losses are twice the errors."""
+    images = planted_images(accuracy, trees)
+    rows = []
+    for node in images.itertuples():
+        share = np.unpackbits(np.frombuffer(node.correct, np.uint8), count=node.images).mean()
+        for metric, value in (("accuracy", share), ("loss", 2 * (1 - share))):
+            rows += [(node.algorithm, node.n_leaves, node.node, split, metric, value) for split in ("train", "test")]
+    nodes = pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "metric", "value"])
+    plant(run, {"images": images, "nodes": nodes, "paths": planted_paths(middle)})
+
+
+def plant_conditions(run, gaps, models=8, initial="torch"):
+    """Let a run have the table of notebooks/conditions.ipynb, with these gaps in points: (as merged, after REPAIR).
+
+    They are those of widths 32, 64 and 128, or by recipe: (width, initial weights, epochs, weight decay).
+    """
+    if not isinstance(gaps, dict):
+        gaps = {(width, initial, 3, 0.0): both for width, both in zip((32, 64, 128), gaps, strict=False)}
+    rows = []
+    for recipe, both in gaps.items():
+        rows.append((*recipe, "unmerged", "none", 1, 0, 0.9))
+        for mended, gap in zip(("none", "repair"), both, strict=True):
+            for algorithm, value in (("tree", 0.5 + gap / 100), ("merge_many", 0.5), ("naive", 0.2)):
+                rows.append((*recipe, algorithm, mended, 8, 0, value))
+    columns = ["width", "initial", "epochs", "weight_decay", "algorithm", "mended", "n_leaves", "node", "value"]
+    table = pd.DataFrame(rows, columns=columns).assign(metric="accuracy")
+    given = results.declared_parameters("conditions") | {"run": run, "condition_models": models}
+    results.finish(clean(results.begin("conditions", given)), digits(), {"conditions": table})
+
+
+def planted_comparison(recipes, merged, repaired, every_stage, models):
+    """The table ``nodes`` of notebooks/comparison.ipynb: gaps in points at 2, 4 and 8 leaves, by recipe and mending.
+
+    ``merged`` has the gaps of each of the recipes (a dict of columns); those after REPAIR are alike for all. MergeMany
+    has 50 % as merged and 60 % after REPAIR, and the naive average 10 and 20; gaps of nodes differ by 0.2 points. Nodes
+    come in no order.
+    """
+    rows = []
+    for recipe, gaps in zip(recipes, merged, strict=True):
+        leaves = {"algorithm": "unmerged", "mended": "none", "n_leaves": 1, "value": 0.9}
+        rows += [recipe | leaves | {"node": node} for node in range(models)]
+        for at, size in enumerate((2, 4, 8)):
+            values = {
+                ("merge_many", "none"): 50, ("merge_many", "repair"): 60,
+                ("naive", "none"): 10, ("naive", "repair"): 20,
+                ("tree", "none"): 50 + gaps[at], ("tree", "repair"): 60 + repaired[at],
+                ("tree", "repair every stage"): 60 + every_stage[at],
+            }  # fmt: skip
+            for (algorithm, mended), node in itertools.product(values, reversed(range(models // size))):
+                noise = 0.1 * (-1) ** node if algorithm == "tree" else 0
+                kind = {"algorithm": algorithm, "mended": mended, "n_leaves": size, "node": node}
+                rows.append(recipe | kind | {"value": (values[algorithm, mended] + noise) / 100})
+    return pd.DataFrame(rows).assign(metric="accuracy", split="test")
+
+
+def barriers_of_all(recipe, **changes):
+    """The same by every matcher and mending."""
+    kinds = [(matcher, mended) for matcher in ("none", "weights") for mended in ("none", "repair")]
+    return [row for matcher, mended in kinds for row in planted_barriers(recipe, 8, mended, matcher, **changes)]
+
+
+def plant_barriers(rows, run="mine"):
+    """Let a run have these rows of the table ``barriers`` of notebooks/barriers.ipynb."""
+    plant(run, {"barriers": pd.DataFrame(rows)}, "barriers")
+
+
+def planted_path(loss, accuracy, matcher="weights", epochs=100, node=0, split="test"):
+    """A path over three points, as rows of the table ``paths`` of notebooks/mnist.ipynb."""
+    rows = [
+        (matcher, epochs, node, 2, split, lam, metric, value)
+        for metric, values in (("loss", loss), ("accuracy", accuracy))
+        for lam, value in zip((0.0, 0.5, 1.0), values, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["matcher", "epochs", "node", "n_leaves", "split", "lam", "metric", "value"])
+
+
+MNIST_HEIGHTS = {"none": 0.9, "weights": 0.001, "activations": 0.002, "straight-through": 0.001}
+
+
+def plant_mnist(heights=MNIST_HEIGHTS, pairs=8, epochs=(1, 100), early=0.6, run="mine", parameters=None, **values):
+    """Let a run have the tables of notebooks/mnist.ipynb, with values a little different from pair to pair.
+
+    Barriers are ``heights`` by matcher after the last of the epochs, ``early`` before; other metrics 0.5, or as named.
+    """
+    rows, paths = [], []
+    for epoch, node in itertools.product(epochs, range(pairs)):
+        last = epoch == epochs[-1]
+        for matcher, height in heights.items():
+            if not last and matcher not in ("none", "weights"):
+                continue
+            for split, metric in itertools.product(("train", "test") if last else ("test",), PATH_METRICS):
+                value = values.get(metric, height if "barrier" in metric or "line" in metric else 0.5)
+                rows.append(
+                    (matcher, epoch, node, split, metric, (value if last else early) + 1e-5 * node * (1 + last))
+                )
+    for matcher, split, node in itertools.product(heights, ("train", "test"), range(pairs)):
+        height = heights[matcher]
+        paths.append(
+            planted_path((0.1, 0.1 + height, 0.1), (0.98, 0.98 - height, 0.98), matcher, epochs[-1], node, split)
+        )
+    given = {"mnist_epochs": list(epochs)} | (parameters or {})
+    recipe = asdict(Recipe(width=64, batch_size=64, learning_rate=0.003, initial="lecun_normal"))
+    columns = {"mended": "none", "points": 25, "n_leaves": 2, "dataset": "digits"} | recipe
+    barriers = pd.DataFrame(rows, columns=["matcher", "epochs", "node", "split", "metric", "value"]).assign(**columns)
+    begun_once = begun("mnist", run)
+    experiment = dataclasses.replace(begun_once, parameters=begun_once.parameters | given)
+    results.finish(experiment, digits(), {"paths": pd.concat(paths), "barriers": barriers}, models="planted")

@@ -1,25 +1,41 @@
-"""Run the notebooks in order, skipping what is up to date by content: ``python -m lab.bookkeeping.pipeline smoke``."""
+"""Run the notebooks, skipping what is up to date by content: ``python -m lab.bookkeeping.pipeline smoke``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import signal
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from lab.bookkeeping import results
 from lab.bookkeeping.code import ROOT
+from lab.bookkeeping.workers import Job, duration, exit_on_signal, run_jobs, seconds_left
 
-STEPS = (
-    "train", "merge", "accuracy", "conditions", "attack", "perturbations", "regularisation", "autoattack",
-    "planted", "mnist", "many", "barriers", "counterexample", "where",
-)  # fmt: skip
 PRESETS = ROOT / "presets"
+# The one entry of a preset that is no notebook's parameter: how many threads each notebook gets.
+THREADS = "threads"
+# Which notebook's networks a notebook builds on. It would build them by itself, but not twice if it waits.
+BUILDS_ON = {
+    "merge": "train", "accuracy": "merge", "attack": "merge", "planted": "train", "many": "mnist",
+    "perturbations": "attack", "regularisation": "attack", "autoattack": "attack",
+}  # fmt: skip
+# Seconds of a notebook that was never run here, by its defaults on a core of a laptop; of most of them, three.
+FIRST_TIME = {"conditions": 30.0, "attack": 7.0, "comparison": 6.0}
+
+
+def notebooks_of_the_book() -> tuple[str, ...]:
+    """The names of the notebooks in _toc.yml, in their order there."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    pages = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
+    return tuple(page.removeprefix("notebooks/") for page in pages if page.startswith("notebooks/"))
+
+
+STEPS = notebooks_of_the_book()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -27,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("preset", help="a file of presets/, without its ending: smoke, cpu, gpu")
     parser.add_argument("steps", nargs="*", help=f"only these of: {', '.join(STEPS)}")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
-    parser.add_argument("--script", action="store_true", help="execute the code cells without a notebook kernel")
+    parser.add_argument("-j", type=int, metavar="N", help="notebooks at once; by default as the cores allow")
     options = parser.parse_intermixed_args(arguments)
     try:
         changed = {name: _value(text) for name, text in options.p}
@@ -36,7 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
                 f"results/{options.preset} is for the preset as it is: name a run of your own, -p run NAME"
             )
         given = load_preset(options.preset) | changed
-        run_steps(given, options.steps or STEPS, options.script)
+        run_steps(given, options.steps or STEPS, preset_threads(options.preset), options.j)
+    except KeyboardInterrupt:
+        sys.exit("rebasin: interrupted; the same command goes on from here")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"rebasin: {error}")
 
@@ -52,17 +70,30 @@ def _value(text: str) -> Any:
 
 def load_preset(name: str) -> dict[str, Any]:
     """The parameters of a preset. Raises FileNotFoundError, naming those that exist, if there is none so called."""
+    return {key: value for key, value in _preset(name).items() if key != THREADS}
+
+
+def preset_threads(name: str) -> int | None:
+    """How many threads a preset gives to each notebook; None for as many as torch takes, one notebook at a time."""
+    return _preset(name).get(THREADS)
+
+
+def _preset(name: str) -> dict[str, Any]:
     path = PRESETS / f"{name}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
         raise FileNotFoundError(f"there is no preset {name!r}: there are {known}")
     return yaml.safe_load(path.read_text())
 
 
-def run_steps(given: dict[str, Any], steps: tuple[str, ...] | list[str], script: bool = False) -> None:
+def run_steps(
+    given: Mapping[str, Any], steps: Sequence[str] = STEPS, threads: int | None = 1, at_once: int | None = None
+) -> None:
     """Execute these notebooks with these parameters, each as far as it has them, unless its tables are current.
 
-    Raises ValueError for a step or a parameter that no notebook has.
+    ``at_once`` of them side by side, by default as many as there are cores for, with so many ``threads`` each: numbers
+    depend on threads in their last digits, and never on how many notebooks there are at once. Raises ValueError for a
+    step or a parameter that no notebook has, RuntimeError when a notebook fails.
     """
     for step in steps:
         if step not in STEPS:
@@ -72,52 +103,41 @@ def run_steps(given: dict[str, Any], steps: tuple[str, ...] | list[str], script:
     for name in given:
         if name not in known:
             raise ValueError(f"unknown parameter {name!r}: the notebooks have {', '.join(sorted(known))}")
+    jobs = []
     for number, step in enumerate(steps, 1):
+        label = f"[{number}/{len(steps)}] {step}"
         chosen = {name: value for name, value in given.items() if name in declared[step]}
         parameters = declared[step] | chosen
-        run = parameters["run"]
-        if results.is_current(run, step, results.step_key(step, parameters)):
-            print(f"[{number}/{len(steps)}] {step}: up to date", flush=True)
-            continue
-        print(f"[{number}/{len(steps)}] {step} ...", flush=True)
-        started = time.monotonic()
-        if script:
-            execute_script(step, chosen)
+        if results.is_current(parameters["run"], step, results.step_key(step, parameters)):
+            print(f"{label}: up to date", flush=True)
         else:
-            _execute_notebook(step, chosen, ROOT / "_build" / "runs" / run)
-        print(f"[{number}/{len(steps)}] {step}: {time.monotonic() - started:.0f} s", flush=True)
+            after = frozenset({BUILDS_ON[step]} if step in BUILDS_ON else ())
+            jobs.append(Job(label, step, chosen, after, expected_seconds(step, parameters["run"])))
+    if not jobs:
+        return
+    at_once = at_once or notebooks_at_once(threads)
+    left = duration(seconds_left(jobs, {}, {}, at_once))
+    print(f"{len(jobs)} notebooks to run, {at_once} at once: about {left}", flush=True)
+    began = time.monotonic()
+    run_jobs(jobs, ROOT / "_build" / "runs" / str(given["run"]), at_once, threads)
+    print(f"{len(jobs)} notebooks: {duration(time.monotonic() - began)}", flush=True)
 
 
-def execute_script(step: str, chosen: dict[str, Any]) -> None:
-    """Execute a notebook's code cells in this process, where there is no notebook kernel."""
-    results.check_known(step, chosen)
-    namespace: dict[str, Any] = {"__name__": step}
-    notebook = json.loads((results.NOTEBOOKS / f"{step}.ipynb").read_text())
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), f"notebooks/{step}.ipynb", "exec"), namespace)
-            if "parameters" in cell["metadata"].get("tags", []):
-                namespace.update(chosen)
+def expected_seconds(step: str, run: str) -> float:
+    """How long a notebook took when it last ran; if never, what the smallest preset takes."""
+    last_time = results.provenance(run, step)
+    return last_time["wall_seconds"] if last_time else FIRST_TIME.get(step, 3.0)
 
 
-def _execute_notebook(step: str, chosen: dict[str, Any], folder: Path) -> None:
-    """Execute a notebook through papermill; the executed copy stays in ``folder``."""
-    import papermill
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # A kernel cannot see this terminal, so it is told where to draw its progress bars.
-    terminal = os.ttyname(2) if sys.stderr.isatty() else str(folder / "progress.log")
-    os.environ.setdefault("REBASIN_PROGRESS", terminal)
-    executed = folder / f"{step}.ipynb"
-    try:
-        papermill.execute_notebook(
-            results.NOTEBOOKS / f"{step}.ipynb", executed, chosen, progress_bar=False, log_output=False
-        )
-    except papermill.PapermillExecutionError as error:
-        sys.exit(
-            f"rebasin: notebooks/{step}.ipynb failed ({executed} has the whole story)\n{error.ename}: {error.evalue}"
-        )
+def notebooks_at_once(threads: int | None) -> int:
+    """How many notebooks of so many threads the cores that this process may use have room for."""
+    if threads is None:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // threads)
 
 
 if __name__ == "__main__":
+    # Whoever ends this process ends its notebooks with it.
+    signal.signal(signal.SIGTERM, exit_on_signal)
     main()

@@ -27,7 +27,7 @@ import yaml
 
 from lab.bookkeeping.cache import write_together
 from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
-from lab.data import Dataset
+from lab.images import Dataset
 from rebasin.progress import show_progress
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -90,7 +90,9 @@ def claims_digest(name: str) -> str:
     book = stated()  # once: reading YAML is slow
     measures = [measure for measure, of in book["measures"].items() if of["notebook"] == name]
     rules = [(claim["id"], rule) for claim in book["claims"] for rule in claim["conditions"]]
-    return fingerprint(*((claim, rule) for claim, rule in rules if rule["measure"] in measures))
+    # What a rule is called decides nothing.
+    deciding = [(claim, {key: rule[key] for key in rule if key not in ("id", "name")}) for claim, rule in rules]
+    return fingerprint(*((claim, rule) for claim, rule in deciding if rule["measure"] in measures))
 
 
 def declared_parameters(name: str) -> dict[str, Any]:

@@ -1,30 +1,87 @@
-"""Every name that a reader sees, and its colour."""
+"""Every name that a reader sees: columns and their values, what they are called, and in which colour they are drawn."""
 
 from __future__ import annotations
 
-# One colour per way of merging, the same in every figure: Okabe and Ito's palette, safe for the colour-blind.
-COLOURS = {
-    "tree": "#0072B2", "merge_many": "#D55E00", "naive": "#009E73", "unmerged": "#999999",
-    "early_stopped": "#CC79A7", "l1": "#E69F00", "l2": "#56B4E9", "ensemble": "#8C6BB1",
-    "tree_repaired": "#0072B2", "merge_many_repaired": "#D55E00",
-}  # fmt: skip
+from dataclasses import dataclass
+
+# Columns that tables share. A row is one value of one ``metric``, of one ``node``: the k-th network or merge of its
+# kind. ``algorithm`` says how networks were merged, ``matcher`` how the two of a pair were matched, ``mended`` what was
+# done to the merge's statistics, ``n_leaves`` of how many networks it is made, ``strength`` that of a penalty.
+KIND = ("algorithm", "mended", "n_leaves", "strength")
+# How networks were trained: all parts of a recipe but the data set and the epochs.
+RECIPE = (
+    "architecture", "width", "batch_size", "learning_rate", "weight_decay", "seed", "initial", "l1", "l2", "optimiser",
+    "schedule", "schedule_epochs", "warmup_epochs", "augmented", "subset",
+)  # fmt: skip
 
 
-LABELS = {
-    "tree": "hierarchy", "merge_many": "MergeMany", "naive": "naive average", "unmerged": "unmerged",
-    "early_stopped": "unmerged, stopped early", "l1": "trained with L1 penalty", "l2": "trained with L2 penalty",
-    "ensemble": "ensemble of the leaves", "tree_repaired": "hierarchy after REPAIR",
-    "merge_many_repaired": "MergeMany after REPAIR",
-}  # fmt: skip
+@dataclass(frozen=True)
+class Drawn:
+    """What a reader calls it, and how it is drawn: the same in every figure."""
+
+    title: str
+    colour: str
+    marker: str = "o"
 
 
+# Okabe and Ito's palette, safe for the colour-blind.
+ALGORITHMS = {
+    "tree": Drawn("hierarchy", "#0072B2", "o"),
+    "merge_many": Drawn("MergeMany", "#D55E00", "s"),
+    "naive": Drawn("naive average", "#009E73", "^"),
+    "unmerged": Drawn("unmerged", "#999999", "D"),
+    "early_stopped": Drawn("unmerged, stopped early", "#CC79A7", "v"),
+    "l1": Drawn("trained with L1 penalty", "#E69F00", "P"),
+    "l2": Drawn("trained with L2 penalty", "#56B4E9", "X"),
+    "ensemble": Drawn("ensemble of the leaves", "#8C6BB1", "*"),
+}
+MATCHERS = {
+    "none": Drawn("not matched", "#009E73", "^"),
+    "weights": Drawn("matched by weights", "#0072B2", "o"),
+    "activations": Drawn("matched by activations", "#E69F00", "s"),
+    "straight-through": Drawn("matched straight through", "#CC79A7", "D"),
+    "frank-wolfe": Drawn("matched by Frank-Wolfe", "#56B4E9", "v"),
+}
+# What is done to a merge's units. ``reset`` measures BatchNorm's statistics anew.
+MENDINGS = {
+    "none": "as merged",
+    "repair": "after REPAIR",
+    "repair every stage": "REPAIR at every stage",
+    "reset": "statistics measured anew",
+}
 DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
-
-
 INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
+OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
+
+# Pixels are stored in so many steps from black to white; radii of attacks are counted in them, as the field does.
+GREY_LEVELS = 255
+# ``worst`` is what survives every attack with every loss.
+ATTACKS = {"fgsm": "FGSM", "pgd": "PGD", "worst": "worst case"}
+LOSSES = {"cross_entropy": "cross-entropy", "margin": "margin"}
+# Names of perturbations, and what the amount that a severity stands for is measured in.
+PERTURBATIONS = {
+    "gaussian_noise": ("Gaussian noise", "standard deviation, of the pixel range"),
+    "uniform_noise": ("uniform noise", "largest change, of the pixel range"),
+    "salt_and_pepper": ("salt and pepper", "share of values that become 0 or 1"),
+    "blur": ("blur", "standard deviation, pixels"),
+    "brightness": ("brightness", "added to the largest channel, of the pixel range"),
+    "contrast": ("contrast", "share kept of the contrast"),
+    "pixelate": ("pixelation", "share kept of a side"),
+    "jpeg": ("JPEG", "quality, of 100"),
+    "rotation": ("rotation", "degrees"),
+}
 
 
-MARKERS = {
-    "tree": "o", "merge_many": "s", "naive": "^", "unmerged": "D", "early_stopped": "v", "l1": "P", "l2": "X",
-    "ensemble": "*", "tree_repaired": "o", "merge_many_repaired": "s",
-}  # fmt: skip
+def title_of(algorithm: str, mended: str = "none") -> str:
+    """What a reader calls a kind of network: ``hierarchy after REPAIR``."""
+    title = ALGORITHMS[algorithm].title
+    return title if mended == "none" else f"{title} {MENDINGS[mended]}"
+
+
+# The older tables' kinds, whose mending is part of the algorithm's name.
+COLOURS = {name: drawn.colour for name, drawn in ALGORITHMS.items()}
+LABELS = {name: drawn.title for name, drawn in ALGORITHMS.items()}
+MARKERS = {name: drawn.marker for name, drawn in ALGORITHMS.items()}
+for _name in ("tree", "merge_many"):
+    COLOURS[f"{_name}_repaired"], MARKERS[f"{_name}_repaired"] = COLOURS[_name], MARKERS[_name]
+    LABELS[f"{_name}_repaired"] = title_of(_name, "repair")

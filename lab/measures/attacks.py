@@ -53,6 +53,14 @@ def fgsm(loss: str = "cross_entropy", norm: str = "linf") -> Attack:
     return Attack(loss, norm, steps=1, random_start=False)
 
 
+def suite(losses: Sequence[str], norm: str = "linf", steps: int = 20, restarts: int = 1) -> list[tuple[str, Attack]]:
+    """The attacks that an image has to survive, by name: FGSM and PGD with each loss."""
+    attacks = []
+    for loss in losses:
+        attacks += [("fgsm", fgsm(loss, norm)), ("pgd", Attack(loss, norm, steps, restarts))]
+    return attacks
+
+
 @torch.no_grad()
 def perturb(
     model: nn.Module,

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lab.bookkeeping.cache import kept
+from lab.bookkeeping.vocabulary import GREY_LEVELS, KIND
 from lab.controls import Group
-from lab.data import Split
 from lab.device import pick_device
-from lab.measures.attacks import Attack, fgsm, surviving
-from lab.measures.robustness import GREY_LEVELS, KINDS
+from lab.images import Split
+from lab.measures.attacks import Attack, suite, surviving
+from lab.outputs import outputs
 from rebasin.progress import track
 from rebasin.weights import Weights
 
@@ -35,23 +36,22 @@ def reference_accuracy(
     ``attack`` is ``clean``, ``own`` for the worst case of FGSM and PGD over ``losses``, or ``autoattack``. Raises
     ModuleNotFoundError where the extra ``rebasin-book[attacks]`` is not installed.
     """
-    pixels, rows = split.images.float() / 255, []
-    radius = epsilon / GREY_LEVELS
+    pixels, rows = split.pixels, []
+    radius, attacks = epsilon / GREY_LEVELS, [attack for _, attack in suite(losses, steps=steps)]
     with track(sum(min(most_nodes, len(group.nodes)) for group in groups), "AutoAttack", "node") as bar:
         for group in groups:
             for position, node in enumerate(group.nodes[:most_nodes]):
-                one = {key: tensor[position : position + 1] for key, tensor in group.weights.items()}
-                attacks = [attack for loss in losses for attack in (fgsm(loss), Attack(loss, steps=steps))]
-                clean, *attacked = (
-                    surviving(group.model, one, pixels, split.labels, [at], attack, seed, device)
-                    for at, attack in [(0.0, attacks[0]), *((radius, attack) for attack in attacks)]
-                )
-                left = autoattack(group.model, one, pixels, split.labels, radius, seed, pick_device(device))
-                found = {"clean": clean, "own": torch.stack(attacked).all(0), "autoattack": left}
-                kind = (group.algorithm, group.n_leaves, group.strength, node)
-                rows += [(*kind, name, float(kept.double().mean())) for name, kept in found.items()]
+                weights = {key: tensor[position : position + 1] for key, tensor in group.weights.items()}
+                model, labels = group.model, split.labels
+                clean = surviving(model, weights, pixels, labels, [0.0], Attack(), seed, device)
+                own = torch.ones_like(clean)
+                for attack in attacks:
+                    own &= surviving(model, weights, pixels, labels, [radius], attack, seed, device)
+                reference = autoattack(model, weights, pixels, labels, radius, seed, pick_device(device))
+                for name, left in (("clean", clean), ("own", own), ("autoattack", reference)):
+                    rows.append((*group.kind, node, name, float(left.double().mean())))
                 bar.update()
-    return pd.DataFrame(rows, columns=[*KINDS, "node", "attack", "value"])
+    return pd.DataFrame(rows, columns=[*KIND, "node", "attack", "value"])
 
 
 @kept
@@ -77,4 +77,5 @@ def autoattack(
     attacked, *_ = AutoAttack(Bound().eval(), device=device, eps=epsilon, seed=seed).run_standard_evaluation(
         images, labels
     )
-    return (functional_call(model, one, (attacked,)).argmax(-1) == labels).cpu()
+    logits = outputs(model, weights, attacked, device, batch=len(attacked))
+    return logits[0].argmax(-1) == labels.cpu()

@@ -4,38 +4,11 @@ from __future__ import annotations
 
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
-
-from lab.data import Split
-from lab.device import pick_device
-from rebasin.weights import Weights
 
 BINS = 15  # of equal width; Guo et al. (2017)
 TEMPERATURES = (0.01, 100.0)  # between which the best one is looked for
-
-
-@torch.no_grad()
-def logits(
-    model: nn.Module, weights: Weights, split: Split, device: str = "auto", chunk: int = 1, batch: int = 5000
-) -> Tensor:
-    """The outputs (n, m, classes) of models (n, ...) on a split, ``chunk`` models and ``batch`` images at once.
-
-    Raises ValueError if one is NaN or infinite, RuntimeError for a GPU that is not there.
-    """
-    device = pick_device(device)
-    model = model.to(device).eval()
-    outputs = vmap(lambda one, x: functional_call(model, one, (x,)), in_dims=(0, None))
-    found = []
-    for start in range(0, len(next(iter(weights.values()))), chunk):
-        some = {key: tensor[start : start + chunk].to(device) for key, tensor in weights.items()}
-        pixels = (part.to(device).float() / 255 for part in split.images.split(batch))
-        found.append(torch.cat([outputs(some, images).cpu() for images in pixels], 1))
-    answers = torch.cat(found)
-    if not torch.isfinite(answers).all():
-        raise ValueError("a model's outputs are NaN or infinite")
-    return answers
 
 
 def reliability(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,6 +24,8 @@ from rebasin.tracing import trace
 Affine = tuple[Fraction, ...]
 Layer = tuple[Affine, ...]
 Network = tuple[Layer, ...]
+# The order of the two units of each hidden layer, counted from 1: ("12", "21") swaps those of the second layer.
+Orders = tuple[str, str]
 Polygon = tuple[tuple[Fraction, Fraction], ...]
 
 SQUARE: Polygon = tuple((Fraction(x), Fraction(y)) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1)))
@@ -37,15 +39,14 @@ def _network(*layers: Sequence[Sequence[int]]) -> Network:
 
 A = _network([[-1, 0, 1], [0, -1, 0]], [[-1, 0, 1], [0, 1, 0]], [[-1, -1, 0]])
 B = _network([[1, 0, 0], [0, 1, 1]], [[1, 0, 0], [0, -1, 1]], [[-1, -1, 0]])
-# The order of the units in the first hidden layer, then in the second, counted from 1.
-PERMUTATIONS = tuple(f"{first}/{second}" for first, second in product(("12", "21"), repeat=2))
+PERMUTATIONS: tuple[Orders, ...] = tuple(product(("12", "21"), repeat=2))
 POINTS = 25  # of a path, both ends included
 LAMS = tuple(Fraction(point, POINTS - 1) for point in range(POINTS))
 
 
-def permuted(network: Network, permutation: str) -> Network:
-    """The same function with the hidden units of both layers in another order, such as ``12/21``."""
-    first, second = ([int(unit) - 1 for unit in part] for part in permutation.split("/"))
+def permuted(network: Network, orders: Orders) -> Network:
+    """The same function with the units of both hidden layers in another order."""
+    first, second = ([int(unit) - 1 for unit in order] for order in orders)
     below, middle, above = network
     return (
         tuple(below[i] for i in first),
@@ -66,17 +67,17 @@ def between(a: Network, b: Network, lam: Fraction) -> Network:
 
 def pieces(network: Network) -> list[tuple[Polygon, Affine]]:
     """The convex polygons on which the network is linear, with its output there: together they make the square."""
-    found: list[tuple[Polygon, Layer]] = [(SQUARE, _network([[1, 0, 0], [0, 1, 0]])[0])]
+    parts: list[tuple[Polygon, Layer]] = [(SQUARE, _network([[1, 0, 0], [0, 1, 0]])[0])]
     for depth, layer in enumerate(network):
-        found = [(polygon, tuple(_through(unit, values) for unit in layer)) for polygon, values in found]
+        parts = [(polygon, tuple(_through(unit, values) for unit in layer)) for polygon, values in parts]
         for unit in range(len(layer) if depth < len(network) - 1 else 0):
             split = []
-            for polygon, values in found:
+            for polygon, values in parts:
                 on, off = halves(polygon, values[unit])
                 silent = (*values[:unit], NOTHING, *values[unit + 1 :])
-                split += [(half, kept) for half, kept in ((on, values), (off, silent)) if half]
-            found = split
-    return [(polygon, output) for polygon, (output,) in found]
+                split += [(half, answers) for half, answers in ((on, values), (off, silent)) if half]
+            parts = split
+    return [(polygon, output) for polygon, (output,) in parts]
 
 
 def _through(unit: Affine, values: Layer) -> Affine:
@@ -136,42 +137,38 @@ def error(network: Network) -> Fraction:
 
 def paths() -> pd.DataFrame:
     """The error along the line from A to each permutation of B: a row for each of 25 points."""
-    rows = [
-        (node, permutation, float(lam), float(error(between(A, permuted(B, permutation), lam))))
-        for node, permutation in enumerate(PERMUTATIONS)
-        for lam in LAMS
-    ]
-    table = pd.DataFrame(rows, columns=["node", "permutation", "lam", "value"])
-    return table.assign(algorithm="permutation", metric="error")
+    rows = []
+    for node, orders in enumerate(PERMUTATIONS):
+        for lam in LAMS:
+            rows.append((node, *orders, float(lam), float(error(between(A, permuted(B, orders), lam)))))
+    return pd.DataFrame(rows, columns=["node", "first", "second", "lam", "value"]).assign(metric="error")
 
 
 def barriers(paths: pd.DataFrame) -> pd.DataFrame:
-    """The largest error along each path, less the mean of its two ends: a row for each permutation."""
+    """The largest error along each path minus the mean of its two ends: a row for each permutation."""
     rows = []
-    for (node, permutation), path in paths.groupby(["node", "permutation"]):
+    for kind, path in paths.groupby(["node", "first", "second"]):
         values = path.sort_values("lam")["value"].to_numpy()
-        rows.append((node, permutation, values.max() - (values[0] + values[-1]) / 2))
-    return pd.DataFrame(rows, columns=["node", "permutation", "value"]).assign(metric="error_barrier")
+        rows.append((*kind, values.max() - (values[0] + values[-1]) / 2))
+    return pd.DataFrame(rows, columns=["node", "first", "second", "value"]).assign(metric="error_barrier")
 
 
 def worst(paths: pd.DataFrame) -> pd.DataFrame:
-    """Where each path's error is largest, of several points the one nearest to the midpoint: node, permutation, lam."""
+    """The row of each path where its error is largest, of several points the one nearest to the midpoint."""
     high = paths[paths["value"] == paths.groupby("node")["value"].transform("max")]
     nearest = (high["lam"] - 0.5).abs().groupby(high["node"]).idxmin()
-    return high.loc[nearest, ["node", "permutation", "lam", "value"]].reset_index(drop=True)
+    return high.loc[nearest, ["node", "first", "second", "lam", "value"]].reset_index(drop=True)
 
 
 def regions(points: pd.DataFrame) -> pd.DataFrame:
     """The misclassified polygons at points of paths, as ``worst`` gives them: a row for each corner, in order."""
-    rows = [
-        (point.node, point.permutation, point.lam, number, corner, float(x1), float(x2))
-        for point in points.itertuples()
-        for number, polygon in enumerate(
-            misclassified(between(A, permuted(B, point.permutation), LAMS[round(point.lam * (POINTS - 1))]))
-        )
-        for corner, (x1, x2) in enumerate(polygon)
-    ]
-    return pd.DataFrame(rows, columns=["node", "permutation", "lam", "polygon", "corner", "x1", "x2"])
+    rows = []
+    for point in points.itertuples():
+        orders, lam = (point.first, point.second), LAMS[round(point.lam * (POINTS - 1))]
+        for number, polygon in enumerate(misclassified(between(A, permuted(B, orders), lam))):
+            for corner, (x1, x2) in enumerate(polygon):
+                rows.append((point.node, *orders, point.lam, number, corner, float(x1), float(x2)))
+    return pd.DataFrame(rows, columns=["node", "first", "second", "lam", "polygon", "corner", "x1", "x2"])
 
 
 def model() -> nn.Sequential:
@@ -181,27 +178,28 @@ def model() -> nn.Sequential:
 
 def state(network: Network) -> dict[str, Tensor]:
     """A network's weights as the entries of ``model().state_dict()``."""
-    found = {}
+    weights = {}
     for layer, name in zip(network, ("0", "2", "4"), strict=True):
         rows = torch.tensor([[float(part) for part in unit] for unit in layer], dtype=torch.float64)
-        found |= {f"{name}.weight": rows[:, :-1], f"{name}.bias": rows[:, -1]}
-    return found
+        weights |= {f"{name}.weight": rows[:, :-1], f"{name}.bias": rows[:, -1]}
+    return weights
 
 
 def by_library(seed: int) -> pd.DataFrame:
     """What the library makes of the pair: a row for each permutation.
 
-    ``same`` tells whether its permuted B is the one made here, to the last bit, ``inner_product`` how near its weights
+    ``same`` says whether its permuted B is the one made here, to the last bit, ``inner_product`` how near its weights
     are to A's, and ``matched`` whether it is what weight matching finds.
     """
     spec = trace(model(), torch.zeros(1, 2))
     a, b = state(A), state(B)
-    found = weight_matching(spec, a, b, seed=seed).permutation.indices
+    matching = weight_matching(spec, a, b, seed=seed).permutation.indices
     rows = []
-    for node, permutation in enumerate(PERMUTATIONS):
-        orders = [torch.tensor([int(unit) - 1 for unit in part]) for part in permutation.split("/")]
-        moved = Permutation(spec, dict(zip(spec.sizes, orders, strict=True))).apply(b)
-        same = all(torch.equal(moved[key], tensor) for key, tensor in state(permuted(B, permutation)).items())
-        matched = all(torch.equal(found[group], order) for group, order in zip(spec.sizes, orders, strict=True))
-        rows.append((node, permutation, same, float(inner_product(spec, a, moved)), matched))
-    return pd.DataFrame(rows, columns=["node", "permutation", "same", "inner_product", "matched"])
+    for node, orders in enumerate(PERMUTATIONS):
+        units = [torch.tensor([int(unit) - 1 for unit in order]) for order in orders]
+        order_of = dict(zip(spec.sizes, units, strict=True))
+        moved = Permutation(spec, order_of).apply(b)
+        same = all(torch.equal(moved[key], tensor) for key, tensor in state(permuted(B, orders)).items())
+        matched = all(torch.equal(matching[group], order) for group, order in order_of.items())
+        rows.append((node, *orders, same, float(inner_product(spec, a, moved)), matched))
+    return pd.DataFrame(rows, columns=["node", "first", "second", "same", "inner_product", "matched"])

@@ -27,6 +27,15 @@ FOLLOWERS = {
 }
 
 
+def bounds_hold(model: nn.Module) -> bool:
+    """Whether the bounds from above are proven for such a model."""
+    try:
+        _parts(model)
+    except ValueError:
+        return False
+    return True
+
+
 def layer_matrices(model: nn.Module, weights: Weights) -> list[Tensor]:
     """The linear layers of ReLU networks (n, ...) as they act on pixels, the normalisation folded into the first.
 
@@ -34,6 +43,19 @@ def layer_matrices(model: nn.Module, weights: Weights) -> list[Tensor]:
     the module, for a model that is no ``nn.Sequential`` of Normalise and Flatten (or neither) and linear layers with
     ReLUs between: the bounds are proven for nothing else. So it does for weights that do not fit the model.
     """
+    parts = _parts(model)
+    PermutationSpec({}, {}, {key: tuple(own.shape) for key, own in model.state_dict().items()}).batch_shape(weights)
+    matrices = [weights[f"{name}.weight"].double() for name, part in parts if isinstance(part, nn.Linear)]
+    if isinstance(parts[0][1], Normalise):
+        std, inputs = parts[0][1].std.flatten().to(matrices[0]), matrices[0].shape[-1]
+        if inputs % len(std):
+            raise ValueError(f"{inputs} inputs are no whole number of pixels in each of {len(std)} channels")
+        matrices[0] = matrices[0] / std.repeat_interleave(inputs // len(std))
+    return matrices
+
+
+def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of a model that the bounds hold for, by name, in order. Raises ValueError for another model."""
     only = "the bounds hold for Normalise, Flatten and linear layers with ReLUs between, in one nn.Sequential"
     if not isinstance(model, nn.Sequential):
         raise ValueError(f"{only}: not for a {type(model).__name__}")
@@ -48,14 +70,11 @@ def layer_matrices(model: nn.Module, weights: Weights) -> list[Tensor]:
         before = type(part)
     if before is not nn.Linear:
         raise ValueError(f"{only}: the last must be a linear layer")
-    PermutationSpec({}, {}, {key: tuple(own.shape) for key, own in model.state_dict().items()}).batch_shape(weights)
-    matrices = [weights[f"{name}.weight"].double() for name, part in parts if isinstance(part, nn.Linear)]
-    if isinstance(parts[0][1], Normalise):
-        std, inputs = parts[0][1].std.flatten().to(matrices[0]), matrices[0].shape[-1]
-        if inputs % len(std):
-            raise ValueError(f"{inputs} inputs are no whole number of pixels in each of {len(std)} channels")
-        matrices[0] = matrices[0] / std.repeat_interleave(inputs // len(std))
-    return matrices
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            raise ValueError(f"{only}: {name!r} is {first[id(parameter)]!r} too")
+    return parts
 
 
 def spectral_norms(matrices: Tensor) -> Tensor:

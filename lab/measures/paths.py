@@ -6,12 +6,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lab.data import Split
+from lab.images import Split
 from lab.outputs import evaluate
 from rebasin.progress import track
 from rebasin.weights import Weights, interpolate
 
-PATH = ["algorithm", "epochs", "node", "n_leaves", "split"]
+PATH = ["matcher", "epochs", "node", "n_leaves", "split"]  # what tells one path of a table from the others
 
 
 def check_pairs(n_models: int, points: int) -> None:
@@ -28,39 +28,11 @@ def walk(
     """Loss and accuracy along the lines from ``a`` to ``b`` (pairs, ...): node, split, lam, metric and value."""
     rows = []
     for split, images in splits.items():
-        for metric, values in zip(
-            ("accuracy", "loss"), evaluate_path(model, a, b, lams, images, device, chunk), strict=True
-        ):
-            rows += [
-                (node, 2, split, lam, metric, value)
-                for node, along in enumerate(values.tolist())
-                for lam, value in zip(lams.tolist(), along, strict=True)
-            ]
+        accuracy, loss = evaluate_path(model, a, b, lams, images, device, chunk)
+        for metric, values in (("accuracy", accuracy), ("loss", loss)):
+            for node, along in enumerate(values.tolist()):
+                rows += [(node, 2, split, lam, metric, value) for lam, value in zip(lams.tolist(), along, strict=True)]
     return pd.DataFrame(rows, columns=["node", "n_leaves", "split", "lam", "metric", "value"])
-
-
-def barriers(paths: pd.DataFrame) -> pd.DataFrame:
-    """The barriers of every path: one row for each path and metric.
-
-    ``loss_barrier`` and ``accuracy_barrier`` are measured from the mean of the ends, ``loss_above_line`` and
-    ``accuracy_above_line`` from the line between them, all positive where the path is worse; ``loss_gain`` is the
-    smaller of the ends' losses minus the midpoint's. Nats, and shares of the images. Raises ValueError where the
-    midpoint is not among the points.
-    """
-    rows = []
-    for metric, part in paths.groupby("metric"):
-        table = part.pivot(index=PATH, columns="lam", values="value")
-        if 0.5 not in table.columns:
-            raise ValueError("the midpoint is not among the points of the paths: take an odd number of them")
-        values = torch.from_numpy(table.to_numpy(copy=True)) * (-1 if metric == "accuracy" else 1)
-        from_mean, above_line = barrier(values, torch.tensor(table.columns.to_numpy(copy=True)))
-        found = {f"{metric}_barrier": from_mean, f"{metric}_above_line": above_line}
-        if metric == "loss":
-            ends = torch.minimum(values[:, 0], values[:, -1])
-            found["loss_gain"] = ends - values[:, list(table.columns).index(0.5)]
-        for name, each in found.items():
-            rows.append(table.index.to_frame(index=False).assign(metric=name, value=each.numpy()))
-    return pd.concat(rows, ignore_index=True)
 
 
 def evaluate_path(
@@ -75,6 +47,43 @@ def evaluate_path(
             loss.append(at.loss.double().mean(1))
             bar.update()
     return torch.stack(accuracy, 1), torch.stack(loss, 1)
+
+
+def path_barriers(paths: pd.DataFrame) -> pd.DataFrame:
+    """The metrics of every path of a table: the columns of ``PATH``, metric and value, as ``path_metrics`` says."""
+    tables = {metric: rows.pivot(index=PATH, columns="lam", values="value") for metric, rows in paths.groupby("metric")}
+    # One row for each path, one column for each point.
+    loss, accuracy = (torch.from_numpy(tables[metric].to_numpy(copy=True)) for metric in ("loss", "accuracy"))
+    lams = torch.tensor(tables["loss"].columns.to_numpy(copy=True))
+    names = tables["loss"].index.to_frame(index=False)
+    metrics = path_metrics(loss, accuracy, lams)
+    return pd.concat(
+        [names.assign(metric=metric, value=values.numpy()) for metric, values in metrics.items()], ignore_index=True
+    )
+
+
+def path_metrics(loss: Tensor, accuracy: Tensor, lams: Tensor) -> dict[str, Tensor]:
+    """What a table says of paths, from their loss in nats and accuracy in shares (n, points): by metric, (n,) each.
+
+    Of both, ``barrier`` is measured from the mean of the two ends, ``above_line`` from the straight line between them,
+    and ``barrier_of_three`` is the barrier over the ends and the midpoint alone: all are positive where the path is
+    worse than its ends. ``ends`` is the mean of the two ends, ``midpoint`` the value there, ``gain`` by how much the
+    midpoint is better than the better end. Raises ValueError unless the ends and the midpoint are among the points.
+    """
+    middle = len(lams) // 2
+    if len(lams) % 2 == 0 or not torch.isclose(lams[middle], torch.tensor(0.5, dtype=lams.dtype)):
+        raise ValueError("the midpoint is not among the points of the paths: take an odd number of them")
+    three = [0, middle, len(lams) - 1]
+    metrics = {}
+    for metric, values, sign in (("loss", loss, 1), ("accuracy", accuracy, -1)):
+        worse = sign * values  # the higher, the worse
+        ends = worse[:, [0, -1]]
+        metrics[f"{metric}_barrier"], metrics[f"{metric}_above_line"] = barrier(worse, lams)
+        metrics[f"{metric}_barrier_of_three"], _ = barrier(worse[:, three], lams[three])
+        metrics[f"{metric}_ends"] = sign * ends.mean(1)
+        metrics[f"{metric}_midpoint"] = values[:, middle]
+        metrics[f"{metric}_gain"] = ends.amin(1) - worse[:, middle]
+    return metrics
 
 
 def barrier(values: Tensor, lams: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
-from lab.data import Split
+from lab.images import Split
 from lab.outputs import evaluate
 from rebasin.weights import Weights
 
@@ -27,17 +27,6 @@ PERTURBATIONS: dict[str, tuple[float, ...]] = {
     "rotation": (5, 10, 15, 20, 30),  # degrees, counterclockwise
 }
 SETTINGS = tuple((kind, severity) for kind in PERTURBATIONS for severity in range(1, 6))
-UNITS = {
-    "gaussian_noise": "standard deviation, of the pixel range",
-    "uniform_noise": "largest change, of the pixel range",
-    "salt_and_pepper": "share of values that become 0 or 1",
-    "blur": "standard deviation, pixels",
-    "brightness": "added to the largest channel, of the pixel range",
-    "contrast": "share kept of the contrast",
-    "pixelate": "share kept of a side",
-    "jpeg": "quality, of 100",
-    "rotation": "degrees",
-}
 
 BATCH = 1000  # images that go through at once, for the memory's sake: it changes no result
 
@@ -105,13 +94,14 @@ def under_perturbations(
     seed: int,
     device: str,
     chunk: int,
-    versions: dict[int, list[Split]],
+    versions: dict[tuple[int, int], list[Split]],
 ) -> Tensor:
     """Which images models (n, ...) get right, clean and under each of ``SETTINGS``: (n, 1 + settings, m).
 
-    ``versions`` holds the perturbed images of a split, by its identity, for the next models that are tested on it.
+    ``versions`` holds the perturbed images of a split, by its identity and the seed, for the next models.
     """
-    if id(split) not in versions:
-        versions[id(split)] = [split, *(perturbed(split, kind, severity, seed) for kind, severity in SETTINGS)]
-    tested = [evaluate(model, weights, version, device, chunk) for version in versions[id(split)]]
+    same = id(split), seed
+    if same not in versions:
+        versions[same] = [split, *(perturbed(split, kind, severity, seed) for kind, severity in SETTINGS)]
+    tested = [evaluate(model, weights, version, device, chunk) for version in versions[same]]
     return torch.stack([one.correct for one in tested], 1)

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import resnet50
 
 from lab.bookkeeping.cache import kept
-from lab.data import Dataset
+from lab.images import Dataset
 from lab.networks import build
 from lab.networks.initial import initial_weights
 from rebasin.matching.by_weights import weight_matching
@@ -87,7 +87,7 @@ def recover(network: Network, trials: int, seed: int, device: str) -> pd.DataFra
     rows = []
     with track(trials, f"recover {network.name}", "permutation") as bar:
         for trial in range(trials):
-            found = _recover_one(network.spec, network.weights(trial), trial, seed, device)
+            found = recovered_trial(network.spec, network.weights(trial), trial, seed, device)
             rows += [(network.name, metric, trial, value) for metric, value in zip(METRICS, found, strict=True)]
             bar.update()
     table = pd.DataFrame(rows, columns=["network", "metric", "node", "value"]).astype({"value": float})
@@ -95,7 +95,9 @@ def recover(network: Network, trials: int, seed: int, device: str) -> pd.DataFra
 
 
 @kept
-def _recover_one(spec: PermutationSpec, weights: Weights, trial: int, seed: int, device: str) -> tuple[int, int, int]:
+def recovered_trial(
+    spec: PermutationSpec, weights: Weights, trial: int, seed: int, device: str
+) -> tuple[int, int, int]:
     """Whether one planted permutation was recovered, in how many sweeps, and how many units are tied."""
     planted = Permutation.random(spec, generator=torch.Generator().manual_seed(_seed(seed, trial, 1)))
     a, b = ({key: each.to(device) for key, each in one.items()} for one in (weights, planted.apply(weights)))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from lab.bookkeeping.cache import kept
+from lab.bookkeeping.vocabulary import GREY_LEVELS, KIND
 from lab.controls import Group
-from lab.data import Split
 from lab.device import pick_device
+from lab.images import Split
 from lab.measures.lipschitz import (
     averaged_bound,
+    bounds_hold,
     certified_radius,
     eclipse_fast,
     gradient_norms,
@@ -24,13 +26,13 @@ from lab.measures.lipschitz import (
     spectral_product,
 )
 from lab.measures.norms import layer_norms, parameter_norm, predicted_norm
+from lab.outputs import outputs
 from rebasin.progress import track
 from rebasin.weights import Weights
 
-GREY_LEVELS = 255
-KINDS = ["algorithm", "n_leaves", "strength"]
-# Grey levels in L2 at which certified accuracy is told.
+# Grey levels in L2 at which certified accuracy is measured.
 RADII = (0.0, *(round(10 ** (exponent / 8), 4) for exponent in range(-16, 9)))
+BOUNDS = {"lipschitz": eclipse_fast, "averaged_bound": averaged_bound, "spectral_product": spectral_product}
 
 
 def regularity(
@@ -39,76 +41,86 @@ def regularity(
     """Norms, bounds and certified radii of each group's nodes, on a split's images; the gradients on its first ones.
 
     ``leaves`` (n, ...) are all that any node is made of. The tables have a row per node and metric, per node, layer and
-    metric, and per node and radius (grey levels in L2, with the share of images certified there).
+    metric, and per node and radius (grey levels in L2, with the share of images certified there). Bounds and radii are
+    those of multilayer perceptrons; networks of another architecture have the rest.
     """
     nodes, layers, radii = [], [], []
-    leaf_norms, pixels = parameter_norm(leaves), split.images.float() / 255
+    pixels = split.pixels
     with track(len(groups), "norms and bounds", "group") as bar:
         for group in groups:
-            kind = (group.algorithm, group.n_leaves, group.strength)
-            found = _measured(
+            measured = norms_and_bounds(
                 group.model, group.weights, pixels, split.labels, gradient_images, pick_device(device), chunk
             )
+            metrics = measured["metrics"]
             if not group.alignment.isnan().any():
-                own = torch.stack([leaf_norms[k * group.n_leaves : (k + 1) * group.n_leaves] for k in group.nodes])
-                found["metrics"]["predicted_norm"] = predicted_norm(own, group.alignment)
+                norms = parameter_norm(parameters(group.model, leaves))
+                own = [norms[node * group.n_leaves : (node + 1) * group.n_leaves] for node in group.nodes]
+                metrics["predicted_norm"] = predicted_norm(torch.stack(own), group.alignment)
             for position, node in enumerate(group.nodes):
-                nodes += [(*kind, node, metric, float(each[position])) for metric, each in found["metrics"].items()]
-                layers += [
-                    (*kind, node, *name.split(" "), float(each[position])) for name, each in found["layers"].items()
-                ]
-                certified = found["radii"][position]
-                radii += [(*kind, node, at, float((certified > at / GREY_LEVELS).double().mean())) for at in RADII]
+                kind = (*group.kind, node)
+                nodes += [(*kind, metric, float(values[position])) for metric, values in metrics.items()]
+                layers += [(*kind, *key, float(values[position])) for key, values in measured["layers"].items()]
+                if "radii" in measured:
+                    certified = measured["radii"][position]
+                    radii += [(*kind, at, float((certified > at / GREY_LEVELS).double().mean())) for at in RADII]
             bar.update()
     return (
-        pd.DataFrame(nodes, columns=[*KINDS, "node", "metric", "value"]),
-        pd.DataFrame(layers, columns=[*KINDS, "node", "layer", "metric", "value"]),
-        pd.DataFrame(radii, columns=[*KINDS, "node", "radius", "value"]),
+        pd.DataFrame(nodes, columns=[*KIND, "node", "metric", "value"]),
+        pd.DataFrame(layers, columns=[*KIND, "node", "layer", "metric", "value"]),
+        pd.DataFrame(radii, columns=[*KIND, "node", "radius", "value"]),
     )
 
 
+def parameters(model: nn.Module, weights: Weights) -> dict[str, Tensor]:
+    """The entries of weights that are trained: not the statistics of norms."""
+    return {name: weights[name] for name, _ in model.named_parameters()}
+
+
 @kept
-def _measured(
+def norms_and_bounds(
     model: nn.Module, weights: Weights, pixels: Tensor, labels: Tensor, gradient_images: int, device: str, chunk: int
-) -> dict[str, dict[str, Tensor] | Tensor]:
-    """What is measured of each network (n, ...), on images (m, ...) and the first of them."""
+) -> dict[str, dict[str, Tensor] | dict[tuple[str, str], Tensor] | Tensor]:
+    """What is measured of each network (n, ...), on images (m, ...) and the first of them.
+
+    ``metrics`` by name and ``layers`` by layer and metric are (n,); ``radii``, where bounds hold, are (n, m).
+    """
     model = copy.deepcopy(model).to(device)
-    norms = layer_norms(weights)
-    # One network at a time: its matrices in float64 are the largest thing in memory.
-    bounds: dict[str, list[Tensor]] = {}
-    spectral = []
-    for position in range(len(next(iter(weights.values())))):
-        one = {key: tensor[position : position + 1].to(device) for key, tensor in weights.items()}
-        matrices = layer_matrices(model.to(device), one)
-        for name, bound in (
-            ("lipschitz", eclipse_fast), ("averaged_bound", averaged_bound), ("spectral_product", spectral_product)
-        ):  # fmt: skip
-            bounds.setdefault(name, []).append(bound(matrices).cpu())
-        spectral.append(torch.cat([spectral_norms(matrix).cpu() for matrix in matrices]))
-    metrics = {name: torch.cat(each) for name, each in bounds.items()}
+    norms = layer_norms(parameters(model, weights))
+    metrics, layers = {}, {key: values for key, values in norms.items() if key[0] != "all"}
+    if bounds_hold(model):
+        metrics, spectral = _bounds(model, weights, device)
+        names = [layer for layer, metric in layers if metric == "l2"]
+        layers |= {(layer, "spectral"): values for layer, values in zip(names, spectral, strict=True)}
     metrics |= {f"{metric}_norm": values for (layer, metric), values in norms.items() if layer == "all"}
-    metrics["parameter_norm"] = parameter_norm(weights)
+    metrics["parameter_norm"] = parameter_norm(parameters(model, weights))
     slopes = gradient_norms(model, weights, pixels[:gradient_images], device, chunk)
     metrics["largest_gradient"], metrics["median_gradient"] = slopes.amax(1), slopes.median(1).values
-    logits = _logits(model, weights, pixels, device, chunk)
+    logits = outputs(model, weights, pixels, device, chunk, len(pixels))
+    if not bounds_hold(model):
+        # Of a bound of 1 / sqrt 2 the radius is the margin: radius = margin / (sqrt 2 bound).
+        bound = torch.full_like(metrics["parameter_norm"], 1 / math.sqrt(2))
+        metrics["median_margin"] = _median_of_positive(certified_radius(logits, labels, bound))
+        return {"metrics": metrics, "layers": layers}
     radii = certified_radius(logits, labels, metrics["lipschitz"])
-    right = radii > 0
-    # The margin of the correctly classified follows from the radius: radius = margin / (sqrt 2 bound).
-    metrics["median_radius"] = torch.where(right, radii, torch.nan).nanmedian(1).values
+    metrics["median_radius"] = _median_of_positive(radii)
     metrics["median_margin"] = metrics["median_radius"] * metrics["lipschitz"] * 2**0.5
-    names = [layer for layer, metric in norms if metric == "l2" and layer != "all"]
-    layers = {f"{layer} {metric}": values for (layer, metric), values in norms.items() if layer != "all"}
-    layers |= {f"{layer} spectral": values for layer, values in zip(names, torch.stack(spectral, 1), strict=True)}
     return {"metrics": metrics, "layers": layers, "radii": radii}
 
 
-@torch.no_grad()
-def _logits(model: nn.Module, weights: Weights, pixels: Tensor, device: str, chunk: int) -> Tensor:
-    """What networks (n, ...) say of images (m, ...): (n, m, classes), on the CPU."""
-    model, pixels = model.to(device).eval(), pixels.to(device)
-    outputs = vmap(lambda one: functional_call(model, one, (pixels,)))
-    parts = []
-    for start in range(0, len(next(iter(weights.values()))), chunk):
-        some = {key: tensor[start : start + chunk].to(device) for key, tensor in weights.items()}
-        parts.append(outputs(some).cpu())
-    return torch.cat(parts)
+def _bounds(model: nn.Module, weights: Weights, device: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Each of ``BOUNDS`` of networks (n, ...), by name, (n,), and their layers' spectral norms, (layers, n)."""
+    bounds: dict[str, list[Tensor]] = {name: [] for name in BOUNDS}
+    spectral = []
+    # One network at a time: its matrices in float64 are the largest thing in memory.
+    for position in range(len(next(iter(weights.values())))):
+        alone = {key: tensor[position : position + 1].to(device) for key, tensor in weights.items()}
+        matrices = layer_matrices(model, alone)
+        for name, bound in BOUNDS.items():
+            bounds[name].append(bound(matrices).cpu())
+        spectral.append(torch.cat([spectral_norms(matrix).cpu() for matrix in matrices]))
+    return {name: torch.cat(values) for name, values in bounds.items()}, torch.stack(spectral, 1)
+
+
+def _median_of_positive(values: Tensor) -> Tensor:
+    """The median of the positive values (n, m) of each network, those of the images that it gets right: (n,)."""
+    return torch.where(values > 0, values, torch.nan).nanmedian(1).values

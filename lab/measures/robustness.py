@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lab.bookkeeping.vocabulary import GREY_LEVELS, KIND
 from lab.controls import Group
-from lab.data import Split
 from lab.device import pick_device
-from lab.measures.attacks import Attack, fgsm, perturb, surviving, survivors
-from lab.measures.perturbations import SETTINGS, under_perturbations
+from lab.images import Split
+from lab.measures.attacks import Attack, fgsm, perturb, suite, surviving, survivors
+from lab.measures.perturbations import PERTURBATIONS, SETTINGS, under_perturbations
 from lab.outputs import evaluate
 from rebasin.progress import track
 from rebasin.weights import Weights
 
-GREY_LEVELS = 255  # epsilons are told in grey levels, as the field does
-KINDS = ["algorithm", "n_leaves", "strength"]
-MERGED = ("tree", "merge_many", "naive", "tree_repaired", "merge_many_repaired")
+MERGED = ("tree", "merge_many", "naive")
+DIVISOR = 16  # of the logits, in the check of what their size does; a power of two, so that no digit is lost
 
 
 def robust_accuracy(
@@ -42,42 +44,36 @@ def robust_accuracy(
     from the cache.
     """
     rows, images = [], []
+    radii = [epsilon / GREY_LEVELS for epsilon in epsilons]
     with track(len(groups), f"attack in {norm}", "group") as bar:
         for group, split in zip(groups, splits, strict=True):
-            worst = torch.ones(len(group.nodes), len(epsilons), len(split.labels), dtype=torch.bool)
-            for loss in losses:
-                for name, attack in (("fgsm", fgsm(loss, norm)), ("pgd", Attack(loss, norm, steps, restarts))):
-                    survived = _survivors(group, split, epsilons, attack, seed, device, chunk)
-                    worst &= survived
-                    rows += _rows(group, name, loss, epsilons, survived)
+            pixels, count = split.pixels, len(split.labels)
+            # (nodes, epsilons, images)
+            worst = torch.ones(len(group.nodes), len(epsilons), count, dtype=torch.bool)
+            for name, attack in suite(losses, norm, steps, restarts):
+                left = survivors(
+                    group.model, group.weights, pixels, split.labels, radii, attack, seed, pick_device(device), chunk
+                )
+                worst &= left
+                rows += _rows(group, name, attack.loss, epsilons, left)
             rows += _rows(group, "worst", "all", epsilons, worst)
             for position, epsilon in enumerate(epsilons):
                 packed = np.packbits(worst[:, position].numpy(), axis=1)
-                images += [
-                    (group.algorithm, group.n_leaves, group.strength, node, epsilon, bits.tobytes(), len(split.labels))
-                    for node, bits in zip(group.nodes, packed, strict=True)
-                ]
+                for node, bits in zip(group.nodes, packed, strict=True):
+                    images.append((*group.kind, node, epsilon, bits.tobytes(), count))
             bar.update()
-    table = pd.DataFrame(rows, columns=[*KINDS, "node", "attack", "loss", "epsilon", "value"]).assign(norm=norm)
-    kept = pd.DataFrame(images, columns=[*KINDS, "node", "epsilon", "correct", "images"]).assign(norm=norm)
-    return table, kept
+    table = pd.DataFrame(rows, columns=[*KIND, "node", "attack", "loss", "epsilon", "images", "value"])
+    kept = pd.DataFrame(images, columns=[*KIND, "node", "epsilon", "correct", "images"])
+    return table.assign(norm=norm), kept.assign(norm=norm)
 
 
-def _survivors(
-    group: Group, split: Split, epsilons: Sequence[float], attack: Attack, seed: int, device: str, chunk: int
-) -> Tensor:
-    """Which images survive: (n, epsilons, m)."""
-    pixels, radii = split.images.float() / 255, [epsilon / GREY_LEVELS for epsilon in epsilons]
-    return survivors(group.model, group.weights, pixels, split.labels, radii, attack, seed, pick_device(device), chunk)
-
-
-def _rows(group: Group, attack: str, loss: str, epsilons: Sequence[float], survived: Tensor) -> list[tuple]:
-    share = survived.double().mean(-1).tolist()
-    return [
-        (group.algorithm, group.n_leaves, group.strength, node, attack, loss, epsilon, value)
-        for node, curve in zip(group.nodes, share, strict=True)
-        for epsilon, value in zip(epsilons, curve, strict=True)
-    ]
+def _rows(group: Group, attack: str, loss: str, epsilons: Sequence[float], left: Tensor) -> list[tuple]:
+    """A row for each node and epsilon, from which images are left: (nodes, epsilons, images)."""
+    rows = []
+    for node, curve in zip(group.nodes, left.double().mean(-1).tolist(), strict=True):
+        for epsilon, value in zip(epsilons, curve, strict=True):
+            rows.append((*group.kind, node, attack, loss, epsilon, left.shape[-1], value))
+    return rows
 
 
 def perturbed_accuracy(
@@ -85,26 +81,27 @@ def perturbed_accuracy(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Each group on a split of its own under every perturbation at every severity; severity 0 is the clean images.
 
-    The first table has a row per node, perturbation and severity. The second counts for each image under how many of
-    all these (``out_of``, severity 0 left out) it is classified correctly, one byte an image.
+    The first table has a row per node, perturbation and severity, with the ``amount`` that the severity stands for. The
+    second counts for each image under how many of all these (``out_of``, severity 0 left out) it is classified
+    correctly, one byte an image.
     """
     rows, images = [], []
-    versions: dict[int, list[Split]] = {}  # of a split, perturbed once for all groups
+    versions: dict[tuple[int, int], list[Split]] = {}  # of a split, perturbed once for all groups
+    amounts = [np.nan, *(PERTURBATIONS[kind][severity - 1] for kind, severity in SETTINGS)]
+    settings = [(*setting, amount) for setting, amount in zip([("clean", 0), *SETTINGS], amounts, strict=True)]
     with track(len(groups), "perturb", "group") as bar:
         for group, split in zip(groups, splits, strict=True):
+            # (nodes, 1 + settings, images)
             correct = under_perturbations(group.model, group.weights, split, seed, pick_device(device), chunk, versions)
-            kind = (group.algorithm, group.n_leaves, group.strength)
             for position, node in enumerate(group.nodes):
                 share = correct[position].double().mean(-1).tolist()
-                rows += [
-                    (*kind, node, *setting, value)
-                    for setting, value in zip([("clean", 0), *SETTINGS], share, strict=True)
-                ]
+                for setting, value in zip(settings, share, strict=True):
+                    rows.append((*group.kind, node, *setting, len(split.labels), value))
                 counts = correct[position, 1:].sum(0).to(torch.uint8).numpy().tobytes()
-                images.append((*kind, node, counts, len(SETTINGS), len(split.labels)))
+                images.append((*group.kind, node, counts, len(SETTINGS), len(split.labels)))
             bar.update()
-    table = pd.DataFrame(rows, columns=[*KINDS, "node", "perturbation", "severity", "value"])
-    return table, pd.DataFrame(images, columns=[*KINDS, "node", "correct", "out_of", "images"])
+    table = pd.DataFrame(rows, columns=[*KIND, "node", "perturbation", "severity", "amount", "images", "value"])
+    return table, pd.DataFrame(images, columns=[*KIND, "node", "correct", "out_of", "images"])
 
 
 def transfer_accuracy(
@@ -123,12 +120,12 @@ def transfer_accuracy(
     ``own leaf`` for the first leaf of a merged node. ``epsilons`` are in grey levels.
     """
     unmerged = next(group for group in groups if group.algorithm == "unmerged")
-    pixels = split.images.float() / 255
+    pixels = split.pixels
     rows = []
 
     def correct(group: Group, weights: Weights, images: Tensor) -> list[float]:
-        kept = surviving(group.model, weights, images, split.labels, [0.0], Attack(), seed, device, chunk)
-        return kept.double().mean((1, 2)).tolist()
+        left = surviving(group.model, weights, images, split.labels, [0.0], Attack(), seed, device, chunk)
+        return left.double().mean((1, 2)).tolist()
 
     with track(len(epsilons), "transfer attacks", "epsilon") as bar:
         for epsilon in epsilons:
@@ -140,19 +137,27 @@ def transfer_accuracy(
                 for weights in (outside, unmerged.weights)
             )  # fmt: skip
             for group in groups:
-                kind = (group.algorithm, group.n_leaves, group.strength)
-                each = [correct(group, group.weights, images) for images in from_outside]
-                means = np.mean(each, axis=0)
-                rows += [
-                    (*kind, node, "outside", epsilon, value) for node, value in zip(group.nodes, means, strict=True)
-                ]
+                shares = [correct(group, group.weights, images) for images in from_outside]
+                for node, value in zip(group.nodes, np.mean(shares, axis=0), strict=True):
+                    rows.append((*group.kind, node, "outside", epsilon, value))
                 if group.algorithm in MERGED:
                     for position, node in enumerate(group.nodes):
-                        one = {key: tensor[position : position + 1] for key, tensor in group.weights.items()}
+                        alone = {key: tensor[position : position + 1] for key, tensor in group.weights.items()}
                         leaf = unmerged.nodes.index(node * group.n_leaves)
-                        rows.append((*kind, node, "own leaf", epsilon, *correct(group, one, from_leaves[leaf])))
+                        rows.append((*group.kind, node, "own leaf", epsilon, *correct(group, alone, from_leaves[leaf])))
             bar.update()
-    return pd.DataFrame(rows, columns=[*KINDS, "node", "source", "epsilon", "value"])
+    return pd.DataFrame(rows, columns=[*KIND, "node", "source", "epsilon", "value"])
+
+
+class Divided(nn.Module):
+    """A model whose logits are divided by ``divisor``, which changes none of its answers."""
+
+    def __init__(self, model: nn.Module, divisor: float) -> None:
+        super().__init__()
+        self.model, self.divisor = copy.deepcopy(model), divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) / self.divisor
 
 
 def attack_checks(
@@ -171,43 +176,63 @@ def attack_checks(
     in grey levels, and ``pixels``: how far the farthest pixel lies outside [0, 1].
     """
     radius = epsilon / GREY_LEVELS
-    pixels = split.images.float() / 255
+    pixels = split.pixels
     rows = []
     with track(len(groups), "check the attacks", "group") as bar:
         for group in groups:
-            weights = {key: tensor[:1] for key, tensor in group.weights.items()}
-
-            def left(attack: Attack, radius: float = radius, group: Group = group, weights: Weights = weights) -> float:
-                kept = surviving(group.model, weights, pixels, split.labels, [radius], attack, seed, device)
-                return float(kept.double().mean())
-
-            found = [("clean", "", 0.0, left(Attack(), 0.0))]
+            model, weights = group.model, {key: tensor[:1] for key, tensor in group.weights.items()}
+            left = partial(_share_left, model, weights, pixels, split.labels, seed=seed, device=device)
+            changed = partial(
+                _changed, model, images=pixels, labels=split.labels, radius=radius, seed=seed, device=device
+            )
+            divided = Divided(model, DIVISOR).eval(), {f"model.{key}": tensor for key, tensor in weights.items()}
+            checks = [("clean", "", 0.0, left(0.0, Attack()))]
             for loss in losses:
-                found.append(("steps", loss, 1, left(fgsm(loss))))
-                found += [("steps", loss, many, left(Attack(loss, steps=many))) for many in (5, 10, 20, 50, 100)]
-                found.append(("everything", loss, float(GREY_LEVELS), left(Attack(loss, steps=steps), 1.0)))
-                smaller = _scaled(group, weights, 1 / 16)
-                found.append(("logits / 16", loss, steps, left(Attack(loss, steps=steps), weights=smaller)))
-                found.append(("white box", loss, steps, left(Attack(loss, steps=steps))))
-                made = perturb(
-                    group.model, weights, pixels, split.labels, radius, Attack(loss, steps=steps), seed, device
-                )[0]
-                found.append(("ball", loss, epsilon, float((made - pixels).abs().max()) * GREY_LEVELS))
-                found.append(("pixels", loss, 0.0, float(torch.maximum(-made, made - 1).max().clamp(min=0))))
-                given = perturb(
-                    group.model, outside, pixels, split.labels, radius, Attack(loss, steps=steps), seed, device
-                )[0]
-                kept = surviving(group.model, weights, given, split.labels, [0.0], Attack(), seed, device)
-                found.append(("transfer", loss, steps, float(kept.double().mean())))
-            rows += [(group.algorithm, group.n_leaves, group.strength, group.nodes[0], *one) for one in found]
+                attack = Attack(loss, steps=steps)
+                checks.append(("steps", loss, 1, left(radius, fgsm(loss))))
+                for many in (5, 10, 20, 50, 100):
+                    checks.append(("steps", loss, many, left(radius, Attack(loss, steps=many))))
+                checks.append(("everything", loss, float(GREY_LEVELS), left(1.0, attack)))
+                smaller = _share_left(*divided, pixels, split.labels, radius, attack, seed, device)
+                checks.append((f"logits / {DIVISOR}", loss, steps, smaller))
+                checks.append(("white box", loss, steps, left(radius, attack)))
+                attacked = changed(weights, attack=attack)
+                checks.append(("ball", loss, epsilon, float((attacked - pixels).abs().max()) * GREY_LEVELS))
+                checks.append(("pixels", loss, 0.0, float(torch.maximum(-attacked, attacked - 1).max().clamp(min=0))))
+                given = changed(outside, attack=attack)
+                transferred = _share_left(model, weights, given, split.labels, 0.0, Attack(), seed, device)
+                checks.append(("transfer", loss, steps, transferred))
+            rows += [(*group.kind, group.nodes[0], *check) for check in checks]
             bar.update()
-    return pd.DataFrame(rows, columns=[*KINDS, "node", "check", "loss", "setting", "value"])
+    return pd.DataFrame(rows, columns=[*KIND, "node", "check", "loss", "setting", "value"])
 
 
-def _scaled(group: Group, weights: Weights, factor: float) -> Weights:
-    """The same models with their logits multiplied: the last layer's weights and biases."""
-    last = list(weights)[-1].rpartition(".")[0]
-    return {key: tensor * factor if key.rpartition(".")[0] == last else tensor for key, tensor in weights.items()}
+def _share_left(
+    model: nn.Module,
+    weights: Weights,
+    images: Tensor,
+    labels: Tensor,
+    radius: float,
+    attack: Attack,
+    seed: int,
+    device: str,
+) -> float:
+    """The share of images that the one model in ``weights`` (1, ...) still gets right."""
+    return float(surviving(model, weights, images, labels, [radius], attack, seed, device).double().mean())
+
+
+def _changed(
+    model: nn.Module,
+    weights: Weights,
+    images: Tensor,
+    labels: Tensor,
+    radius: float,
+    attack: Attack,
+    seed: int,
+    device: str,
+) -> Tensor:
+    """The images as attacked on the first of the models (n, ...)."""
+    return perturb(model, weights, images, labels, radius, attack, seed, device)[0]
 
 
 def clean_accuracy(groups: Sequence[Group], splits: dict[str, Split], device: str, chunk: int) -> pd.DataFrame:
@@ -216,6 +241,6 @@ def clean_accuracy(groups: Sequence[Group], splits: dict[str, Split], device: st
     for group in groups:
         for name, split in splits.items():
             accuracy = evaluate(group.model, group.weights, split, device, chunk).correct.double().mean(1)
-            kind = (group.algorithm, group.n_leaves, group.strength)
-            rows += [(*kind, node, name, value) for node, value in zip(group.nodes, accuracy.tolist(), strict=True)]
-    return pd.DataFrame(rows, columns=[*KINDS, "node", "split", "value"])
+            for node, value in zip(group.nodes, accuracy.tolist(), strict=True):
+                rows.append((*group.kind, node, name, value))
+    return pd.DataFrame(rows, columns=[*KIND, "node", "split", "value"])

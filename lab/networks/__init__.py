@@ -6,40 +6,52 @@ A model takes pixels in [0, 1]; its normalisation is part of it, so that whateve
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
-from lab.data import Dataset
+from lab.images import Dataset
 from lab.networks.convnets import resnet20, vgg16
 from lab.networks.mlp import mlp
 from lab.networks.vit import vit
 
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of networks: how one is built for a data set and a width, and what a reader calls it and its norm.
+
+    ``width`` is the usual one, of the first layer in the paper that it is from.
+    """
+
+    build: Callable[[Dataset, int], nn.Module]
+    title: str
+    norm: str
+    width: int
+
+
 ARCHITECTURES = {
-    "mlp": mlp,
-    **{f"mlp{depth}": partial(mlp, depth=depth) for depth in (1, 2, 6)},
-    "vgg16_ln": partial(vgg16, norm="layer"),
-    "vgg16_bn": partial(vgg16, norm="batch"),
-    "resnet20_ln": partial(resnet20, norm="layer"),
-    "resnet20_bn": partial(resnet20, norm="batch"),
-    "vit": vit,
+    "mlp": Architecture(mlp, "MLP", "none", 512),
+    "mlp1": Architecture(partial(mlp, depth=1), "MLP, 1 hidden layer", "none", 512),
+    "mlp2": Architecture(partial(mlp, depth=2), "MLP, 2 hidden layers", "none", 512),
+    "mlp6": Architecture(partial(mlp, depth=6), "MLP, 6 hidden layers", "none", 512),
+    "vgg16_ln": Architecture(partial(vgg16, norm="layer"), "VGG-16", "LayerNorm", 64),
+    "vgg16_bn": Architecture(partial(vgg16, norm="batch"), "VGG-16", "BatchNorm", 64),
+    "resnet20_ln": Architecture(partial(resnet20, norm="layer"), "ResNet20", "LayerNorm", 16),
+    "resnet20_bn": Architecture(partial(resnet20, norm="batch"), "ResNet20", "BatchNorm", 16),
+    "vit": Architecture(vit, "ViT", "LayerNorm", 128),
 }
 
 
 def build(architecture: str, dataset: Dataset, width: int) -> nn.Module:
     """An architecture by name, for this data set; ``width`` is that of its first layer, with all others in proportion.
 
-    ``mlp`` has three hidden layers, ``mlp1``, ``mlp2`` and ``mlp6`` have as many as they say. The usual width is 512
-    for these, 64 for ``vgg16_*``, 16 for ``resnet20_*`` and 128 for ``vit``: a paper's width factor times that. Raises
-    ValueError for a name that is not known, and where a width or an image does not divide.
+    A paper's width factor is ``width`` over the architecture's usual one. Raises ValueError for a name that is not
+    known, and where a width or an image does not divide.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # the same each time: what is kept is kept by the model's content, too
-        return _builder(architecture)(dataset, width).eval()
-
-
-def _builder(architecture: str) -> Callable[[Dataset, int], nn.Module]:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}: there are {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[architecture]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # the same each time: what is kept is kept by the model's content, too
+        return ARCHITECTURES[architecture].build(dataset, width).eval()

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from lab.data import Dataset
+from lab.images import Dataset
 from lab.networks.normalise import Normalise
 
 # Channels in units of the first layer's, M where the image is halved.

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from lab.data import Dataset
+from lab.images import Dataset
 from lab.networks.normalise import Normalise
 
 

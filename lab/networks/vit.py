@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from lab.data import Dataset
+from lab.images import Dataset
 from lab.networks.normalise import Normalise
 
 DEPTH = 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,11 @@ INCONCLUSIVE, NOT_RUN = "inconclusive", "not run yet"
 class Condition:
     """One condition of a claim: its effect in ``unit``, the bound that it must lie above or below, and the verdict.
 
-    A claim whose ``decisive`` condition fails is not replicated, whatever its others say.
+    ``id`` is what code knows it by, ``name`` what a reader sees. A claim whose ``decisive`` condition fails is not
+    replicated, whatever its others say.
     """
 
+    id: str
     name: str
     effect: Interval
     unit: str
@@ -46,14 +48,18 @@ class Claim:
     missing: tuple[str, ...]
     verdict: str
 
+    def condition(self, name: str) -> Condition | None:
+        """The condition with this id; None if it was not measured."""
+        return next((condition for condition in self.conditions if condition.id == name), None)
+
 
 def stated_claims() -> list[dict[str, Any]]:
     """The claims as book/claims.yml states them."""
     return results.stated()["claims"]
 
 
-def decide(run: str | None) -> list[Claim]:
-    """Every claim with its verdict on a run; with None, for no run at all, every verdict is "not run yet".
+def decide(run: str | None, ids: Collection[str] | None = None) -> list[Claim]:
+    """The claims with these ids, or all, with their verdicts on a run; with None, for no run, each is "not run yet".
 
     A condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
     Of several snapshots of a node the last one counts where a rule names no epochs.
@@ -61,6 +67,8 @@ def decide(run: str | None) -> list[Claim]:
     decided = []
     book = results.stated()  # once: reading YAML is slow
     for stated in book["claims"]:
+        if ids is not None and stated["id"] not in ids:
+            continue
         rules = stated.pop("conditions")
         found = [None if run is None else _condition(run, rule, book["measures"][rule["measure"]]) for rule in rules]
         conditions = tuple(condition for condition in found if condition is not None)
@@ -98,7 +106,9 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
         effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
     side = "above" if "above" in rule else "below"
     verdict = judge(effect, side, rule[side], exact)
-    return Condition(rule["name"], effect, measure["unit"], side, rule[side], rule.get("decisive", False), verdict)
+    return Condition(
+        rule["id"], rule["name"], effect, measure["unit"], side, rule[side], rule.get("decisive", False), verdict
+    )
 
 
 def judge(effect: Interval, side: str, bound: float, exact: bool = False) -> str:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
+import numpy as np
 from cycler import cycler
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lab.bookkeeping.vocabulary import COLOURS
+from lab.bookkeeping.vocabulary import COLOURS, Drawn
+from lab.report.facts import reads
+from lab.report.statistics import Interval
+
+LIGHT_INK, DARK_INK = "#1F2328", "#E6E6E6"
 
 
 @contextmanager
 def house_style(dark: bool = False) -> Iterator[None]:
     """Draw in the book's style: transparent, ink for a light or a dark page, text still readable on a phone."""
-    ink, faint = ("#E6E6E6", "#4A4F55") if dark else ("#1F2328", "#D0D3D6")
+    ink, faint = (DARK_INK, "#4A4F55") if dark else (LIGHT_INK, "#D0D3D6")
     style = {
         "figure.figsize": (5.2, 3.4),  # inches: as wide as a phone, text of size 11 is still ten pixels high
         "figure.facecolor": "none",
@@ -67,6 +72,7 @@ def themed(draw: Callable[[], Figure], alt: str) -> HTML:
     return HTML("<style>html:not([data-theme]) .only-dark { display: none }</style>" + "".join(images))
 
 
+@reads()
 def hierarchy_scheme() -> Figure:
     """Eight models merged pair by pair in three stages (Hierarchical Re-Basin, Figure 1)."""
     figure = Figure(figsize=(5.2, 4.8))
@@ -99,3 +105,33 @@ def hierarchy_scheme() -> Figure:
         loc="lower center", ncols=2, handlelength=1.6, columnspacing=1.2, fontsize=size,
     )  # fmt: skip
     return figure
+
+
+def interval_line(
+    axes: plt.Axes, x: Sequence[float], intervals: Sequence[Interval], drawn: Drawn, label: str, line: str = "-"
+) -> None:
+    """Means over ``x``, joined by a line, each with its 95 % interval where there are enough nodes for one."""
+    means = np.array([value.mean for value in intervals])
+    error = np.array([[value.mean - value.low, value.high - value.mean] for value in intervals]).T  # NaN: no bar
+    axes.errorbar(
+        x, means, error, linestyle=line, color=drawn.colour, marker=drawn.marker, markersize=5, capsize=3, label=label
+    )
+
+
+def offsets(count: int, span: float) -> np.ndarray:
+    """Positions (count,) side by side around zero, ``span`` from the first to the last."""
+    return np.linspace(-span / 2, span / 2, count) if count > 1 else np.zeros(count)
+
+
+def shades(count: int) -> np.ndarray:
+    """Blues (count, 4) from the palest to the strongest, to be seen on the page that is drawn for."""
+    on_dark = plt.rcParams["text.color"] == DARK_INK
+    return plt.get_cmap("Blues")(np.linspace(0.75, 0.2, count) if on_dark else np.linspace(0.4, 1.0, count))
+
+
+def legend_below(figure: Figure, axes: plt.Axes, columns: int = 2, y: float = 0.0) -> None:
+    """The legend of ``axes`` below the figure, each label once."""
+    handles, labels = axes.get_legend_handles_labels()
+    by_label = dict(zip(labels, handles, strict=True))
+    place = {"loc": "upper center", "bbox_to_anchor": (0.54, y)}
+    figure.legend(by_label.values(), by_label.keys(), ncols=columns, **place)

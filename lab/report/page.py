@@ -1,105 +1,104 @@
-"""What every chapter needs: which runs to show, a tab for each, and under each what it was measured on."""
+"""Which run a chapter shows, and what its tables were measured on."""
 
 from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import INITIALS
 
 # The largest first: a chapter takes the first of these that was run.
-PREFERRED = ("gpu", "cpu", "smoke")
+PREFERRED = ("gpu", "paper", "cpu", "smoke")
 
 
-def runs(name: str) -> list[str]:
-    """The runs that hold the tables of notebook ``name``, the one to show first.
+def own_run() -> str | None:
+    """The run of a reader's own that the book is to show, if any: ``REBASIN_RUN``."""
+    return os.environ.get("REBASIN_RUN") or None
 
-    That is the run ``REBASIN_RUN`` names, else the largest preset that was run. Other runs are not shown, nor a
-    reference run, cpu or gpu, that was made with uncommitted changes.
+
+def runs(notebook: str) -> list[str]:
+    """The runs that hold the tables of a notebook, the one to show first.
+
+    That is a reader's own run, else the largest preset that was run. Other runs are not shown, nor a reference run that
+    was made with uncommitted changes.
     """
-    own = os.environ.get("REBASIN_RUN")
+    own = own_run()
     wanted = ([own] if own else []) + [run for run in PREFERRED if run != own]
-    return [run for run in wanted if results.is_shown(run, name)]
+    return [run for run in wanted if results.is_shown(run, notebook)]
 
 
-def shown_run(name: str) -> str:
-    """The run that a chapter speaks of. Raises FileNotFoundError if notebook ``name`` was never run."""
-    found = runs(name)
-    if not found:
-        raise FileNotFoundError(f"no run holds the tables of notebooks/{name}.ipynb: `make reproduce` makes one")
-    return found[0]
+def shown_run(notebook: str) -> str:
+    """The run that a chapter speaks of. Raises FileNotFoundError if the notebook was never run."""
+    if not runs(notebook):
+        raise FileNotFoundError(f"no run holds the tables of notebooks/{notebook}.ipynb: `make reproduce` makes one")
+    return runs(notebook)[0]
 
 
-def tabs(name: str, show: Callable[[str], HTML], also: Sequence[str] = ()) -> HTML:
-    """``show(run)`` for every run of notebook ``name``, each in a tab, with its provenance below it.
-
-    So stands that of the notebooks ``also``, as far as the run has them, whose tables are shown too.
-    """
-    if not runs(name):
-        return HTML("<p>Not run yet.</p>")
-    parts = []
-    group = f"{name}-{show.__name__}"
-    for position, run in enumerate(runs(name)):
-        below = "".join(measured_on(run, made) for made in (name, *also) if run in runs(made))
-        item, label = html.escape(f"{group}-{run}"), html.escape(run)
-        checked = ' checked="checked"' if position == 0 else ""
-        parts.append(
-            f'<input{checked} id="{item}" name="{group}" type="radio"><label class="sd-tab-label" for="{item}">{label}'
-            f'</label><div class="sd-tab-content docutils">{show(run).data}{below}</div>'
-        )
-    return HTML(f'<div class="sd-tab-set docutils">{"".join(parts)}</div>')
+def parameter(notebook: str, name: str) -> Any:
+    """A parameter of the run of a notebook that a chapter speaks of."""
+    return results.provenance(shown_run(notebook), notebook)["parameters"][name]
 
 
-def parameter(name: str, key: str) -> str:
-    """A parameter of the run of notebook ``name`` that a chapter speaks of, as text."""
-    return str(results.provenance(runs(name)[0], name)["parameters"][key]) if runs(name) else "no"
-
-
-def measured_on(run: str, name: str) -> str:
-    """One line of HTML: what a run's tables were measured on, with a link to the notebook that made them."""
-    made = results.provenance(run, name)
-    hardware = made["hardware"]
-    machine = hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores"
-    parameters = made["parameters"]
-    data = made["dataset"]
+def measured_on(run: str, notebook: str) -> dict[str, str]:
+    """What a run's tables were measured on, by name: data, networks, machine, commit, date and what it cost."""
+    made = results.provenance(run, notebook)
+    hardware, parameters, data = made["hardware"], made["parameters"], made["dataset"]
     commit = (made["commit"] or "no commit")[:10] + ("" if made["clean"] else " with uncommitted changes")
-    if made["key"] != results.step_key(name, results.declared_parameters(name) | parameters):
+    if made.get("rekeyed"):
+        commit += f", by the code of {made['rekeyed'][-1]['from_commit'][:10]}, which since changed without a number"
+    if made["key"] != results.step_key(notebook, results.declared_parameters(notebook) | parameters):
         commit += ", the code has changed since"
-    if made["claims"] != results.claims_digest(name):
+    if made["claims"] != results.claims_digest(notebook):
         commit += ", the rules of the claims have changed since"
-    facts = [
-        f"run {run}",
-        made.get("models") or _recipe(parameters),
-        f"{data['title']} ({data['fingerprint']})" if data["name"] else "no data set",
-        machine,
-        f"commit {commit}",
-        made["date"],
-    ]
-    link = f'<a href="../notebooks/{name}.html">notebooks/{name}.ipynb</a>'
-    return f'<p class="measured-on">Measured on: {html.escape(" · ".join(facts))} · {link}</p>'
+    return {
+        "run": run,
+        "networks": made.get("models") or _recipe(parameters),
+        "data": f"{data['title']} ({data['fingerprint']})" if data["name"] else "none",
+        "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
+        "commit": commit,
+        "date": made["date"],
+        "cost": f"{made['wall_seconds'] / 60:.1f} minutes, {made['peak_memory_gb']:.1f} GB",
+    }
 
 
 def _recipe(parameters: Mapping[str, Any]) -> str:
     """How many models there are, and how they were trained, as far as it is one recipe."""
     n_models = parameters.get("n_models") or parameters["condition_models"]
-    told = [f"{n_models} {parameters['architecture'].upper()}s"]
-    told += [f"width {parameters['width']}, {parameters['epochs']} epochs"] if "epochs" in parameters else []
-    told += [f"batch {parameters['batch_size']}", f"Adam at {parameters['learning_rate']:g}"]
+    words = [f"{n_models} {parameters['architecture'].upper()}s"]
+    words += [f"width {parameters['width']}, {parameters['epochs']} epochs"] if "epochs" in parameters else []
+    words += [f"batch {parameters['batch_size']}", f"Adam at {parameters['learning_rate']:g}"]
     if "weight_decay" in parameters:
-        told += [
+        words += [
             f"weight decay {parameters['weight_decay']:g}",
             f"initial weights of {INITIALS[parameters['initial']]}",
         ]
-    return ", ".join(told)
+    return ", ".join(words)
 
 
-def table(frame: pd.DataFrame) -> HTML:
-    """A table of ready-made texts, that scrolls inside itself on a phone."""
+def table(frame: pd.DataFrame) -> str:
+    """A table of ready-made texts as HTML, that scrolls inside itself on a phone."""
     body = frame.to_html(index=False, escape=False, border=0, classes="table", justify="left")
-    return HTML(f'<div class="wide-table">{body}</div>')
+    return f'<div class="wide-table">{body}</div>'
+
+
+def parameters_table(notebook: str) -> str:
+    """The parameters of the shown run of a notebook, as HTML, beside the notebook's own defaults."""
+    defaults, given = results.declared_parameters(notebook), results.provenance(shown_run(notebook), notebook)
+    rows = [
+        {
+            "parameter": f"<code>{name}</code>",
+            "shown run": _code(given["parameters"].get(name)),
+            "default": _code(value),
+        }
+        for name, value in defaults.items()
+    ]
+    return table(pd.DataFrame(rows))
+
+
+def _code(value: Any) -> str:
+    return "" if value is None else f"<code>{html.escape(repr(value))}</code>"

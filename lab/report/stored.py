@@ -8,9 +8,9 @@ from nbclient import NotebookClient
 from lab.bookkeeping import results
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.pipeline import STEPS
-from lab.report import page as report
-from lab.report.accuracy_figures import accuracy_by_leaves
 from lab.report.draw import house_style
+from lab.report.hierarchy import accuracy_by_leaves
+from lab.report.page import shown_run
 
 PICTURE = ROOT / "book" / "_static" / "accuracy_by_leaves.svg"
 
@@ -27,9 +27,9 @@ def store_notebook(step: str) -> None:
 
 def store_picture() -> None:
     """Draw the README's picture from the largest run."""
-    nodes = results.read(report.shown_run("accuracy"), "accuracy", "nodes")
     with house_style():
-        accuracy_by_leaves(nodes).savefig(PICTURE, bbox_inches="tight", facecolor="white", metadata={"Date": None})
+        figure = accuracy_by_leaves(shown_run("accuracy"))
+        figure.savefig(PICTURE, bbox_inches="tight", facecolor="white", metadata={"Date": None})
 
 
 def main() -> None:

@@ -42,3 +42,8 @@ def decimal(value: float, places: int, signed: bool = False) -> str:
     """A number with a true minus sign, and no sign where it is rounded to zero."""
     text = f"{value:{'+' if signed else ''}.{places}f}"
     return text.lstrip("+-") if not text.strip("+-0.") else text.replace("-", "−")
+
+
+def seconds(value: float) -> str:
+    """Seconds with two digits that mean something."""
+    return f"{value:.{2 if value < 1 else 1 if value < 10 else 0}f}"

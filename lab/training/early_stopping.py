@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lab.bookkeeping.cache import kept
-from lab.data import Dataset, Split
 from lab.device import pick_device
+from lab.images import Dataset, Split
 from lab.networks import build
 from lab.outputs import evaluate
 from lab.training.recipe import Recipe
@@ -56,7 +56,7 @@ def stop_early(
         for first in range(0, len(numbers), chunk):
             some = slice(first, first + chunk)
             parts.append(
-                _stop_chunk(
+                stopped_chunk(
                     model,
                     recipe,
                     dataset.train,
@@ -76,7 +76,7 @@ def stop_early(
 
 
 @kept
-def _stop_chunk(
+def stopped_chunk(
     model: torch.nn.Module,
     recipe: Recipe,
     seen: Split,
@@ -86,10 +86,11 @@ def _stop_chunk(
     epochs: int,
     device: str,
 ) -> Stopped:
+    """Models with these numbers, trained side by side until all have passed their highest target."""
     model = copy.deepcopy(model).to(device)
     images, labels = seen.images.to(device), seen.labels.to(device)
     weights, optimiser = start(model, recipe, numbers, device)
-    kept = {key: torch.zeros(len(targets), *tensor.shape, dtype=tensor.dtype) for key, tensor in weights.items()}
+    nearest = {key: torch.zeros(len(targets), *tensor.shape, dtype=tensor.dtype) for key, tensor in weights.items()}
     accuracy = torch.full(targets.shape, torch.inf, dtype=torch.float64)
     steps = torch.zeros(targets.shape, dtype=torch.int64)
     step = tested = 0
@@ -101,15 +102,15 @@ def _stop_chunk(
                 continue
             tested = step
             now = {key: tensor.detach() for key, tensor in weights.items()}
-            found = evaluate(model, now, held_out, device, len(numbers)).correct.double().mean(1)
+            reached = evaluate(model, now, held_out, device, len(numbers)).correct.double().mean(1)
             going = best <= targets.amax(0)  # a model that is done waits for the others of its chunk
-            nearer = going & ((found - targets).abs() < (accuracy - targets).abs())
+            nearer = going & ((reached - targets).abs() < (accuracy - targets).abs())
             for key, tensor in now.items():
                 mask = nearer.reshape(*nearer.shape, *[1] * (tensor.ndim - 1))
-                kept[key] = torch.where(mask, tensor.cpu(), kept[key])
-            accuracy = torch.where(nearer, found, accuracy)
+                nearest[key] = torch.where(mask, tensor.cpu(), nearest[key])
+            accuracy = torch.where(nearer, reached, accuracy)
             steps[nearer] = step
-            best = torch.maximum(best, found)
+            best = torch.maximum(best, reached)
             if (best > targets.amax(0)).all():
-                return Stopped(kept, accuracy, steps)
-    return Stopped(kept, accuracy, steps)
+                return Stopped(nearest, accuracy, steps)
+    return Stopped(nearest, accuracy, steps)

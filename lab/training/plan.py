@@ -9,12 +9,14 @@ from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
-from lab.data import LOADERS, Dataset, load
+from lab.data import LOADERS, load
+from lab.images import Dataset
 from lab.networks import ARCHITECTURES, build
 from lab.training.recipe import Recipe
 from lab.training.train import train
 
 OWN = ("recipe", "dataset", "epochs", "models")
+OPTIONAL = ("held_out", "chunk", "section")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Planned:
     models: int
     held_out: int = 0  # training images that no model is trained on
     chunk: int = 1  # models that go through at once
+    section: str = ""  # the question that the models are trained for, where a notebook asks several
 
     def columns(self, epochs: int) -> dict[str, Any]:
         """What a table says of these models after so many epochs: a column for each part of the recipe."""
@@ -37,11 +40,12 @@ class Planned:
 def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
     """The entries of a plan, each with ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
 
-    An entry may have ``held_out`` and ``chunk`` besides. Raises ValueError, with the entry's name, for a key that is
-    missing or not known, a value of another type or out of range, and as Recipe does.
+    An entry may have ``held_out``, ``chunk`` and ``section`` besides. Raises ValueError, with the entry's name, for a
+    key that is missing or not known, a value of another type or out of range, and as Recipe does.
     """
     known = [field.name for field in fields(Recipe)]
     types = get_type_hints(Recipe) | {"recipe": str, "dataset": str, "models": int, "held_out": int, "chunk": int}
+    types["section"] = str
     found = []
     for entry in entries:
         name = entry.get("recipe")
@@ -49,7 +53,7 @@ def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
             if key not in entry:
                 raise ValueError(f"recipe {name!r} of the plan lacks {key!r}")
         for key in entry:
-            if key not in (*OWN, "held_out", "chunk", *known):
+            if key not in (*OWN, *OPTIONAL, *known):
                 raise ValueError(
                     f"recipe {name!r} of the plan has an unknown key {key!r}: there are {', '.join(known)}"
                 )
@@ -58,7 +62,7 @@ def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
                 raise ValueError(f"{key!r} of recipe {name!r} of the plan must be of type {kind}: got {entry[key]!r}")
         _check_ranges(name, entry)
         recipe = Recipe(**{key: value for key, value in entry.items() if key in known})
-        rest = {key: entry[key] for key in ("held_out", "chunk") if key in entry}
+        rest = {key: entry[key] for key in OPTIONAL if key in entry}
         found.append(Planned(name, entry["dataset"], recipe, tuple(entry["epochs"]), entry["models"], **rest))
     return found
 

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from lab.bookkeeping.cache import kept, read, write
+from lab.images import Split
 from lab.networks.initial import initial_weights
 from lab.training.augmentation import augment
 from lab.training.recipe import Recipe, images_seen, share_of_rate
-
-if TYPE_CHECKING:  # another data set among them changes no network
-    from lab.data import Split
 
 MOMENTUM = 0.9  # of SGD
 CHECKPOINT_SECONDS = 60  # an unfinished stack is kept about so often
@@ -138,10 +136,10 @@ def train_epoch(
         [one[torch.randperm(len(one), generator=g)[:m]] for one, g in zip(seen, generators, strict=True)]
     )
     order, batches = order.to(images.device), m // recipe.batch_size
+    model.train()
     for batch in range(batches):
         for group in optimiser.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * share_of_rate(recipe, epoch + batch / batches)
-        model.train()  # whoever asked for the last batch may have evaluated the model since
         picked = order[:, batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
         inputs = images[picked].float() / 255
         if recipe.augmented:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.data import Dataset
+from lab.bookkeeping.content import unchanged
 from lab.device import pick_device
+from lab.images import Dataset
 from lab.networks import build
 from lab.training.recipe import Recipe, images_seen
 from lab.training.stack import snapshot, train_stack
@@ -61,19 +62,22 @@ def train(
     def missing(numbers: tuple[int, ...]) -> list[int]:
         return [e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists()]
 
-    wanted = {numbers: epochs for numbers in stacks if (epochs := missing(numbers))}
-    what = f"train {sum(map(len, wanted))} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
-    with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
-        for numbers, epochs in wanted.items():
-            done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
-            for epoch, weights in zip(epochs, done, strict=True):
-                snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
-    kept = [[snapshot(model, recipe, images, numbers, epoch, device) for epoch in snapshots] for numbers in stacks]
+    with unchanged(images.images, images.labels):
+        wanted = {numbers: epochs for numbers in stacks if (epochs := missing(numbers))}
+        what = f"train {sum(map(len, wanted))} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
+        with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
+            for numbers, epochs in wanted.items():
+                done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
+                for epoch, weights in zip(epochs, done, strict=True):
+                    snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
+        by_epoch = [
+            [snapshot(model, recipe, images, numbers, epoch, device) for numbers in stacks] for epoch in snapshots
+        ]
     weights = {
-        key: torch.stack([torch.cat([stack[at].weights[key] for stack in kept]) for at in range(len(snapshots))])
-        for key in kept[0][0].weights
+        key: torch.stack([torch.cat([stack.weights[key] for stack in at_once]) for at_once in by_epoch])
+        for key in by_epoch[0][0].weights
     }
-    loss, seconds = (torch.cat([getattr(stack[-1], name) for stack in kept]) for name in ("loss", "seconds"))
+    loss, seconds = (torch.cat([getattr(stack, name) for stack in by_epoch[-1]]) for name in ("loss", "seconds"))
     return Trained(weights, loss, seconds)
 
 

@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lab.data import Split, load
+from lab.data import load
+from lab.images import Split
 from lab.networks import build
 from lab.outputs import evaluate
 from lab.training import early_stopping
 from lab.training.early_stopping import stop_early
 from lab.training.recipe import Recipe
-from lab.training.train import start, train, train_epoch
+from lab.training.stack import start, train_epoch
+from lab.training.train import train
 
 RECIPE = Recipe(width=16, batch_size=64, learning_rate=3e-3, initial="lecun_normal")  # 17 batches an epoch
 EPOCHS = 3

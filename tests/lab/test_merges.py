@@ -1,9 +1,14 @@
 """Node k of size s is the merge of exactly the leaves k s to (k + 1) s - 1, and is computed once."""
 
+import shutil
+
 import pytest
 import torch
 
 from lab import merges
+from lab.bookkeeping.cache import KEPT
+from lab.bookkeeping.code import ROOT
+from lab.bookkeeping.content import function_fingerprint
 from lab.merges import ALGORITHMS, grouped, merge_all, unmerged
 from rebasin.inner_products import mean_inner_product
 from rebasin.merging.hierarchy import merge_hierarchical
@@ -49,7 +54,7 @@ def forbid(monkeypatch, *names):
 
 
 def test_every_algorithm_makes_all_nodes_of_every_size(spec, leaves):
-    found = merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8)
+    found = merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
     assert [(nodes.algorithm, nodes.n_leaves) for nodes in found] == [(a, s) for a in ALGORITHMS for s in SIZES]
     for nodes in found:
         count = 16 // nodes.n_leaves
@@ -70,7 +75,7 @@ def test_mergemany_goes_up_to_its_own_number_of_leaves(spec, leaves, monkeypatch
     monkeypatch.setattr(
         merges, "merge_many", lambda spec, models, **o: merged.append(1) or merge_many(spec, models, **o)
     )
-    found = by_kind(merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=many_leaves))
+    found = by_kind(merge_all(spec, leaves, tree_leaves=8, many_leaves=many_leaves))
     assert [size for algorithm, size in found if algorithm == "merge_many"] == many
     assert len(merged) == len(many), "what is not wanted is not computed"
     for algorithm in ("tree", "naive"):
@@ -79,7 +84,7 @@ def test_mergemany_goes_up_to_its_own_number_of_leaves(spec, leaves, monkeypatch
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
 def test_a_node_is_the_merge_of_its_own_leaves(spec, leaves, chunk):
-    found = by_kind(merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8, seed=3, chunk=chunk))
+    found = by_kind(merge_all(spec, leaves, tree_leaves=8, many_leaves=8, seed=3, chunk=chunk))
     for size in SIZES:
         for node in range(16 // size):
             own = leaves_of(leaves, node, size)
@@ -100,11 +105,11 @@ def test_a_node_is_the_merge_of_its_own_leaves(spec, leaves, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
 def test_a_node_is_the_mean_of_its_leaves_in_the_order_of_its_indices(spec, leaves, chunk):
-    found = merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8, seed=3, chunk=chunk)
+    found = merge_all(spec, leaves, tree_leaves=8, many_leaves=8, seed=3, chunk=chunk)
     # From the cache the second time.
     for nodes in [
         *found,
-        *merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8, seed=3),
+        *merge_all(spec, leaves, tree_leaves=8, many_leaves=8, seed=3),
         unmerged(spec, leaves),
     ]:
         for group, index in nodes.indices.items():
@@ -132,36 +137,62 @@ def test_the_leaves_are_nodes_of_one_leaf(spec, leaves):
 
 
 def test_matching_aligns_leaves_better_than_leaving_them_as_they_are(spec, leaves):
-    found = by_kind(merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8))
+    found = by_kind(merge_all(spec, leaves, tree_leaves=8, many_leaves=8))
     for size in SIZES:
         for algorithm in ("tree", "merge_many"):
             assert (found[algorithm, size].alignment > found["naive", size].alignment).all()
 
 
 def test_a_second_call_computes_nothing_and_gives_the_same(spec, leaves, monkeypatch):
-    first = merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8)
+    first = merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
     forbid(monkeypatch, "merge_hierarchical", "merge_many")
-    same(merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8), first)
+    same(merge_all(spec, leaves, tree_leaves=8, many_leaves=8), first)
 
 
-@pytest.mark.parametrize("change", [{"key": "other"}, {"seed": 1}])
-def test_other_leaves_or_another_seed_are_computed_anew(spec, leaves, monkeypatch, change):
-    merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8)
-    forbid(monkeypatch, "merge_hierarchical")
-    with pytest.raises(AssertionError, match="merge_hierarchical was called again"):
-        merge_all(spec, leaves, **{"key": "key", "tree_leaves": 8, "many_leaves": 8} | change)
+def other_leaves(leaves):
+    tensor = leaves["0.bias"].clone()
+    tensor[3, 2] += 1e-9
+    return leaves | {"0.bias": tensor}
+
+
+@pytest.mark.parametrize(
+    "change", [{"leaves": other_leaves}, {"seed": 1}, {"chunk": 1}], ids=["leaves", "seed", "chunk"]
+)
+@pytest.mark.parametrize("name", ["merge_hierarchical", "merge_many"])
+def test_other_leaves_another_seed_or_chunk_are_computed_anew(spec, leaves, monkeypatch, change, name):
+    merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
+    forbid(monkeypatch, name)
+    changed = {key: value(leaves) if key == "leaves" else value for key, value in change.items()}
+    with pytest.raises(AssertionError, match=f"{name} was called again"):
+        merge_all(spec, **{"leaves": leaves, "tree_leaves": 8, "many_leaves": 8} | changed)
+
+
+def test_other_code_of_the_merges_does_not_read_what_this_code_made(tmp_path):
+    # Seen: after a change in lab/merges.py, merge_all gave the old numbers.
+    for package in ("lab", "rebasin"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    merged_trees, merged_at_once = (
+        next(keeper.function for keeper in KEPT if keeper.function.__name__ == name)
+        for name in ("merged_trees", "merged_at_once")
+    )
+    before = [function_fingerprint(function, tmp_path) for function in (merged_trees, merged_at_once)]
+    path = tmp_path / "lab" / "merges.py"
+    path.write_text(path.read_text().replace("2**number", "2 ** (number + 1)"))
+    after = [function_fingerprint(function, tmp_path) for function in (merged_trees, merged_at_once)]
+    assert not set(before) & set(after)
 
 
 def test_smaller_trees_need_no_new_merge_many(spec, leaves, monkeypatch):
-    large = by_kind(merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8))
+    large = by_kind(merge_all(spec, leaves, tree_leaves=8, many_leaves=8))
     forbid(monkeypatch, "merge_many")
-    small = merge_all(spec, leaves, "key", tree_leaves=4, many_leaves=8)
+    small = merge_all(spec, leaves, tree_leaves=4, many_leaves=8)
     same(small, [large[nodes.algorithm, nodes.n_leaves] for nodes in small])
 
 
-def test_what_mergemany_merged_before_is_not_merged_again_for_more_leaves(spec, leaves, monkeypatch):
-    whole = merge_all(spec, leaves, "whole", tree_leaves=8, many_leaves=8)
-    merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=4)
+def test_what_mergemany_merged_before_is_not_merged_again_for_more_leaves(spec, leaves, monkeypatch, tmp_path):
+    whole = merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
+    monkeypatch.setenv("REBASIN_CACHE", str(tmp_path / "another"))
+    merge_all(spec, leaves, tree_leaves=8, many_leaves=4)
     forbid(monkeypatch, "merge_hierarchical")
     sizes = []
     monkeypatch.setattr(
@@ -169,12 +200,13 @@ def test_what_mergemany_merged_before_is_not_merged_again_for_more_leaves(spec, 
         "merge_many",
         lambda spec, models, **o: sizes.append(models["0.bias"].shape[1]) or merge_many(spec, models, **o),
     )
-    same(merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8), whole)
+    same(merge_all(spec, leaves, tree_leaves=8, many_leaves=8), whole)
     assert sizes == [8]
 
 
-def test_an_interrupted_merge_keeps_what_was_finished(spec, leaves, monkeypatch):
-    whole = merge_all(spec, leaves, "whole", tree_leaves=8, many_leaves=8)
+def test_an_interrupted_merge_keeps_what_was_finished(spec, leaves, monkeypatch, tmp_path):
+    whole = merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
+    monkeypatch.setenv("REBASIN_CACHE", str(tmp_path / "another"))
     calls = []
 
     def interrupted(spec, models, **options):
@@ -185,16 +217,16 @@ def test_an_interrupted_merge_keeps_what_was_finished(spec, leaves, monkeypatch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(merges, "merge_many", interrupted)
-        merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8)
+        merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
     calls.clear()
     forbid(monkeypatch, "merge_hierarchical")
     monkeypatch.setattr(merges, "merge_many", lambda *a, **o: calls.append(a) or merge_many(*a, **o))
-    same(merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8), whole)
+    same(merge_all(spec, leaves, tree_leaves=8, many_leaves=8), whole)
     assert len(calls) == 2, "sizes 4 and 8 were left"
 
 
 def test_the_leaves_are_not_modified(spec, leaves, random_weights):
-    merge_all(spec, leaves, "key", tree_leaves=8, many_leaves=8)
+    merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
     assert all(torch.equal(leaves[key], tensor) for key, tensor in random_weights(16).items())
 
 
@@ -202,9 +234,9 @@ def test_the_leaves_are_not_modified(spec, leaves, random_weights):
 def test_trees_that_cannot_be_made_are_refused(spec, leaves, tree_leaves):
     message = f"tree_leaves must be a power of two from 2 that divides the 16 models, got {tree_leaves}"
     with pytest.raises(ValueError, match=message):
-        merge_all(spec, leaves, "key", tree_leaves, 8)
+        merge_all(spec, leaves, tree_leaves, 8)
 
 
 def test_models_that_do_not_fill_trees_are_refused(spec, random_weights):
     with pytest.raises(ValueError, match="power of two from 2 that divides the 12 models, got 8"):
-        merge_all(spec, random_weights(12), "key", 8, 8)
+        merge_all(spec, random_weights(12), 8, 8)

@@ -2,21 +2,25 @@
 
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
+import nbformat
 import papermill
+import psutil
 import pytest
-import torch
 
 from lab import merges
 from lab.bookkeeping import pipeline, results
+from lab.bookkeeping.notebook import execute
 from lab.bookkeeping.pipeline import PRESETS, STEPS, load_preset, main, run_steps
-from lab.measures import autoattack as reference
 
 TINY = {
     "run": "tiny", "n_models": 8, "tree_leaves": 4, "many_leaves": 4, "epochs": 2, "width": 16, "barrier_points": 3,
     "barrier_images": 100, "barrier_pairs": 2, "condition_models": 8, "condition_widths": [16],
     "condition_epochs": [2], "condition_weight_decays": [0.0], "condition_initials": ["torch"], "repair_images": 100,
-    "where_sizes": [2, 4], "where_test_images": 100, "where_recipes": [
+    "comparison_sizes": [2, 4], "comparison_test_images": 100, "comparison_recipes": [
         {"recipe": "tiny", "dataset": "digits", "epochs": [2], "models": 4, "width": 16, "batch_size": 64},
     ],
     "barrier_recipes": [
@@ -34,7 +38,7 @@ TABLES = {
     "merge": ["nodes"],
     "accuracy": ["images", "nodes", "paths"],
     "conditions": ["conditions"],
-    "where": ["nodes"],
+    "comparison": ["nodes"],
     "barriers": ["barriers"],
     "attack": ["checks", "clean", "curves", "images", "transfer"],
     "perturbations": ["curves", "images"],
@@ -48,33 +52,26 @@ TABLES = {
 COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_reference():
-    """AutoAttack takes seconds a network; here nothing survives it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "autoattack", lambda *args: torch.zeros(len(args[3]), dtype=torch.bool))
-        yield
-
-
 def use(patch, home):
-    """Results and cache in a folder of the test's own."""
+    """Results, cache and executed copies in a folder of the test's own."""
     patch.setenv("REBASIN_RESULTS", str(home / "results"))
     patch.setenv("REBASIN_CACHE", str(home / "cache"))
+    patch.setattr(pipeline, "ROOT", home)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder where all steps of a tiny run were made; not to be changed."""
+    """A folder where all steps of a tiny run were made, two at once; not to be changed."""
     home = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         use(patch, home)
-        run_steps(TINY, STEPS, script=True)
+        run_steps(TINY, at_once=2)
     return home
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty folder for results and cache."""
+    """An empty folder for results, cache and executed copies."""
     use(monkeypatch, tmp_path)
     return tmp_path
 
@@ -87,10 +84,11 @@ def copied(finished, home):
 
 
 @pytest.fixture
-def executed(monkeypatch):
-    """The steps that would be executed; none of them is."""
-    steps = []
-    monkeypatch.setattr(pipeline, "execute_script", lambda step, chosen: steps.append(step))
+def given(monkeypatch):
+    """The parameters of the steps that would be executed, in order; none of them is."""
+    steps = {}
+    run = "run_jobs"
+    monkeypatch.setattr(pipeline, run, lambda jobs, *_: steps.update({job.notebook: job.parameters for job in jobs}))
     return steps
 
 
@@ -113,38 +111,34 @@ def times(folder):
         (["smoke", "-p", "epoch", "3"], "unknown parameter 'epoch': the notebooks have architecture, attack_chunk"),
     ],
 )
-def test_a_wrong_word_is_named_and_nothing_runs(home, executed, arguments, message):
+def test_a_wrong_word_is_named_and_nothing_runs(home, given, arguments, message):
     with pytest.raises(SystemExit, match=re.escape(f"rebasin: {message}")):
-        main([*arguments, "--script"])
-    assert executed == []
+        main(arguments)
+    assert given == {}
     assert not (home / "results").exists() and not (home / "cache").exists()
 
 
-def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(home, monkeypatch):
-    given = {}
-    monkeypatch.setattr(pipeline, "execute_script", given.__setitem__)
-    main(["smoke", "--script", "-p", "tree_leaves", "4", "-p", "condition_widths", "[16]", "-p", "run", "mine"])
+def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(home, given):
+    main(["smoke", "-p", "tree_leaves", "4", "-p", "condition_widths", "[16]", "-p", "run", "mine"])
     assert given == {
         "train": {"run": "mine"},
         "merge": {"run": "mine", "tree_leaves": 4},
         "accuracy": {"run": "mine", "tree_leaves": 4},
         **{step: {"run": "mine", "tree_leaves": 4} for step in COMPARED},
         "conditions": {"run": "mine", "condition_widths": [16]},
-        **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "where")},
+        **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
     }
 
 
 @pytest.mark.parametrize("value", ["1e-3", "0.001", "1"])
-def test_a_number_on_the_command_line_is_a_number_however_it_is_written(home, monkeypatch, value):
-    given = {}
-    monkeypatch.setattr(pipeline, "execute_script", given.__setitem__)
-    main(["smoke", "train", "--script", "-p", "learning_rate", value])
+def test_a_number_on_the_command_line_is_a_number_however_it_is_written(home, given, value):
+    main(["smoke", "train", "-p", "learning_rate", value])
     assert given == {"train": {"run": "smoke", "learning_rate": float(value)}}
 
 
-def test_the_steps_may_be_named_after_the_parameters(home, executed):
-    main(["smoke", "-p", "epochs", "3", "--script", "train"])
-    assert executed == ["train"]
+def test_the_steps_may_be_named_after_the_parameters(home, given):
+    main(["smoke", "-p", "epochs", "3", "train"])
+    assert list(given) == ["train"]
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
@@ -160,10 +154,10 @@ def test_the_notebooks_have_every_parameter_of_a_preset(preset):
     assert set(given) <= known
 
 
-def test_a_second_run_has_nothing_to_do(copied, executed, capsys):
+def test_a_second_run_has_nothing_to_do(copied, given, capsys):
     before = times(copied)
-    run_steps(TINY, STEPS, script=True)
-    assert executed == []
+    run_steps(TINY)
+    assert given == {}
     assert times(copied) == before
     assert capsys.readouterr().out.splitlines() == [
         f"[{number}/{len(STEPS)}] {step}: up to date" for number, step in enumerate(STEPS, 1)
@@ -187,30 +181,30 @@ def test_a_second_run_has_nothing_to_do(copied, executed, capsys):
         ({"run": "other"}, list(STEPS)),
     ],
 )
-def test_what_a_parameter_makes_stale_runs_again_and_nothing_else(copied, executed, change, stale):
-    run_steps(TINY | change, STEPS, script=True)
-    assert executed == stale
+def test_what_a_parameter_makes_stale_runs_again_and_nothing_else(copied, given, change, stale):
+    run_steps(TINY | change)
+    assert set(given) == set(stale)
 
 
-def test_a_step_that_lost_a_table_runs_again(copied, executed):
+def test_a_step_that_lost_a_table_runs_again(copied, given):
     (copied / "results" / "tiny" / "accuracy-paths.parquet").unlink()
-    run_steps(TINY, STEPS, script=True)
-    assert executed == ["accuracy"]
+    run_steps(TINY)
+    assert list(given) == ["accuracy"]
 
 
-def test_only_the_steps_asked_for_are_run_and_in_their_order(home, executed):
-    run_steps(TINY, ["conditions", "merge"], script=True)
-    assert executed == ["conditions", "merge"]
+def test_only_the_steps_asked_for_are_run_and_in_their_order(home, given):
+    run_steps(TINY, ["conditions", "merge"])
+    assert list(given) == ["conditions", "merge"]
 
 
-def test_running_everything_twice_gives_identical_tables(finished, home):
-    run_steps(TINY, STEPS, script=True)
+def test_running_everything_again_one_by_one_gives_identical_tables(finished, home):
+    run_steps(TINY, at_once=1)
     # Times are measured anew, and nothing else differs.
     assert {**tables(home), "planted-times": b""} == {**tables(finished), "planted-times": b""}
 
 
 def test_a_stale_step_writes_the_tables_of_its_new_parameters(copied):
-    run_steps(TINY | {"barrier_points": 5}, STEPS, script=True)
+    run_steps(TINY | {"barrier_points": 5}, ["train", "accuracy"])
     assert results.read("tiny", "accuracy", "paths")["lam"].nunique() == 5
     assert results.provenance("tiny", "accuracy")["parameters"]["barrier_points"] == 5
 
@@ -221,40 +215,30 @@ def test_an_interrupted_run_resumes_without_training_or_merging_again(finished, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(merges, "merge_many", interrupted)
-        run_steps(TINY, STEPS, script=True)
-    assert {path.name for path in (home / "results" / "tiny").glob("*.json")} == {"train.json"}
-    kept = times(home / "cache") | times(home / "results")
-    trained = [path for path in kept if path.parent.parent.name == "models"]
-    merged = [path for path in kept if path.parent.name == "merges"]
-    assert len(trained) == 8 and len(merged) == 2, "eight models, and the hierarchy's nodes of two and of four"
-    monkeypatch.setattr(merges, "merge_hierarchical", interrupted)
-    run_steps(TINY, ["train", "merge", "accuracy"], script=True)
-    after = times(home / "cache") | times(home / "results")
-    assert {path: after[path] for path in kept} == kept
+        execute("merge", {name: TINY[name] for name in TINY if name in results.declared_parameters("merge")})
+    kept = times(home / "cache")
+    assert kept and not (home / "results").exists()
+    run_steps(TINY, ["train", "merge", "accuracy"])
+    after = times(home / "cache")
+    assert len(after) > len(kept) and {path: after[path] for path in kept} == kept
     for name in ("train-models", "merge-nodes", "accuracy-paths"):
         path = f"results/tiny/{name}.parquet"
         assert (home / path).read_bytes() == (finished / path).read_bytes()
 
 
 def test_a_notebook_runs_alone_and_builds_the_models_it_misses(finished, home):
-    run_steps(TINY, ["accuracy"], script=True)
+    run_steps(TINY, ["accuracy"])
     for name in TABLES["accuracy"]:
         path = f"results/tiny/accuracy-{name}.parquet"
         assert (home / path).read_bytes() == (finished / path).read_bytes()
 
 
-def test_a_script_refuses_what_its_notebook_does_not_have(home):
-    with pytest.raises(ValueError, match="unknown parameter 'widht' of notebooks/train.ipynb: did you mean 'width'"):
-        pipeline.execute_script("train", {"widht": 16})
-    assert not (home / "results").exists()
-
-
-def test_a_notebook_kernel_gives_the_tables_that_a_script_gives(finished, home, monkeypatch):
-    monkeypatch.setattr(pipeline, "ROOT", home)  # where the executed copy is kept
-    run_steps(TINY, ["train"])
+def test_a_notebook_kernel_gives_the_tables_that_the_pipeline_gives(finished, home):
+    chosen = {name: TINY[name] for name in TINY if name in results.declared_parameters("train")}
+    notebook = results.NOTEBOOKS / "train.ipynb"
+    papermill.execute_notebook(notebook, home / "executed.ipynb", chosen, progress_bar=False, log_output=False)
     path = "results/tiny/train-models.parquet"
     assert (home / path).read_bytes() == (finished / path).read_bytes()
-    assert (home / "_build" / "runs" / "tiny" / "train.ipynb").exists()
 
 
 def test_papermill_refuses_a_parameter_that_the_notebook_does_not_have(home):
@@ -264,3 +248,57 @@ def test_papermill_refuses_a_parameter_that_the_notebook_does_not_have(home):
     with pytest.raises(papermill.PapermillExecutionError, match=re.escape(message)):
         papermill.execute_notebook(notebook, home / "executed.ipynb", given, progress_bar=False, log_output=False)
     assert not (home / "results").exists() and not (home / "cache").exists()
+
+
+def test_every_step_leaves_a_copy_that_tells_its_parameters_and_what_it_showed(finished):
+    folder = finished / "_build" / "runs" / "tiny"
+    assert {path.stem for path in folder.glob("*.ipynb")} == set(STEPS)
+    copy = nbformat.read(folder / "train.ipynb", as_version=4)
+    nbformat.validate(copy)
+    injected = [cell for cell in copy.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert "width = 16" in injected[0].source.splitlines()
+    assert any("text/html" in output.data for cell in copy.cells for output in cell.get("outputs", []))
+
+
+def test_what_builds_on_another_comes_after_it():
+    assert all(STEPS.index(notebook) > STEPS.index(before) for notebook, before in pipeline.BUILDS_ON.items())
+
+
+def test_how_long_it_may_take_is_what_it_took_last_time(finished, copied):
+    took = results.provenance("tiny", "conditions")["wall_seconds"]
+    assert pipeline.expected_seconds("conditions", "tiny") == took
+    assert pipeline.expected_seconds("conditions", "never run") == pipeline.FIRST_TIME["conditions"]
+
+
+@pytest.mark.parametrize(("cores", "threads", "at_once"), [(2, 1, 2), (2, 2, 1), (16, 2, 8), (1, 2, 1), (16, None, 1)])
+def test_as_many_go_side_by_side_as_there_are_cores_for(monkeypatch, cores, threads, at_once):
+    monkeypatch.setattr(pipeline.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert pipeline.notebooks_at_once(threads) == at_once
+
+
+def test_threads_are_the_runners_and_no_notebooks_parameter():
+    assert pipeline.preset_threads("smoke") == 1
+    assert pipeline.preset_threads("cpu") == 2, "with as many the tables of results/cpu were made"
+    assert "threads" not in load_preset("cpu")
+
+
+def test_the_steps_are_the_notebooks_of_the_book_in_their_order():
+    pages = re.findall(r"file: notebooks/(\w+)", (pipeline.PRESETS.parent / "_toc.yml").read_text())
+    assert list(STEPS) == pages
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_pipeline_ends_its_notebooks(home, number):
+    command = [sys.executable, "-m", "lab.bookkeeping.pipeline", "smoke", "train", "conditions", "-p", "run", "ended"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # What runs in the background begins with Ctrl-C ignored, and hands that on.
+    with subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
+        while not process.stdout.readline().endswith("conditions ...\n"):
+            pass
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in complaint
+    gone, alive = psutil.wait_procs(started, timeout=10)
+    assert len(gone) >= 2 and not alive
+    assert not list((home / "results").rglob("conditions*")), "nothing half done"

@@ -463,9 +463,9 @@ def test_every_claim_is_stated_in_full_and_once():
         assert all(isinstance(claim[key], str) and claim[key] for key in set(claim) - {"conditions"}), claim["id"]
         for condition in claim["conditions"]:
             assert ("above" in condition) != ("below" in condition), claim["id"]
-            required = {"name", "measure", "contrast"} | {"above", "below"} & set(condition)
+            required = {"id", "name", "measure", "contrast"} | {"above", "below"} & set(condition)
             attacked = {"epsilon"} if condition["measure"] == "worst_case" else set()
-            compared = {"block"} if "block" in condition else {"where"} & set(condition)
+            compared = {"block", "where"} & set(condition)
             assert set(condition) - {"decisive"} == required | attacked | compared, claim["id"]
             assert condition.get("decisive", True) is True, "told only where it is so"
     ids = [claim["id"] for claim in stated]

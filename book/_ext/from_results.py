@@ -1,0 +1,257 @@
+"""Directives that put results into a chapter: a finding's words, a table, a figure, the claims, what was measured.
+
+The words stand in the chapter, the facts come from ``lab/report``. A finding names the outcome that its sentence was
+written for; when the results have another, a warning names page, sentence and both outcomes: the strict build fails.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from docutils.statemachine import StringList
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from lab.report import draw, page
+from lab.report.verdicts import claims_table
+
+logger = logging.getLogger(__name__)
+SLOT = re.compile(r"\{(\w+)\}(?!`)")  # {gap}, but not the role {doc}`...`
+READ = "notebooks read on this page"
+
+
+def shown(name: str) -> Callable[..., Any]:
+    """The function ``chapter.function`` of lab/report that a directive names. Raises ValueError if there is none."""
+    module_name, _, function_name = name.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(f"lab.report.{module_name}"), function_name)
+        function.notebooks  # noqa: B018  what ``facts.reads`` marks
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"lab/report has nothing to show called {name!r}: {error}") from error
+    return function
+
+
+class OfResults(SphinxDirective):
+    """What the directives share: which function they show, and of which runs."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        try:
+            function = shown(self.arguments[0])
+        except ValueError as error:
+            raise self.error(str(error)) from error
+        read = self.env.temp_data.setdefault(READ, [])
+        read.extend(notebook for notebook in function.notebooks if notebook not in read)
+        missing = [notebook for notebook in function.notebooks if not page.runs(notebook)]
+        if missing:
+            return [not_run(missing)]
+        return self.show(function, [page.shown_run(notebook) for notebook in function.notebooks])
+
+    def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
+        raise NotImplementedError
+
+    def parsed(self, text: str) -> list[nodes.Node]:
+        """Markdown as nodes."""
+        container = nodes.container()
+        self.state.nested_parse(
+            StringList(text.splitlines(), self.get_source_info()[0]), self.content_offset, container
+        )
+        return container.children
+
+    def caption(self, kind: type[nodes.TextElement]) -> nodes.Node:
+        """The directive's body as one caption."""
+        paragraph, *_ = self.parsed("\n".join(self.content)) or [nodes.paragraph()]
+        return kind("", "", *paragraph.children)
+
+
+class Finding(OfResults):
+    """A sentence for one outcome, with slots for the values: ``{n}``."""
+
+    option_spec = {"when": directives.unchanged_required}
+
+    def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
+        facts = function(*runs)
+        if page.own_run() in runs:
+            return [bare_facts(self.arguments[0], facts)]
+        text, when = "\n".join(self.content), self.options.get("when")
+        if facts.outcome != when:
+            logger.warning(
+                "%s: the sentence %r was written for the outcome %r, and the results have %r",
+                self.arguments[0], shortened(text), when, facts.outcome, location=self.get_location(),
+            )  # fmt: skip
+        for slot in SLOT.findall(text):
+            if slot not in facts.values:
+                known = ", ".join(facts.values)
+                logger.warning(
+                    "%s has no value {%s}: there are %s", self.arguments[0], slot, known, location=self.get_location()
+                )
+        filled = SLOT.sub(lambda match: facts.values.get(match[1], match[0]), text)
+        return [nodes.container("", *self.parsed(filled), classes=["finding"])]
+
+
+class ResultTable(OfResults):
+    """A table of a run; with ``fold``, behind its title."""
+
+    option_spec = {"fold": directives.unchanged_required}
+
+    def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
+        table = page.table(function(*runs))
+        caption = [nodes.container("", *self.parsed("\n".join(self.content)), classes=["table-caption"])]
+        title = self.options.get("fold")
+        if title is None:
+            return [*(caption if self.content else []), raw(table)]
+        opening = raw(f'<details class="fold"><summary>{html.escape(title)}</summary>')
+        return [opening, *(caption if self.content else []), raw(table), raw("</details>")]
+
+
+class ResultFigure(OfResults):
+    """A figure of a run, for light and dark pages; its body is the caption. Below: its notebook and its code."""
+
+    option_spec = {"name": directives.unchanged_required, "alt": directives.unchanged_required}
+
+    def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
+        if "alt" not in self.options:
+            raise self.error("a figure needs :alt:, which says in words what it shows")
+        # In a box of its own: the theme hides the caption that follows the image for the other theme.
+        image = raw(f"<div>{draw.themed(lambda: function(*runs), self.options['alt']).data}</div>")
+        figure = nodes.figure("", image, self.caption(nodes.caption), align="default")
+        if "name" in self.options:
+            self.add_name(figure)
+        return [figure, self.sources(function)]
+
+    def sources(self, function: Callable[..., Any]) -> nodes.Node:
+        """The notebooks whose tables a figure shows, if any, and, folded, the function that draws it."""
+        line = nodes.paragraph("", "From ", classes=["from"])
+        for position, notebook in enumerate(function.notebooks):
+            line += [nodes.Text(", ")] if position else []
+            line += to_notebook(notebook)
+        notebooks = [line] if function.notebooks else []
+        where = f"{function.__module__.replace('.', '/')}.py: {function.__name__}"
+        code = nodes.literal_block("", inspect.getsource(inspect.unwrap(function)), language="python")
+        opening = raw(f'<details class="code"><summary>Drawn by <code>{where}</code></summary>')
+        return nodes.container("", *notebooks, opening, code, raw("</details>"), classes=["sources"])
+
+
+class Claims(SphinxDirective):
+    """The claims with these ids, and their verdicts; all without ids."""
+
+    optional_arguments = 30
+    final_argument_whitespace = False
+
+    def run(self) -> list[nodes.Node]:
+        return [raw(page.table(claims_table(self.arguments or None)))]
+
+
+class MeasuredOn(SphinxDirective):
+    """Folded, at the end of a page: what its results were measured on, with all parameters, and how to run it again."""
+
+    def run(self) -> list[nodes.Node]:
+        shown_nodes: list[nodes.Node] = []
+        for notebook in self.env.temp_data.get(READ, []):
+            if not page.runs(notebook):
+                shown_nodes.append(not_run([notebook]))
+                continue
+            facts = page.measured_on(page.shown_run(notebook), notebook)
+            rows = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
+            command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p run mine"
+            shown_nodes += [
+                raw(f'<details class="fold"><summary>Measured on</summary><dl class="measured">{rows}</dl>'),
+                nodes.paragraph("", "", nodes.Text("The notebook: "), to_notebook(notebook)),
+                nodes.paragraph("", "", nodes.Text("Run it yourself: "), nodes.literal(text=command)),
+                raw(f"<details><summary>All parameters</summary>{page.parameters_table(notebook)}</details></details>"),
+            ]
+        return [nodes.container("", *shown_nodes, classes=["measured-on"])]
+
+
+class Value(SphinxRole):
+    """One value of some facts inside a sentence: ``{value}`planted.recovery n` ``."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name, _, value = self.text.partition(" ")
+        try:
+            function = shown(name)
+        except ValueError as error:
+            return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
+        read = self.env.temp_data.setdefault(READ, [])
+        read.extend(notebook for notebook in function.notebooks if notebook not in read)
+        if not all(map(page.runs, function.notebooks)):
+            return [nodes.Text("(not run yet)")], []
+        facts = function(*(page.shown_run(notebook) for notebook in function.notebooks))
+        if value not in facts.values:
+            logger.warning("%s has no value %r", name, value, location=self.get_location())
+        return [nodes.Text(facts.values.get(value, "?"))], []
+
+
+class Parameter(SphinxRole):
+    """A parameter of the shown run of a notebook: ``{parameter}`barriers barrier_test_images` ``."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        notebook, _, name = self.text.partition(" ")
+        return [nodes.Text(str(page.parameter(notebook, name)) if page.runs(notebook) else "(not run yet)")], []
+
+
+def bare_facts(name: str, facts: Any) -> nodes.Node:
+    """Of a reader's own run, for which no sentence was written: the facts themselves."""
+    items = [f"<dt>outcome</dt><dd>{html.escape(facts.outcome)}</dd>"]
+    items += [f"<dt>{key}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.values.items()]
+    return raw(f'<p class="bare-facts">{name}</p><dl class="measured">{"".join(items)}</dl>')
+
+
+def not_run(notebooks: list[str]) -> nodes.Node:
+    """What stands where a notebook's results would."""
+    command = f".venv/bin/python -m lab.bookkeeping.pipeline cpu {' '.join(notebooks)}"
+    return nodes.paragraph("", "", nodes.Text("Not run yet. This runs it: "), nodes.literal(text=command))
+
+
+def to_notebook(notebook: str) -> nodes.Node:
+    """A link to a notebook's page."""
+    target = addnodes.pending_xref(
+        "", refdomain="std", reftype="doc", reftarget=f"/notebooks/{notebook}", refexplicit=True, refwarn=True
+    )
+    target += nodes.inline(text=f"notebooks/{notebook}.ipynb")
+    return target
+
+
+def raw(text: str) -> nodes.raw:
+    return nodes.raw("", text, format="html")
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """The beginning of a text in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def banner(app: Sphinx, doctree: nodes.document) -> None:
+    """Say at the top of a page that it shows a reader's own run."""
+    own = page.own_run()
+    read = app.env.temp_data.get(READ, [])
+    if own and any(own == run for notebook in read for run in page.runs(notebook)[:1]):
+        section = next(iter(doctree.findall(nodes.section)), None)
+        text = f"This page shows the run {own}, and its facts where sentences were written for the reference run."
+        if section is not None:
+            section.insert(1, nodes.note("", nodes.paragraph(text=text)))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Join in."""
+    for name, directive in (
+        ("finding", Finding), ("result-table", ResultTable), ("result-figure", ResultFigure), ("claims", Claims),
+        ("measured-on", MeasuredOn),
+    ):  # fmt: skip
+        app.add_directive(name, directive)
+    app.add_role("value", Value())
+    app.add_role("parameter", Parameter())
+    app.connect("doctree-read", banner)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

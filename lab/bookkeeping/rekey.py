@@ -1,0 +1,124 @@
+"""Keep committed tables current over a change of code that changed no number.
+
+``python -m lab.bookkeeping.rekey cpu --before FOLDER``: FOLDER is a checkout of the commit in which the tables of run
+cpu are current. A table gets the key of the code as it is now if it was current there, whole, and if the smoke run,
+made by both, gives the same tables. Its provenance says from which key and commit. Nothing else is a reason to change
+a key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lab.bookkeeping import results
+from lab.bookkeeping.cache import write_together
+from lab.bookkeeping.code import ROOT
+
+# Rows of these metrics are times: they differ from run to run.
+TIMES = ("seconds", "tracing_seconds")
+# What is asked of the checkout's own code: which of a run's notebooks have current tables.
+ASK = """
+import json, sys
+from lab.bookkeeping import results
+from lab.bookkeeping.pipeline import STEPS
+current = {}
+for step in STEPS:
+    made = results.provenance(sys.argv[1], step)
+    if made is not None:
+        parameters = results.declared_parameters(step) | made["parameters"]
+        current[step] = results.is_current(sys.argv[1], step, results.step_key(step, parameters))
+print(json.dumps(current))
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lab.bookkeeping.rekey", description=__doc__.partition("\n")[0])
+    parser.add_argument("run", help="a committed run: cpu, paper, gpu")
+    parser.add_argument("--before", type=Path, required=True, help="a checkout in which its tables are current")
+    options = parser.parse_args(arguments)
+    before = options.before.resolve()
+    with tempfile.TemporaryDirectory() as made:
+        folders = {tree: Path(made) / name / "smoke" for tree, name in ((before, "before"), (ROOT, "after"))}
+        for tree, folder in folders.items():
+            print(f"the smoke run of {tree} ...", flush=True)
+            smoke(tree, folder.parent)
+        faults = list(differences(folders[before], folders[ROOT]))
+    if faults:
+        sys.exit("rebasin: the change of code changed numbers, so that no table is kept\n" + "\n".join(faults))
+    commit = git(before, "rev-parse", "HEAD")
+    for notebook, current in json.loads(run_in(before, "-c", ASK, options.run)).items():
+        if current:
+            print(f"{notebook}: {rekey(options.run, notebook, commit)}")
+        else:
+            print(f"{notebook}: was not current in {before}: run it again")
+
+
+def smoke(tree: Path, folder: Path) -> None:
+    """Make the smoke run of a checkout, from nothing, its tables in ``folder``."""
+    with tempfile.TemporaryDirectory() as cache:
+        places = {"REBASIN_RESULTS": str(folder), "REBASIN_CACHE": cache}
+        run_in(tree, "-m", "lab.bookkeeping.pipeline", "smoke", "--script", **places)
+
+
+def differences(before: Path, after: Path) -> Iterator[str]:
+    """What differs between the tables of two folders, but for times: one line for each table."""
+    for path in sorted(before.glob("*.parquet")):
+        if not (after / path.name).exists():
+            yield f"{path.name} is missing"
+        elif without_times(path) != without_times(after / path.name):
+            yield f"{path.name} differs"
+    for path in sorted(after.glob("*.parquet")):
+        if not (before / path.name).exists():
+            yield f"{path.name} is new"
+
+
+def without_times(path: Path) -> bytes:
+    """A table's bytes, as it would be written without the times in it."""
+    table = pd.read_parquet(path)
+    if "metric" in table and table["metric"].isin(TIMES).any():
+        return table[~table["metric"].isin(TIMES)].reset_index(drop=True).to_parquet(index=False)
+    return path.read_bytes()
+
+
+def rekey(run: str, notebook: str, commit: str) -> str:
+    """Give a notebook's tables the key of the code as it is now; ``commit`` is where they were current before."""
+    path = results.results_folder() / run / f"{notebook}.json"
+    made: dict[str, Any] = json.loads(path.read_text())
+    key = results.step_key(notebook, results.declared_parameters(notebook) | made["parameters"])
+    if key == made["key"]:
+        return "is current"
+    note = {"from_key": made["key"], "from_commit": commit, "date": datetime.date.today().isoformat()}
+    made |= {"key": key, "rekeyed": [*made.get("rekeyed", []), note]}
+    write_together({path: lambda partial: partial.write_text(json.dumps(made, indent=1) + "\n")})
+    return f"has the key {key} in place of {note['from_key']}"
+
+
+def run_in(tree: Path, *arguments: str, **environment: str) -> str:
+    """What this Python, started in a checkout with the checkout's own code, prints."""
+    paths = {"PYTHONPATH": str(tree), **environment}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tree, env=os.environ | paths, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"rebasin: in {tree}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def git(tree: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(tree), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Pairs of networks, the second permuted to match the first by any of the matchers; every matching is kept."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+
+from lab.bookkeeping.cache import kept
+from lab.device import pick_device
+from lab.images import Split
+from rebasin.matching.by_activations import activation_matching
+from rebasin.matching.by_weights import weight_matching
+from rebasin.matching.straight_through import straight_through_matching
+from rebasin.permutation import Permutation
+from rebasin.progress import track
+from rebasin.spec import PermutationSpec
+from rebasin.weights import Weights
+
+MATCHERS = ("none", "weights", "activations", "straight-through")
+BATCH = 1000  # images whose activations are taken at once
+
+
+def permuted(
+    matcher: str,
+    spec: PermutationSpec,
+    model: nn.Module,
+    a: Weights,
+    b: Weights,
+    images: Split,
+    seed: int,
+    device: str,
+    chunk: int,
+    **straight_through: int,
+) -> dict[str, Tensor]:
+    """The second network of each pair (pairs, ...), permuted to match the first; for ``none`` unchanged.
+
+    Activations are those on all ``images``. Straight-through matching takes ``epochs``, how often it sees them, and
+    ``batch_size``. ``chunk`` pairs are matched and kept at once. Raises ValueError for a matcher that is not known.
+    """
+    if matcher not in MATCHERS:
+        raise ValueError(f"unknown matcher {matcher!r}: there are {', '.join(MATCHERS)}")
+    if matcher == "none":
+        return dict(b)
+    place = pick_device(device)
+    pairs = len(next(iter(b.values())))
+    parts = []
+    with track(pairs if pairs > chunk else 0, f"{matcher} matching", "pair") as bar:
+        for start in range(0, pairs, chunk):
+            rows = slice(start, start + chunk)
+            some_a, some_b = ({key: tensor[rows] for key, tensor in weights.items()} for weights in (a, b))
+            if matcher == "weights":
+                parts.append(matched_by_weights(spec, some_a, some_b, seed, place))
+            else:
+                options = straight_through if matcher == "straight-through" else {}
+                parts.append(matched_on_images(matcher, spec, model, some_a, some_b, images, seed, place, options))
+            bar.update(min(chunk, pairs - start))
+    indices = {group: torch.cat([part[group] for part in parts]) for group in spec.sizes}
+    return Permutation(spec, indices).apply(b)
+
+
+@kept
+def matched_by_weights(spec: PermutationSpec, a: Weights, b: Weights, seed: int, device: str) -> dict[str, Tensor]:
+    """The permutations (pairs, units) that weight matching finds for pairs (pairs, ...)."""
+    a, b = ({key: tensor.to(device) for key, tensor in weights.items()} for weights in (a, b))
+    matching = weight_matching(spec, a, b, seed=seed)
+    return {group: index.cpu() for group, index in matching.permutation.indices.items()}
+
+
+@kept
+def matched_on_images(
+    matcher: str,
+    spec: PermutationSpec,
+    model: nn.Module,
+    a: Weights,
+    b: Weights,
+    images: Split,
+    seed: int,
+    device: str,
+    options: dict[str, int],
+) -> dict[str, Tensor]:
+    """The permutations (pairs, units) that a matcher which looks at images finds for pairs (pairs, ...)."""
+    model = copy.deepcopy(model).to(device).eval()
+    a, b = ({key: tensor.to(device) for key, tensor in weights.items()} for weights in (a, b))
+    pixels, labels = images.pixels.to(device), images.labels.to(device)
+    if matcher == "activations":
+        matching = activation_matching(spec, a, b, model=model, loader=pixels.split(BATCH))
+    else:
+        dataset = TensorDataset(pixels, labels)
+        order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
+        # Whole batches are picked at once: image by image, picking would take longer than a gradient.
+        loader = DataLoader(
+            dataset, batch_size=None, sampler=BatchSampler(order, options["batch_size"], drop_last=True)
+        )
+        matching = straight_through_matching(
+            spec,
+            a,
+            b,
+            model=model,
+            loader=loader,
+            epochs=options["epochs"],
+            seed=seed,
+            chunk=len(next(iter(a.values()))),
+        )
+    return {group: index.cpu() for group, index in matching.permutation.indices.items()}

@@ -1,0 +1,282 @@
+"""Attacks: what is left of the accuracy of merged networks, beside unmerged ones that are as accurate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lab.bookkeeping import results
+from lab.bookkeeping.vocabulary import ALGORITHMS, GREY_LEVELS, title_of
+from lab.report.claims import picked
+from lab.report.draw import interval_line, legend_below, shades
+from lab.report.facts import Facts, reads
+from lab.report.kinds import (
+    UNMERGED,
+    Kind,
+    by_kind,
+    names,
+    percent,
+    percent_left,
+    shared_images,
+)
+from lab.report.statistics import Interval
+from lab.report.verdicts import claim, gaps
+from lab.report.words import decimal, listed, points
+
+SHOWN = (2, 4, 8)  # grey levels
+DRAWN_TO = 8  # grey levels: beyond, next to nothing is left of any network
+# What is drawn in the plane of clean and robust accuracy; lines join the sizes or strengths of the first ones.
+JOINED = [("tree", "none"), ("early_stopped", "none"), ("l2", "none")]
+ALONE = [("tree", "repair"), ("merge_many", "repair"), ("ensemble", "none"), ("unmerged", "none")]
+
+
+@reads("attack")
+def against_equals(run: str) -> Facts:
+    """The hierarchy of eight minus unmerged networks of its accuracy, in points of worst-case accuracy at 2 and 4/255.
+
+    The outcome is ``above``, ``below``, ``open`` or ``too few`` of both, or of each: ``below, open``; or ``not
+    measured``. So it is of the other facts on H4.
+    """
+    return gaps(claim(run, "H4"), {"gap_2": "equals_2", "gap_4": "equals_4"})
+
+
+@reads("attack")
+def against_leaves(run: str) -> Facts:
+    """The hierarchy of eight minus its leaves."""
+    return gaps(claim(run, "H4"), {"gap_2": "leaves_2", "gap_4": "leaves_4"})
+
+
+@reads("attack")
+def with_more_models(run: str) -> Facts:
+    """The hierarchy of eight minus that of two, at 4/255 alone."""
+    return gaps(claim(run, "H4"), {"gap": "grows"})
+
+
+@reads("attack")
+def at_every_stage(run: str) -> Facts:
+    """At how many stages and radii the hierarchy is less robust than its equals, in the mean and on the same images.
+
+    Its equals are the networks stopped at its accuracy, and those with the L2 penalty that comes nearest. The outcome
+    is ``all``, ``some`` or ``none``.
+    """
+    held_out = _accuracy(run, "held_out")
+    below = []
+    for epsilon in shown_epsilons(run)[:2]:
+        left = _left(run, epsilon)
+        for stage in [kind for kind in left if kind[:2] == ("tree", "none")]:
+            below += [left[stage].mean < left[peer].mean for peer in _peers(held_out, stage, ("l2",))]
+    outcome = "all" if all(below) else "some" if any(below) else "none"
+    return Facts(outcome, {"below": str(sum(below)), "comparisons": str(len(below))})
+
+
+@reads("attack")
+def images(run: str) -> Facts:
+    """How many test images networks are attacked on: ``shared`` by all, and by those that the claims compare.
+
+    The outcome is ``more for the claims`` or ``the same for all``.
+    """
+    counts = results.read(run, "attack", "images")["images"]
+    fewest, most = int(counts.min()), int(counts.max())
+    values = {"shared": str(fewest), "claims": str(most)}
+    return Facts("more for the claims" if most > fewest else "the same for all", values)
+
+
+@reads("attack")
+def near_constant(run: str) -> Facts:
+    """Which kinds are right less than twice as often as chance, so that nothing can be said of their robustness.
+
+    The outcome is ``some`` or ``none``.
+    """
+    bound = 2 * _chance(run)
+    by_title: dict[str, list[str]] = {}
+    for kind, accuracy in _accuracy(run, "test").items():
+        if accuracy < bound:
+            shown = names(kind)
+            by_title.setdefault(shown["networks"], []).append(shown["models"])
+    kinds = [f"{title} ({listed(models)})" for title, models in by_title.items()]
+    values = {"kinds": listed(kinds) if kinds else "none", "bound": f"{bound:.0f}"}
+    return Facts("some" if kinds else "none", values)
+
+
+@reads("attack")
+def robust_by_clean(run: str) -> Figure:
+    """What is left under attack against clean accuracy, a panel for each of two radii, all on the same images.
+
+    Near-constant networks are left out. Numbers say how many networks were merged.
+    """
+    epsilons = shown_epsilons(run)[:2]
+    figure, panels = plt.subplots(len(epsilons), 1, figsize=(5.6, 3.9 * len(epsilons)), sharex=True, squeeze=False)
+    clean, bound = _left(run, 0.0), 2 * _chance(run)
+    for axes, epsilon in zip(panels[:, 0], epsilons, strict=True):
+        robust = _left(run, epsilon)
+        for algorithm, mended in [*JOINED, *ALONE]:
+            kinds = [k for k in robust if k[:2] == (algorithm, mended) and clean[k].mean >= bound]
+            if not kinds:
+                continue
+            line = "-" if (algorithm, mended) in JOINED else "none"
+            x, label = [clean[kind].mean for kind in kinds], title_of(algorithm, mended)
+            interval_line(axes, x, [robust[kind] for kind in kinds], ALGORITHMS[algorithm], label, line)
+            marks, _, bars = axes.containers[-1].lines
+            bars[0].set_linewidth(1)
+            if mended != "none":
+                marks.set_markerfacecolor("none")
+            if algorithm in ("tree", "early_stopped") and mended == "none":
+                for kind, at in zip(kinds, x, strict=True):
+                    up = robust[kind].high if algorithm == "early_stopped" else robust[kind].low
+                    _number(axes, kind, at, up if np.isfinite(up) else robust[kind].mean)
+        axes.set_ylabel(f"accuracy left at {epsilon:g}/{GREY_LEVELS} (%)")
+        axes.set_ylim(bottom=0)
+    panels[-1, 0].set_xlabel("clean test accuracy (%)")
+    figure.tight_layout()
+    legend_below(figure, panels[0, 0])
+    return figure
+
+
+def _number(axes: plt.Axes, kind: Kind, x: float, y: float) -> None:
+    """How many networks were merged, above the controls and below the hierarchy."""
+    above = kind.algorithm == "early_stopped"
+    axes.annotate(
+        f"{kind.n_leaves}", (x, y), xytext=(0, 3 if above else -3), textcoords="offset points", ha="center",
+        va="bottom" if above else "top", fontsize=9.5, color=ALGORITHMS[kind.algorithm].colour,
+    )  # fmt: skip
+
+
+@reads("attack")
+def accuracy_by_radius(run: str) -> Figure:
+    """Accuracy by the attack's radius: the hierarchy's stages, and below the unmerged networks as accurate as each."""
+    table = results.read(run, "attack", "images")
+    table = table[table["epsilon"] <= DRAWN_TO]
+    epsilons, count = sorted(table["epsilon"].unique()), shared_images(table)
+    figure, panels = plt.subplots(2, 1, figsize=(5.6, 7.0), sharex=True, sharey=True)
+    for axes, algorithm, title in (
+        (panels[0], "tree", "merged by the hierarchy"), (panels[1], "early_stopped", "unmerged, as accurate as these"),
+    ):  # fmt: skip
+        curves = {
+            kind: [percent_left(rows[rows["epsilon"] == epsilon], count) for epsilon in epsilons]
+            for kind, rows in by_kind(table)
+            if kind == UNMERGED or kind[:2] == (algorithm, "none")
+        }
+        _band(axes, epsilons, curves.pop(UNMERGED), ALGORITHMS["unmerged"].colour, "leaves", "--")
+        for colour, (kind, curve) in zip(shades(len(curves)), curves.items(), strict=True):
+            _band(axes, epsilons, curve, colour, f"{names(kind)['models']}", "-")
+        axes.set(ylabel="worst-case accuracy (%)", ylim=(0, None))
+        axes.set_title(title, loc="left")
+        axes.legend(fontsize=9.5)
+    panels[1].set_xlabel(f"radius of the attack (grey levels of {GREY_LEVELS})")
+    figure.tight_layout()
+    return figure
+
+
+def _band(axes: plt.Axes, x: Sequence[float], curve: Sequence[Interval], colour: str, label: str, line: str) -> None:
+    """Means joined by a line, and their intervals as a band."""
+    axes.plot(x, [value.mean for value in curve], line, color=colour, label=f"{label} (n = {curve[0].n})")
+    axes.fill_between(
+        x, [value.low for value in curve], [value.high for value in curve], color=colour, alpha=0.2, linewidth=0
+    )
+
+
+@reads("attack")
+def matched_table(run: str) -> pd.DataFrame:
+    """Each stage beside the unmerged networks nearest to it in held-out accuracy, under attack, on the same images."""
+    held_out, epsilons = _accuracy(run, "held_out"), shown_epsilons(run)[:2]
+    left = {epsilon: _left(run, epsilon) for epsilon in epsilons}
+    rows = []
+    for stage in [kind for kind in held_out if kind[:2] == ("tree", "none")]:
+        for kind in [stage, *_peers(held_out, stage, ("l1", "l2"))]:
+            row = names(kind) | {"held-out accuracy (%)": f"{held_out[kind]:.1f}"}
+            row |= {f"left at {radius_text(epsilon)} (%)": points(left[epsilon][kind]) for epsilon in epsilons}
+            rows.append(row | {"n": left[epsilons[0]][kind].n})
+    return pd.DataFrame(rows)
+
+
+def _peers(held_out: Mapping[Kind, float], stage: Kind, penalties: Sequence[str]) -> list[Kind]:
+    """Unmerged networks that come nearest to a stage in held-out accuracy: stopped early, and with each penalty."""
+    peers = [stage._replace(algorithm="early_stopped")]
+    for penalty in penalties:
+        trained = [kind for kind in held_out if kind.algorithm == penalty]
+        peers += sorted(trained, key=lambda kind: abs(held_out[kind] - held_out[stage]))[:1]
+    return [kind for kind in peers if kind in held_out]
+
+
+@reads("attack")
+def all_table(run: str) -> pd.DataFrame:
+    """Worst-case accuracy, area under the curve and relative accuracy of every kind of network, on the same images."""
+    table = results.read(run, "attack", "images")
+    clean, chance, shown = _accuracy(run, "test"), _chance(run), shown_epsilons(run)
+    epsilons = sorted(table["epsilon"].unique())
+    left = {epsilon: _left(run, epsilon) for epsilon in epsilons}
+    rows = []
+    for kind, first in left[epsilons[0]].items():
+        row = names(kind)
+        for epsilon in epsilons:
+            if epsilon in (0, *shown):
+                row[f"left at {radius_text(epsilon)} (%)" if epsilon else "clean (%)"] = points(left[epsilon][kind])
+        means = [left[epsilon][kind].mean for epsilon in epsilons]
+        reach = epsilons[-1] - epsilons[0]
+        row["area"] = f"{np.trapezoid(means, epsilons) / reach:.1f}" if reach else ""
+        known = clean[kind] >= 2 * chance and epsilons[0] == 0
+        for epsilon in shown:
+            relative = (left[epsilon][kind].mean - chance) / (first.mean - chance) if known else np.nan
+            row[f"relative, {radius_text(epsilon)}"] = decimal(relative, 2) if known else "–"
+        rows.append(row | {"n": first.n})
+    return pd.DataFrame(rows)
+
+
+@reads("attack")
+def l2_table(run: str) -> pd.DataFrame:
+    """Worst-case accuracy within L2 balls, of the hierarchy's stages and its controls, all on the same images."""
+    curves = picked(results.read(run, "attack", "curves"), {"norm": "l2", "attack": "worst"})
+    rows = []
+    for kind, own in by_kind(curves):
+        row = names(kind)
+        for epsilon, at in own.groupby("epsilon"):
+            row[f"left at {radius_text(epsilon)} (%)" if epsilon else "clean (%)"] = points(percent(at["value"]))
+        rows.append(row | {"n": own["node"].nunique()})
+    return pd.DataFrame(rows)
+
+
+@reads("attack")
+def transfer_table(run: str) -> pd.DataFrame:
+    """Accuracy on images that were attacked on other networks, by whose and by the radius."""
+    rows = []
+    for kind, own in by_kind(results.read(run, "attack", "transfer")):
+        row = names(kind)
+        for source in ("outside", "own leaf"):
+            for epsilon, at in picked(own, {"source": source}).groupby("epsilon"):
+                row[f"{source}, {radius_text(epsilon)} (%)"] = points(percent(at["value"]))
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("")
+
+
+def shown_epsilons(run: str) -> list[float]:
+    """The radii that tables show: the usual ones, or the first few of a run that has none of them."""
+    epsilons = sorted(results.read(run, "attack", "images")["epsilon"].unique())
+    usual = [epsilon for epsilon in epsilons if epsilon in SHOWN]
+    return usual or [epsilon for epsilon in epsilons if epsilon][:3]
+
+
+def radius_text(epsilon: float) -> str:
+    """A radius as the field writes it: ``4/255``."""
+    return f"{epsilon:g}/{GREY_LEVELS}"
+
+
+def _left(run: str, epsilon: float) -> dict[Kind, Interval]:
+    """Worst-case accuracy of each kind at a radius, on the images that all kinds were attacked on."""
+    table = results.read(run, "attack", "images")
+    count = shared_images(table)
+    return {kind: percent_left(rows, count) for kind, rows in by_kind(picked(table, {"epsilon": epsilon}))}
+
+
+def _accuracy(run: str, split: str) -> dict[Kind, float]:
+    """Clean accuracy of each kind on a whole split, in percent."""
+    table = picked(results.read(run, "attack", "clean"), {"split": split})
+    return {kind: 100 * rows["value"].mean() for kind, rows in by_kind(table)}
+
+
+def _chance(run: str) -> float:
+    """The accuracy of guessing, in percent."""
+    return 100 / int(results.read(run, "attack", "clean")["classes"].iloc[0])

@@ -1,0 +1,61 @@
+"""What the tables of the book cost to make: time, memory and machine of each notebook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from lab.bookkeeping import results
+from lab.bookkeeping.pipeline import STEPS
+from lab.report import page
+from lab.report.facts import Facts, reads
+from lab.report.words import listed
+
+
+@reads()
+def budget() -> Facts:
+    """What the committed runs took. The outcome names them, the largest first: ``cpu``, ``gpu and cpu``, or ``none``.
+
+    ``training`` are the hours of all networks, some of them counted twice that two notebooks share; ``notebooks`` those
+    of the notebooks as they were last executed; ``memory`` is the most that one of them held, in GB.
+    """
+    executed = [(run, provenance) for _, run, provenance in _executed() if run in results.REFERENCE]
+    provenances = [provenance for _, provenance in executed]
+    runs = [run for run in page.PREFERRED if run in {run for run, _ in executed}]
+    training = sum({provenance["training_seconds"] for provenance in provenances})  # equal ones are the same networks
+    notebooks = sum(provenance["wall_seconds"] for provenance in provenances)
+    memory = max((provenance["peak_memory_gb"] for provenance in provenances), default=0.0)
+    values = {"training": f"{training / 3600:.0f}", "notebooks": f"{notebooks / 3600:.1f}", "memory": f"{memory:.1f}"}
+    return Facts(listed(runs) if runs else "none", values)
+
+
+@reads()
+def table() -> pd.DataFrame:
+    """A row for each notebook that was run: the training of its networks, its last execution, memory and machine."""
+    rows, trained_by = [], {}
+    for step, run, provenance in _executed():
+        seconds, hardware = provenance["training_seconds"], provenance["hardware"]
+        # Seconds that are equal to the tenth are of the same networks.
+        first = trained_by.setdefault((run, seconds), step)
+        rows.append(
+            {
+                "notebook": step,
+                "training its networks": "–" if not seconds else _minutes(seconds) if first == step else f"as {first}",
+                "last execution": _minutes(provenance["wall_seconds"]),
+                "memory": f"{provenance['peak_memory_gb']:.1f} GB",
+                "run": run,
+                "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _executed() -> list[tuple[str, str, dict[str, Any]]]:
+    """Each notebook that was run, in the order of the pipeline: its name, the run that is shown, and its provenance."""
+    shown = [(step, page.runs(step)[0]) for step in STEPS if page.runs(step)]
+    return [(step, run, results.provenance(run, step)) for step, run in shown]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min"

@@ -1,0 +1,373 @@
+"""The hierarchy beside other ways of merging: accuracy by number of models, what merging costs, and barriers."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lab.bookkeeping import results
+from lab.bookkeeping.vocabulary import ALGORITHMS, MATCHERS, Drawn
+from lab.networks import ARCHITECTURES
+from lab.report.claims import FEWEST_FOR_VERDICT, Condition, contrast, picked
+from lab.report.draw import interval_line, legend_below, offsets, shades
+from lab.report.facts import FEW, Facts, outcome, reads
+from lab.report.statistics import Interval, interval
+from lab.report.verdicts import ZERO, claim
+from lab.report.words import decimal, nats, points, side
+
+BLOCK = 8  # leaves of the nodes that the claims are decided on
+MOST_ROUNDS = 100  # of MergeMany, which ends there even where another round would help
+NOT_MEASURED = "not measured"
+
+
+@reads("accuracy")
+def against_many(run: str) -> Facts:
+    """Test accuracy of the hierarchy minus that of MergeMany on the same eight networks, in points; each in percent.
+
+    Outcomes: where the gap's interval lies, ``above``, ``below`` or ``open``; ``too few`` networks for a verdict; ``not
+    measured`` where the run has no merges of eight by one of the two.
+    """
+    return _against(run, "H2", "at_8", {"tree": BLOCK, "merge_many": BLOCK, "unmerged": 1})
+
+
+@reads("accuracy")
+def against_naive(run: str) -> Facts:
+    """As ``against_many``, beside the average of the same networks as they are."""
+    return _against(run, "H1", "at_8", {"tree": BLOCK, "naive": BLOCK})
+
+
+def _against(run: str, name: str, condition: str, kinds: dict[str, int]) -> Facts:
+    """The gap of a claim's condition, and the accuracy of each kind, a number of leaves by algorithm."""
+    gap = claim(run, name).condition(condition)
+    if gap is None:
+        return Facts(NOT_MEASURED, {})
+    made, images = results.provenance(run, "accuracy"), results.read(run, "accuracy", "images")
+    means = {kind: contrast(images, [term(kind, size)], BLOCK).mean() for kind, size in kinds.items()}
+    architecture, width = made["parameters"]["architecture"], made["parameters"]["width"]
+    values = {
+        "gap": points(gap.effect, signed=True),
+        "lead": decimal(abs(gap.effect.mean), 1),
+        "n": str(gap.effect.n),
+        "networks": f"{ARCHITECTURES[architecture].title}s of width {width}",
+        "data": made["dataset"]["title"],
+    }
+    return Facts(_decided(gap), values | {kind: decimal(mean, 1) for kind, mean in means.items()})
+
+
+def _decided(condition: Condition) -> str:
+    """Where a condition's effect lies; ``too few`` where no verdict is given on so few nodes."""
+    return FEW if condition.effect.n < FEWEST_FOR_VERDICT else outcome(condition.effect, condition.bound)
+
+
+@reads("accuracy")
+def growth(run: str) -> Facts:
+    """By how many points the gap to MergeMany is larger at eight networks than at four; outcomes as ``against_many``.
+
+    ``gap`` is that at the largest number of networks, ``models``, that both have merged, from ``n`` groups.
+    """
+    grows = claim(run, "H2").condition("grows")
+    if grows is None:
+        return Facts(NOT_MEASURED, {})
+    images = results.read(run, "accuracy", "images")
+    largest = max(set(sizes_of(images, "tree")) & set(sizes_of(images, "merge_many")))
+    gap = _gap(images, largest)
+    values = {"growth": points(grows.effect, signed=True), "models": str(largest)}
+    return Facts(_decided(grows), values | {"gap": points(gap, signed=True), "n": str(gap.n)})
+
+
+@reads("accuracy")
+def cost(run: str) -> Facts:
+    """How many points of test accuracy the hierarchy of eight lies below the mean of its own leaves.
+
+    Outcomes as ``against_many``, but against the claim's bound, which is among the values.
+    """
+    drop = claim(run, "H3").condition("at_8")
+    if drop is None:
+        return Facts(NOT_MEASURED, {})
+    values = {"lost": points(drop.effect), "n": str(drop.effect.n), "bound": f"{drop.bound:g}"}
+    return Facts(_decided(drop), values)
+
+
+@reads("accuracy")
+def cost_by_size(run: str) -> Facts:
+    """Points of test accuracy that each way of merging loses, at the largest number of models that all have merged.
+
+    Outcomes: ``grows`` if the hierarchy and MergeMany lose more, in the mean, with every doubling, else ``does not
+    grow``; ``not measured`` where one of the two was not run.
+    """
+    nodes = results.read(run, "accuracy", "nodes")
+    if not {"tree", "merge_many"} <= set(ways_of(nodes)):
+        return Facts(NOT_MEASURED, {})
+    size = max(set.intersection(*(set(sizes_of(nodes, algorithm)) for algorithm in ways_of(nodes))))
+    lost = {algorithm: interval(drops(nodes, algorithm, size, "test", "accuracy")) for algorithm in ways_of(nodes)}
+    values = {"models": str(size), "n": str(lost["tree"].n)}
+    grows = all(_loses_more_each_time(nodes, algorithm) for algorithm in ("tree", "merge_many"))
+    return Facts("grows" if grows else "does not grow", values | {name: points(value) for name, value in lost.items()})
+
+
+def _loses_more_each_time(nodes: pd.DataFrame, algorithm: str) -> bool:
+    lost = [drops(nodes, algorithm, size, "test", "accuracy").mean() for size in sizes_of(nodes, algorithm)]
+    return [0.0, *lost] == sorted([0.0, *lost])
+
+
+@reads("accuracy")
+def barrier_on_test(run: str) -> Facts:
+    """The barriers between two networks on test images, matched and as they are, in points and nats.
+
+    Outcomes: ``gone`` if matching leaves neither; ``not lowered`` if it leaves one of them as high as it was; else what
+    is left in either, such as ``accuracy still there, loss gone``, each ``gone``, ``still there`` or ``not decided``.
+    """
+    return _barrier(run, "test")
+
+
+@reads("accuracy")
+def barrier_on_train(run: str) -> Facts:
+    """As ``barrier_on_test``, on training images."""
+    return _barrier(run, "train")
+
+
+def _barrier(run: str, split: str) -> Facts:
+    pairs = picked(barriers(results.read(run, "accuracy", "paths")), {"n_leaves": 2, "split": split})
+
+    def height(algorithm: str, metric: str) -> Interval:
+        return interval(picked(pairs, {"algorithm": algorithm, "metric": metric})["barrier"].to_numpy())
+
+    accuracy, loss = (height("tree", metric) for metric in ("accuracy", "loss"))
+    accuracy_unmatched, loss_unmatched = (height("naive", metric) for metric in ("accuracy", "loss"))
+    states = [
+        side(value, ZERO[metric], "still there", "gone", "not decided")
+        for metric, value in (("accuracy", accuracy), ("loss", loss))
+    ]
+    if accuracy.mean >= accuracy_unmatched.mean or loss.mean >= loss_unmatched.mean:
+        left = "not lowered"
+    else:
+        left = "gone" if states == ["gone", "gone"] else f"accuracy {states[0]}, loss {states[1]}"
+    values = {
+        "accuracy": points(accuracy),
+        "accuracy_unmatched": points(accuracy_unmatched),
+        "loss": nats(loss),
+        "loss_unmatched": nats(loss_unmatched),
+        "n": str(accuracy.n),
+        "zero_accuracy": f"{ZERO['accuracy']:g}",
+        "zero_loss": f"{ZERO['loss']:g}",
+    }
+    return Facts(left, values)
+
+
+@reads("merge")
+def rounds(run: str) -> Facts:
+    """Whether MergeMany always came to a round that shortened no distance: ``ended``, or ``stopped``.
+
+    Where it was stopped, some groups used up their ``limit`` of rounds: ``stopped`` says how many, of how many models.
+    """
+    effort = picked(results.read(run, "merge", "nodes"), {"algorithm": "merge_many", "metric": "effort"})
+    groups = effort.groupby("n_leaves")["value"]
+    stopped = [
+        f"{(values >= MOST_ROUNDS).sum()} of {len(values)} groups of {size}"
+        for size, values in groups
+        if values.max() >= MOST_ROUNDS
+    ]
+    values = {
+        "limit": str(MOST_ROUNDS),
+        "most": f"{effort['value'].max():.0f}",
+        "stopped": ", ".join(stopped) or "none",
+    }
+    return Facts("stopped" if stopped else "ended", values)
+
+
+@reads("accuracy")
+def accuracy_table(run: str) -> pd.DataFrame:
+    """Test accuracy by number of models and way of merging, and the hierarchy's gap to MergeMany.
+
+    A cell is empty where an algorithm was not run.
+    """
+    images = results.read(run, "accuracy", "images")
+    rows = []
+    for size in sorted(images["n_leaves"].unique().tolist()):
+        row = {"models": str(size)}
+        for algorithm in ("unmerged", *ways_of(images)):
+            title = ALGORITHMS[algorithm].title
+            row[title] = ""
+            if size in sizes_of(images, algorithm):
+                mean = interval(contrast(images, [term(algorithm, size)], size))
+                row |= {title: points(mean), "n": str(mean.n)}
+        both = all(size in sizes_of(images, algorithm) for algorithm in ("tree", "merge_many"))
+        rows.append(row | {"gap": points(_gap(images, size), signed=True) if both else ""})
+    table = pd.DataFrame(rows)
+    return table[[column for column in table if column != "n"] + ["n"]]
+
+
+@reads("accuracy")
+def cost_table(run: str) -> pd.DataFrame:
+    """What merging costs, by number of models and way of merging, in accuracy and loss, on test and training images."""
+    nodes = results.read(run, "accuracy", "nodes")
+    rows = []
+    for algorithm in ways_of(nodes):
+        for size in sizes_of(nodes, algorithm):
+            row = {"": ALGORITHMS[algorithm].title, "models": str(size)}
+            for metric, unit, written in (("accuracy", "points", points), ("loss", "nats", nats)):
+                for split in ("test", "train"):
+                    cost_here = interval(drops(nodes, algorithm, size, split, metric))
+                    row[f"{metric}, {split} ({unit})"] = written(cost_here)
+            rows.append(row | {"n": str(cost_here.n)})
+    return pd.DataFrame(rows)
+
+
+@reads("accuracy")
+def barrier_table(run: str) -> pd.DataFrame:
+    """Barriers of pairs by both definitions, on test and training images, in accuracy and loss."""
+    rows = []
+    heights = barriers(results.read(run, "accuracy", "paths"))
+    for (algorithm, size, split), pairs in heights.groupby(["algorithm", "n_leaves", "split"]):
+        row = {"line": line_title(algorithm, size), "images": split}
+        for metric, unit, written in (("accuracy", "points", points), ("loss", "nats", nats)):
+            of_metric = pairs[pairs["metric"] == metric]
+            for column, title in (("barrier", "from mean"), ("above_line", "above line")):
+                row[f"{metric}, {title} ({unit})"] = written(interval(of_metric[column].to_numpy()))
+        rows.append(row | {"n": str(pairs["node"].nunique())})
+    return pd.DataFrame(rows)
+
+
+@reads("accuracy")
+def accuracy_by_leaves(run: str) -> Figure:
+    """Test accuracy of every node by the number of its leaves (Hierarchical Re-Basin, Figure 2).
+
+    A dot is a node, a bar the median of its kind, the dashed line the median of the unmerged networks.
+    """
+    nodes = results.read(run, "accuracy", "nodes")
+    accuracy = picked(nodes, {"metric": "accuracy", "split": "test"})
+    sizes = sorted(accuracy["n_leaves"].unique())
+    figure, axes = plt.subplots(figsize=(5.6, 4.0))
+    unmerged = _percent(accuracy, "unmerged", 1)
+    dashed = {"color": ALGORITHMS["unmerged"].colour, "linestyle": "--", "label": "median of the unmerged"}
+    axes.axhline(np.median(unmerged), linewidth=1.5, zorder=1, **dashed)
+    _dots(axes, 0, unmerged, ALGORITHMS["unmerged"])
+    ways = ways_of(accuracy)
+    for offset, algorithm in zip(offsets(len(ways), 0.5), ways, strict=True):
+        for size in sizes_of(accuracy, algorithm):
+            _dots(axes, sizes.index(size) + offset, _percent(accuracy, algorithm, size), ALGORITHMS[algorithm])
+    axes.set_xticks(range(len(sizes)), sizes)
+    axes.set(xlabel="models merged into a node", ylabel="test accuracy (%)")
+    axes.grid(axis="x", visible=False)
+    legend_below(figure, axes)
+    return figure
+
+
+def _percent(accuracy: pd.DataFrame, algorithm: str, n_leaves: int) -> np.ndarray:
+    """The accuracy of every node of a kind (nodes,), in percent."""
+    return 100 * picked(accuracy, {"algorithm": algorithm, "n_leaves": n_leaves})["value"].to_numpy()
+
+
+def _dots(axes: plt.Axes, x: float, values: np.ndarray, drawn: Drawn) -> None:
+    """One dot per node, spread a little so that they can be told apart, and a bar at their median."""
+    spread = (np.random.default_rng(0).random(len(values)) - 0.5) * 0.16
+    style = {"s": 14, "alpha": 0.55, "linewidth": 0, "marker": drawn.marker, "label": drawn.title}
+    axes.scatter(x + spread, values, color=drawn.colour, **style)
+    axes.hlines(np.median(values), x - 0.11, x + 0.11, color=drawn.colour, linewidth=2.5)
+
+
+@reads("accuracy")
+def drop_by_leaves(run: str) -> Figure:
+    """What merging costs: mean of a node's leaves minus the node in accuracy, the node minus its leaves in loss."""
+    nodes = results.read(run, "accuracy", "nodes")
+    figure, panels = plt.subplots(2, 1, figsize=(5.6, 6.0), sharex=True)
+    sizes = sorted(nodes["n_leaves"].unique())[1:]
+    ways = ways_of(nodes)
+    for metric, axes in zip(("accuracy", "loss"), panels, strict=True):
+        for split, line in (("test", "-"), ("train", ":")):
+            for offset, algorithm in zip(offsets(len(ways), 0.16), ways, strict=True):
+                own_sizes, drawn = sizes_of(nodes, algorithm), ALGORITHMS[algorithm]
+                lost = [interval(drops(nodes, algorithm, size, split, metric)) for size in own_sizes]
+                places = [sizes.index(size) + offset for size in own_sizes]
+                interval_line(axes, places, lost, drawn, f"{drawn.title}, {split}", line)
+        axes.axhline(0, color=ALGORITHMS["unmerged"].colour, linewidth=1)
+    panels[0].set_ylabel("accuracy lost (points)")
+    panels[1].set(ylabel="loss gained (nats)", xlabel="models merged into a node")
+    panels[1].set_xticks(range(len(sizes)), sizes)
+    legend_below(figure, panels[0])
+    figure.align_ylabels(panels)
+    figure.tight_layout()
+    return figure
+
+
+@reads("accuracy")
+def along_the_line(run: str) -> Figure:
+    """Test accuracy and loss along the line between two parents, mean over pairs with its 95 % band."""
+    test = picked(results.read(run, "accuracy", "paths"), {"split": "test"})
+    figure, panels = plt.subplots(2, 1, figsize=(5.6, 6.0), sharex=True)
+    sizes = sizes_of(test, "tree")
+    lines = [("naive", 2, MATCHERS["none"].colour, "--")]
+    lines += [("tree", size, shade, "-") for size, shade in zip(sizes, shades(len(sizes)), strict=True)]
+    for metric, axes in zip(("accuracy", "loss"), panels, strict=True):
+        for algorithm, size, colour, style in lines:
+            kind = picked(test, {"algorithm": algorithm, "n_leaves": size, "metric": metric})
+            values = kind.pivot(index="node", columns="lam", values="value")  # (pairs, points)
+            scale = 100 if metric == "accuracy" else 1
+            bounds = [interval(scale * values[lam].to_numpy()) for lam in values]
+            label = f"{line_title(algorithm, size)} (n = {len(values)})"
+            axes.plot(values.columns, [bound.mean for bound in bounds], style, color=colour, label=label)
+            low, high = ([getattr(bound, end) for bound in bounds] for end in ("low", "high"))
+            axes.fill_between(values.columns, low, high, color=colour, alpha=0.25, linewidth=0)
+    panels[0].set_ylabel("test accuracy (%)")
+    panels[1].set(ylabel="test loss (nats)", xlabel="λ, from one parent to the other")
+    legend_below(figure, panels[0])
+    figure.align_ylabels(panels)
+    figure.tight_layout()
+    return figure
+
+
+def line_title(algorithm: str, n_leaves: int) -> str:
+    """What readers call the line between two parents: of two networks as they are, or matched, into a node."""
+    return "two networks as they are" if algorithm == "naive" else f"matched, into a node of {n_leaves}"
+
+
+def barriers(paths: pd.DataFrame) -> pd.DataFrame:
+    """Both barriers of every path: a row for each algorithm, n_leaves, node, split and metric.
+
+    Accuracy is taken as error, in points; loss in nats. ``barrier`` is measured from the mean of the two ends,
+    ``above_line`` from the straight line between them.
+    """
+    keys = ["algorithm", "n_leaves", "node", "split", "metric"]
+    rows = []
+    for key, path in paths.groupby(keys):
+        path = path.sort_values("lam")
+        lams, values = path["lam"].to_numpy(), path["value"].to_numpy()
+        values = -100 * values if key[-1] == "accuracy" else values
+        start, end = values[0], values[-1]
+        line = (1 - lams) * start + lams * end
+        rows.append((*key, (values - (start + end) / 2).max(), (values - line).max()))
+    return pd.DataFrame(rows, columns=[*keys, "barrier", "above_line"])
+
+
+def drops(nodes: pd.DataFrame, algorithm: str, n_leaves: int, split: str, metric: str) -> np.ndarray:
+    """The barrier of n models: (nodes,), how much worse each node is than the mean of its own leaves.
+
+    In points of accuracy, or nats of loss; positive is worse.
+    """
+    measured = picked(nodes, {"split": split, "metric": metric}).sort_values("node")
+    leaves = picked(measured, {"algorithm": "unmerged"})["value"].to_numpy()
+    merged = picked(measured, {"algorithm": algorithm, "n_leaves": n_leaves})["value"].to_numpy()
+    drop = leaves.reshape(-1, n_leaves).mean(1) - merged  # the leaves of a node are neighbours
+    return 100 * drop if metric == "accuracy" else -drop
+
+
+def ways_of(table: pd.DataFrame) -> list[str]:
+    """The algorithms that a table has merges by, in the order of the vocabulary."""
+    return [name for name in ALGORITHMS if name != "unmerged" and name in set(table["algorithm"])]
+
+
+def sizes_of(table: pd.DataFrame, algorithm: str) -> list[int]:
+    """The numbers of leaves that a table has nodes of: MergeMany may stop at fewer than the others."""
+    return sorted(table[table["algorithm"] == algorithm]["n_leaves"].unique().tolist())
+
+
+def term(algorithm: str, n_leaves: int, weight: int = 1) -> dict[str, object]:
+    """A term of ``claims.contrast``."""
+    return {"algorithm": algorithm, "n_leaves": n_leaves, "weight": weight}
+
+
+def _gap(images: pd.DataFrame, size: int) -> Interval:
+    """The hierarchy's accuracy minus MergeMany's on the same groups of ``size``, in points."""
+    return interval(contrast(images, [term("tree", size), term("merge_many", size, -1)], size))

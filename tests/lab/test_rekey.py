@@ -1,0 +1,84 @@
+"""A table keeps its key over a change of code only if that changed no number."""
+
+import json
+
+import pandas as pd
+import pytest
+from planting import plant
+
+from lab.bookkeeping import rekey, results
+
+TABLE = pd.DataFrame({"metric": ["sweeps", "seconds"], "node": [0, 0], "value": [3.0, 1.25]})
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+
+
+def folder_with(path, **tables):
+    path.mkdir(parents=True)
+    for name, table in tables.items():
+        table.to_parquet(path / f"{name}.parquet", index=False)
+    return path
+
+
+def test_the_same_tables_differ_in_nothing_but_times(tmp_path):
+    later = TABLE.assign(value=[3.0, 2.5])
+    before, after = (folder_with(tmp_path / name, one=table) for name, table in (("before", TABLE), ("after", later)))
+    assert list(rekey.differences(before, after)) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        ({"one": TABLE}, {"one": TABLE.assign(value=[4.0, 1.25])}, "one.parquet differs"),
+        ({"one": TABLE}, {"one": TABLE.rename(columns={"node": "k"})}, "one.parquet differs"),
+        ({"one": TABLE}, {"one": TABLE.iloc[1:]}, "one.parquet differs"),
+        ({"one": TABLE, "two": TABLE}, {"one": TABLE}, "two.parquet is missing"),
+        ({"one": TABLE}, {"one": TABLE, "two": TABLE}, "two.parquet is new"),
+    ],
+)
+def test_a_difference_is_named(tmp_path, before, after, fault):
+    folders = [folder_with(tmp_path / str(number), **tables) for number, tables in enumerate((before, after))]
+    assert list(rekey.differences(*folders)) == [fault]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Let run cpu have a stale table of merge; ``checkout(current, after)`` is one whose smoke run gives ``TABLE``."""
+    plant("cpu", {"nodes": TABLE}, "merge")
+    path = results.results_folder() / "cpu" / "merge.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "old"}))
+    before = tmp_path / "before"
+    before.mkdir()
+
+    def rekeyed(current, after):
+        def smoke(tree, folder):
+            folder_with(folder / "smoke", one=TABLE if tree == before else after)
+
+        monkeypatch.setattr(rekey, "smoke", smoke)
+        monkeypatch.setattr(rekey, "run_in", lambda tree, *arguments: json.dumps({"merge": current}))
+        monkeypatch.setattr(rekey, "git", lambda tree, *arguments: "abc123")
+        rekey.main(["cpu", "--before", str(before)])
+        return json.loads(path.read_text())
+
+    return rekeyed
+
+
+def test_a_table_that_was_current_gets_the_new_key_and_its_provenance_says_so(checkout):
+    made = checkout(True, TABLE)
+    assert made["key"] == results.step_key("merge", results.declared_parameters("merge") | made["parameters"])
+    assert [(note["from_key"], note["from_commit"]) for note in made["rekeyed"]] == [("old", "abc123")]
+    assert results.is_current("cpu", "merge", made["key"])
+
+
+def test_a_table_that_was_not_current_keeps_its_old_key(checkout, capsys):
+    assert checkout(False, TABLE)["key"] == "old"
+    assert "merge: was not current" in capsys.readouterr().out
+
+
+def test_nothing_is_kept_where_a_number_changed(checkout):
+    with pytest.raises(SystemExit, match="changed numbers, so that no table is kept\none.parquet differs"):
+        checkout(True, TABLE.assign(value=[4.0, 1.25]))
+    assert json.loads((results.results_folder() / "cpu" / "merge.json").read_text())["key"] == "old"

@@ -1,0 +1,67 @@
+"""Notebooks side by side: who waits for whom, how long is left, and what happens when one fails."""
+
+import multiprocessing
+import re
+import time
+
+import pytest
+
+from lab.bookkeeping import pipeline
+from lab.bookkeeping.pipeline import run_steps
+from lab.bookkeeping.workers import Job, Running, duration, seconds_left
+
+TINY = {"run": "tiny", "n_models": 2, "epochs": 1, "width": 8, "tree_leaves": 2, "many_leaves": 2}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A folder of the test's own for results and executed copies."""
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    return tmp_path
+
+
+def job(seconds):
+    return Job("[1/1] train", "train", {}, frozenset(), seconds)
+
+
+def test_what_builds_on_another_waits_for_it_and_the_rest_goes_side_by_side(home, capfd):
+    run_steps(TINY, ["train", "merge", "counterexample"], at_once=2)
+    lines = capfd.readouterr().out.splitlines()
+    assert re.fullmatch(r"3 notebooks to run, 2 at once: about \d+ s", lines[0])
+    assert lines[1:3] == ["[1/3] train ...", "[3/3] counterexample ..."]
+    ended = next(at for at, line in enumerate(lines) if line.startswith("[1/3] train: "))
+    assert ended < lines.index("[2/3] merge ...")
+    assert re.fullmatch(r"\[./3\] \w+: \d+ s \(\d+ s so far(, about \d+ s left)?\)", lines[-2])
+    assert re.fullmatch(r"3 notebooks: \d+ s", lines[-1])
+
+
+def test_a_failing_notebook_is_told_with_its_error_and_ends_the_others(home):
+    with pytest.raises(RuntimeError) as failure:
+        run_steps({"run": "failed", "n_models": 0}, ["conditions", "train"], at_once=2)
+    copy = home / "_build" / "runs" / "failed" / "train.ipynb"
+    assert str(failure.value).splitlines() == [
+        "notebooks/train.ipynb failed: ValueError: "
+        "at least one model at a time can be trained, got n_models=0, chunk=8",
+        f"({copy} has the whole story; ended with it: conditions)",
+    ]
+    assert not multiprocessing.active_children()
+    assert not (home / "results").exists()
+
+
+def test_what_is_left_is_shared_out_at_the_pace_so_far():
+    first, second, third = job(10.0), job(20.0), job(30.0)
+    assert seconds_left([first, second, third], {}, {}, at_once=1) == 60
+    assert seconds_left([first, second, third], {}, {}, at_once=2) == 30
+    assert seconds_left([second, third], {}, {first: 20.0}, at_once=1) == 100, "twice as slow as last time"
+    running = {second: Running(None, time.monotonic() - 5)}
+    assert seconds_left([], running, {}, at_once=2) == pytest.approx(15, abs=1)
+    assert seconds_left([], {second: Running(None, time.monotonic() - 50)}, {}, at_once=2) == 0
+    assert seconds_left([], {}, {first: 1.0}, at_once=2) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "0 s"), (99.4, "99 s"), (150, "2 min"), (5940, "99 min"), (11100, "3 h 5 min")]
+)
+def test_a_time_is_told_in_words(seconds, words):
+    assert duration(seconds) == words

@@ -1,0 +1,134 @@
+"""The directives: words for the outcome that the results have, or a fault that names page, sentence and outcomes."""
+
+import re
+import sys
+import types
+from io import StringIO
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from planting import begun, digits
+from sphinx.testing.util import SphinxTestApp
+
+from lab.bookkeeping import results
+from lab.bookkeeping.code import ROOT
+from lab.report.facts import Facts, reads
+
+CONF = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "book" / "_ext")!r})
+extensions = ["myst_parser", "from_results"]
+myst_enable_extensions = ["colon_fence"]
+"""
+
+
+@reads("planted")
+def gap(run):
+    return Facts("above", {"gap": "+1.5", "run": run})
+
+
+@reads()
+def figure():
+    axes = plt.subplots()[1]
+    axes.plot([0, 1])
+    return axes.figure
+
+
+@reads("planted")
+def table(run):
+    return pd.DataFrame({"network": ["MLP"], "run": [run]})
+
+
+def plant_run(run):
+    """Let a run have a table of notebooks/planted.ipynb."""
+    tables = {"recovered": pd.DataFrame({"value": [0.0]})}
+    results.finish(begun("planted", run), digits(), tables, models="two networks, planted")
+
+
+def words(html):
+    """What a page says, without its tags."""
+    return " ".join(re.sub(r"<[^>]*>", "", html).split())
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """``page(text)`` builds a page of a book that has a run of ``planted``: its HTML, and the faults."""
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("REBASIN_RUN", raising=False)
+    plant_run("smoke")
+    chapter = types.ModuleType("lab.report.made_up")
+    chapter.gap, chapter.figure, chapter.table = gap, figure, table
+    monkeypatch.setitem(sys.modules, "lab.report.made_up", chapter)
+    (tmp_path / "book" / "notebooks").mkdir(parents=True)
+    (tmp_path / "book" / "conf.py").write_text(CONF)
+    (tmp_path / "book" / "notebooks" / "planted.md").write_text("# The notebook\n")
+
+    def build(text):
+        (tmp_path / "book" / "index.md").write_text(f"# A page\n\n{text}\n\n```{{toctree}}\nnotebooks/planted\n```\n")
+        app = SphinxTestApp("html", tmp_path / "book", freshenv=True, warning=StringIO())
+        try:
+            app.build()
+        finally:
+            app.cleanup()
+        return (app.outdir / "index.html").read_text(), re.sub(r"\x1b\[[\d;]*m", "", app.warning.getvalue())
+
+    return build
+
+
+def test_a_sentence_takes_its_values(page):
+    html, faults = page(":::{finding} made_up.gap\n:when: above\nIt is ahead by {gap} points.\n:::")
+    assert "It is ahead by +1.5 points." in html
+    assert not faults
+
+
+def test_a_sentence_for_another_outcome_is_a_fault(page):
+    _, faults = page(":::{finding} made_up.gap\n:when: below\nIt is behind.\n:::")
+    (fault,) = faults.strip().splitlines()
+    assert "index.md" in fault and "made_up.gap" in fault
+    assert "'It is behind.' was written for the outcome 'below', and the results have 'above'" in fault
+
+
+def test_a_slot_without_a_value_is_a_fault(page):
+    _, faults = page(":::{finding} made_up.gap\n:when: above\nIt is {much}.\n:::")
+    assert "made_up.gap has no value {much}: there are gap, run" in faults
+
+
+@pytest.mark.parametrize("text", [":::{finding} made_up.other\n:when: above\nIt is.\n:::", "{value}`made_up.other n`"])
+def test_a_function_that_is_not_there_is_a_fault(page, text):
+    _, faults = page(text)
+    assert "lab/report has nothing to show called 'made_up.other'" in faults and "index.md" in faults
+
+
+def test_of_ones_own_run_the_facts_stand_in_place_of_the_sentence(page, monkeypatch):
+    plant_run("mine")
+    monkeypatch.setenv("REBASIN_RUN", "mine")
+    html, faults = page(":::{finding} made_up.gap\n:when: below\nIt is behind.\n:::\n\n{value}`made_up.gap run`")
+    assert "It is behind" not in html and "+1.5" in html
+    assert "This page shows the run mine" in html and not faults
+
+
+def test_what_was_not_run_says_how_to_run_it(page, tmp_path):
+    (tmp_path / "results" / "smoke" / "planted.json").unlink()
+    html, faults = page(":::{finding} made_up.gap\n:when: below\nIt is behind.\n:::")
+    assert "Not run yet." in html and "-m lab.bookkeeping.pipeline cpu planted" in words(html) and not faults
+
+
+def test_a_table_may_be_folded(page):
+    html, faults = page("```{result-table} made_up.table\n:fold: All numbers\nOf *one* run.\n```")
+    assert "<summary>All numbers</summary>" in html and "<td>smoke</td>" in html and "<em>one</em>" in html
+    assert not faults
+
+
+def test_a_figure_that_reads_no_notebook_names_none(page):
+    html, faults = page("```{result-figure} made_up.figure\n:alt: A line.\nIt rises.\n```")
+    assert html.count('alt="A line."') == 2 and "It rises." in html
+    assert "def figure():" in words(html), "the code that draws it"
+    assert 'class="from"' not in html and not faults
+
+
+def test_what_a_page_read_is_said_at_its_end(page):
+    html, faults = page("```{result-table} made_up.table\n```\n\n```{measured-on}\n```")
+    assert "Measured on" in html and "papermill notebooks/planted.ipynb out.ipynb -p run mine" in words(html)
+    assert "two networks, planted" in html and "<code>planted_trials</code>" in html
+    assert re.search(r'href="notebooks/planted.html"', html) and not faults

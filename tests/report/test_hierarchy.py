@@ -1,0 +1,280 @@
+"""The chapter of the hierarchy: every fact has the outcome of the table that was planted, and its values."""
+
+import base64
+import inspect
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from planting import HIGH_BARRIERS, SWAPPED, TREE_LOSES, TREE_WINS, plant, plant_accuracy, planted_paths
+
+from lab.bookkeeping import results
+from lab.measures.paths import barrier
+from lab.report import hierarchy
+from lab.report.claims import decide
+from lab.report.draw import themed
+from lab.report.words import points
+from rebasin.merging.many import merge_many
+
+# MergeMany of four networks at most, the others of eight.
+NO_MANY_AT_8 = {kind: share for kind, share in TREE_WINS.items() if kind != ("merge_many", 8)}
+NO_MANY = {kind: share for kind, share in NO_MANY_AT_8.items() if kind[0] != "merge_many"}
+NO_EIGHT = {kind: share for kind, share in TREE_WINS.items() if kind[1] < 8}
+EVEN = {kind: (0.8 if kind[0] in SWAPPED else share) for kind, share in TREE_WINS.items()}
+ANOTHER = TREE_WINS | {("ensemble", 4): 0.9, ("ensemble", 8): 0.92}
+FIGURES = (hierarchy.accuracy_by_leaves, hierarchy.drop_by_leaves, hierarchy.along_the_line)
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "trees", "outcome"),
+    [
+        (TREE_WINS, 8, "above"),
+        (TREE_LOSES, 8, "below"),
+        (EVEN, 8, "open"),
+        (TREE_WINS, 7, "too few"),
+        (TREE_LOSES, 1, "too few"),
+    ],
+    ids=["wins", "loses", "even", "seven trees", "one tree"],
+)
+def test_the_gap_to_mergemany_turns_with_the_results(accuracy, trees, outcome):
+    plant_accuracy("mine", accuracy, trees)
+    facts = hierarchy.against_many("mine")
+    assert facts.outcome == outcome
+    gap = decide("mine", ["H2"])[0].condition("at_8").effect
+    assert facts.values["gap"] == points(gap, signed=True) and facts.values["n"] == str(trees)
+    assert facts.values["lead"] == f"{abs(gap.mean):.1f}"
+    assert facts.values["networks"] == "MLPs of width 64" and facts.values["data"] == "scikit-learn's digits"
+    nodes = results.read("mine", "accuracy", "nodes").query("split == 'test' and metric == 'accuracy'")
+    for algorithm, size in (("tree", 8), ("merge_many", 8), ("unmerged", 1)):
+        kind = (nodes["algorithm"] == algorithm) & (nodes["n_leaves"] == size)
+        mean = 100 * nodes[kind]["value"].mean()
+        assert facts.values[algorithm] == f"{mean:.1f}"
+    assert "nan" not in "".join(facts.values.values())
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "outcome"),
+    [(TREE_WINS, "above"), (TREE_WINS | {("tree", 8): 0.2, ("naive", 8): 0.8}, "below")],
+)
+def test_the_gap_to_the_naive_average_turns_with_the_results(accuracy, outcome):
+    plant_accuracy("mine", accuracy, 8)
+    assert hierarchy.against_naive("mine").outcome == outcome
+    assert {"tree", "naive", "gap"} <= set(hierarchy.against_naive("mine").values)
+
+
+@pytest.mark.parametrize("fact", [hierarchy.against_many, hierarchy.growth])
+def test_without_mergemany_of_eight_the_gap_was_not_measured(fact):
+    plant_accuracy("mine", NO_MANY_AT_8, 8)
+    assert fact("mine").outcome == "not measured"
+
+
+@pytest.mark.parametrize("fact", [hierarchy.against_many, hierarchy.against_naive, hierarchy.growth, hierarchy.cost])
+def test_without_nodes_of_eight_leaves_no_claim_was_measured(fact):
+    plant_accuracy("mine", NO_EIGHT, 2)
+    assert fact("mine").outcome == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "outcome", "sign"), [(TREE_WINS, "above", "+"), (TREE_LOSES, "below", "−"), (EVEN, "open", "")]
+)
+def test_the_gap_grows_as_it_was_planted(accuracy, outcome, sign):
+    plant_accuracy("mine", accuracy, 8)
+    facts = hierarchy.growth("mine")
+    assert facts.outcome == outcome
+    assert facts.values["models"] == "8" and facts.values["n"] == "8"
+    assert facts.values["gap"] == hierarchy.against_many("mine").values["gap"]
+    assert facts.values["growth"].startswith(sign)
+
+
+@pytest.mark.parametrize(
+    ("share", "trees", "outcome"), [(0.8, 8, "above"), (0.94, 8, "open"), (0.96, 8, "below"), (0.8, 4, "too few")]
+)
+def test_the_cost_is_held_against_the_bound_of_the_claim(share, trees, outcome):
+    plant_accuracy("mine", TREE_WINS | {("tree", 8): share}, trees)
+    facts = hierarchy.cost("mine")
+    assert facts.outcome == outcome and facts.values["bound"] == "1" and facts.values["n"] == str(trees)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "outcome", "models"),
+    [
+        (TREE_WINS, "grows", "8"),
+        (TREE_WINS | {("tree", 4): 0.7}, "does not grow", "8"),
+        (TREE_WINS | {("merge_many", 4): 0.5}, "does not grow", "8"),
+        (NO_MANY_AT_8, "grows", "4"),
+        (NO_MANY_AT_8 | {("tree", 8): 0.9}, "does not grow", "4"),
+        (NO_MANY_AT_8 | {("merge_many", 4): 0.99}, "does not grow", "4"),
+    ],
+    ids=["grows", "tree", "MergeMany", "MergeMany to 4", "tree gets better", "MergeMany loses nothing"],
+)
+def test_the_cost_grows_only_where_it_does_and_is_given_where_all_algorithms_have_been(accuracy, outcome, models):
+    plant_accuracy("mine", accuracy, trees=4)
+    facts = hierarchy.cost_by_size("mine")
+    assert facts.outcome == outcome
+    assert facts.values["models"] == models and facts.values["n"] == str(32 // int(models))
+    table = hierarchy.cost_table("mine").set_index(["", "models"])["accuracy, test (points)"]
+    for algorithm, title in (("tree", "hierarchy"), ("merge_many", "MergeMany"), ("naive", "naive average")):
+        assert facts.values[algorithm] == table[title, models]
+
+
+def test_without_mergemany_nothing_is_said_of_a_growing_cost():
+    plant_accuracy("mine", NO_MANY, trees=4)
+    assert hierarchy.cost_by_size("mine").outcome == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "outcome"),
+    [
+        (0.7, 0.6, "accuracy still there, loss still there"),
+        (0.899, 0.6, "accuracy gone, loss still there"),
+        (0.7, 0.301, "accuracy still there, loss gone"),
+        (0.895, 0.301, "accuracy not decided, loss gone"),
+        (0.899, 0.301, "gone"),
+        (0.1, 0.6, "not lowered"),
+        (0.7, 3.0, "not lowered"),
+    ],
+)
+def test_the_barrier_is_said_to_vanish_only_where_it_does(accuracy, loss, outcome):
+    matched = {("tree", "accuracy"): accuracy, ("tree", "loss"): loss}
+    plant_accuracy("mine", TREE_WINS, 1, HIGH_BARRIERS | matched)
+    for fact in (hierarchy.barrier_on_test, hierarchy.barrier_on_train):
+        assert fact("mine").outcome == outcome
+        assert fact("mine").values["n"] == "4"
+
+
+def test_barriers_on_test_and_training_images_are_told_apart():
+    paths = planted_paths(HIGH_BARRIERS)
+    middle = (paths["split"] == "test") & (paths["lam"] == 0.5) & (paths["algorithm"] == "tree")
+    paths.loc[middle & (paths["metric"] == "loss"), "value"] = 0.3
+    plant("mine", {"paths": paths})
+    assert hierarchy.barrier_on_test("mine").outcome == "accuracy still there, loss gone"
+    assert hierarchy.barrier_on_train("mine").outcome == "accuracy still there, loss still there"
+    # From ends of 0.9 and 0.3 to midpoints of 0.7 to 0.703 and of 0.6 to 0.603.
+    values = hierarchy.barrier_on_train("mine").values
+    mean = {name: float(values[name].split(" [")[0]) for name in ("accuracy", "loss", "loss_unmatched")}
+    assert mean == pytest.approx({"accuracy": 19.85, "loss": 0.3015, "loss_unmatched": 1.7015}, abs=0.06)
+
+
+def test_barriers_are_those_of_the_measure():
+    values = np.random.default_rng(0).random((2, 5))
+    lams = np.linspace(0, 1, 5)
+    rows = [("tree", 2, node, "test", lam, "loss", values[node, at]) for node in (1, 0) for at, lam in enumerate(lams)]
+    table = pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "lam", "metric", "value"])
+    from_mean, above_line = barrier(torch.tensor(values), torch.tensor(lams))
+    heights = hierarchy.barriers(table.sample(frac=1, random_state=0))
+    assert heights["barrier"].tolist() == pytest.approx(from_mean.tolist())
+    assert heights["above_line"].tolist() == pytest.approx(above_line.tolist())
+    heights = hierarchy.barriers(table.assign(metric="accuracy"))
+    from_mean, _ = barrier(-100 * torch.tensor(values), torch.tensor(lams))
+    assert heights["barrier"].tolist() == pytest.approx(from_mean.tolist()), "accuracy counts as error, in points"
+
+
+@pytest.mark.parametrize(
+    ("rounds", "outcome", "stopped"), [([7, 99], "ended", "none"), ([7, 100], "stopped", "1 of 2 groups of 4")]
+)
+def test_it_is_told_where_mergemany_used_up_its_rounds(rounds, outcome, stopped):
+    many = pd.DataFrame({"value": rounds, "node": [0, 1]}).assign(algorithm="merge_many")
+    # The hierarchy's sweeps are another matter, however many there were.
+    table = pd.concat([many, many.assign(algorithm="tree", value=100)])
+    plant("mine", {"nodes": table.assign(metric="effort", n_leaves=4)}, "merge")
+    facts = hierarchy.rounds("mine")
+    assert facts.outcome == outcome and facts.values["stopped"] == stopped
+    assert facts.values["most"] == str(max(rounds))
+
+
+def test_the_limit_of_rounds_is_that_of_mergemany():
+    assert inspect.signature(merge_many).parameters["max_rounds"].default == hierarchy.MOST_ROUNDS
+
+
+def test_the_accuracy_table_leaves_cells_of_mergemany_empty_where_it_was_not_run():
+    plant_accuracy("mine", TREE_WINS, 8)
+    whole = hierarchy.accuracy_table("mine").set_index("models")
+    plant_accuracy("mine", NO_MANY_AT_8, 8)
+    table = hierarchy.accuracy_table("mine").set_index("models")
+    assert list(table.loc["8", ["MergeMany", "gap"]]) == ["", ""]
+    whole.loc["8", ["MergeMany", "gap"]] = ""
+    assert table.equals(whole)
+    plant_accuracy("mine", NO_MANY, 8)
+    assert "MergeMany" not in hierarchy.accuracy_table("mine")
+    assert set(hierarchy.accuracy_table("mine")["gap"]) == {""}
+
+
+def test_the_accuracy_table_has_the_planted_accuracies():
+    plant_accuracy("mine", TREE_WINS, 8)
+    table = hierarchy.accuracy_table("mine").set_index("models")
+    nodes = results.read("mine", "accuracy", "nodes").query("split == 'test' and metric == 'accuracy'")
+    for column, algorithm in (("hierarchy", "tree"), ("MergeMany", "merge_many"), ("naive average", "naive")):
+        mean = 100 * nodes[(nodes["algorithm"] == algorithm) & (nodes["n_leaves"] == 8)]["value"].mean()
+        assert table.loc["8", column].startswith(f"{mean:.1f} [")
+    assert list(table["n"]) == ["64", "16", "8"]
+
+
+def test_a_negative_cost_is_a_merge_that_is_better_than_its_leaves():
+    nodes = pd.DataFrame(
+        [("unmerged", 1, 0, 0.8), ("unmerged", 1, 1, 0.6), ("tree", 2, 0, 0.9)],
+        columns=["algorithm", "n_leaves", "node", "value"],
+    ).assign(split="test")
+    assert hierarchy.drops(nodes.assign(metric="accuracy"), "tree", 2, "test", "accuracy") == pytest.approx([-20])
+    assert hierarchy.drops(nodes.assign(metric="loss"), "tree", 2, "test", "loss") == pytest.approx([0.2])
+
+
+@pytest.mark.parametrize("trees", [1, 8])
+def test_every_table_and_figure_can_be_made_of_few_networks_and_of_many(trees):
+    plant_accuracy("mine", TREE_WINS, trees)
+    for table in (hierarchy.accuracy_table, hierarchy.cost_table, hierarchy.barrier_table):
+        assert len(table("mine")) and "nan" not in table("mine").to_string().lower()
+    for draw in FIGURES:
+        assert len(svgs(themed(lambda draw=draw: draw("mine"), "alt"))) == 2
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("accuracy", [NO_MANY_AT_8, NO_MANY], ids=["up to 4 leaves", "never"])
+@pytest.mark.parametrize("trees", [1, 4])
+def test_figures_show_mergemany_as_far_as_it_was_run(accuracy, trees):
+    plant_accuracy("mine", accuracy, trees)
+    for draw, count in ((hierarchy.accuracy_by_leaves, 1), (hierarchy.drop_by_leaves, 2)):
+        figure = draw("mine")
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert any(label.startswith("MergeMany") for label in labels) == (accuracy is NO_MANY_AT_8)
+        assert len(figure.axes) == count
+        ticks = [text.get_text() for text in figure.axes[-1].get_xticklabels()]
+        assert ticks == ["1", "4", "8"][count - 1 :], "the others go on"
+
+
+def test_a_fourth_way_of_merging_takes_its_place_in_tables_and_figures():
+    plant_accuracy("mine", ANOTHER, 4)
+    assert hierarchy.ways_of(results.read("mine", "accuracy", "nodes")) == ["tree", "merge_many", "naive", "ensemble"]
+    assert "ensemble of the leaves" in hierarchy.accuracy_table("mine")
+    for draw in (hierarchy.accuracy_by_leaves, hierarchy.drop_by_leaves):
+        labels = [text.get_text() for text in draw("mine").legends[0].get_texts()]
+        assert any(label.startswith("ensemble of the leaves") for label in labels)
+
+
+def test_points_of_mergemany_stand_at_its_own_numbers_of_leaves():
+    plant_accuracy("mine", NO_MANY_AT_8, 4)
+    figure = hierarchy.drop_by_leaves("mine")
+    drawn = {bars.get_label(): bars.lines[0].get_xdata() for bars in figure.axes[0].containers}
+    assert drawn["hierarchy, test"] == pytest.approx([-0.08, 0.92])
+    assert drawn["MergeMany, test"] == pytest.approx([0])
+    assert drawn["naive average, test"] == pytest.approx([0.08, 1.08])
+
+
+def test_the_same_figure_is_the_same_file():
+    plant_accuracy("mine", TREE_WINS, 1)
+    first, second = (themed(lambda: hierarchy.accuracy_by_leaves("mine"), "alt").data for _ in range(2))
+    assert first == second
+    assert b"<dc:date>" not in svgs(themed(lambda: hierarchy.accuracy_by_leaves("mine"), "alt"))[0]
+
+
+def svgs(shown):
+    return [base64.b64decode(part) for part in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", shown.data)]

@@ -1,0 +1,91 @@
+"""The pages of the book: plain Markdown that every reader can reach, with no measured number typed into it."""
+
+import re
+
+import pytest
+import yaml
+
+from lab.bookkeeping.code import ROOT
+from lab.report.verdicts import ZERO
+
+PAGES = sorted(path.relative_to(ROOT / "book").with_suffix("").as_posix() for path in (ROOT / "book").rglob("*.md"))
+# Pages that still have a kernel: to be emptied, and then deleted.
+WITH_KERNEL = {
+    "barriers", "conditions", "disagreement", "hierarchy", "mnist", "perturbations", "regularisation", "robustness",
+    "where",
+}  # fmt: skip
+# Constants of the code, and nothing that was measured: the confidence level, what counts as zero, the oldest Python.
+ALLOWED = {"95 %", *map(str, ZERO.values()), "3.11"}
+
+
+def source(page):
+    return (ROOT / "book" / f"{page}.md").read_text()
+
+
+def prose(page):
+    """What a page says: no code, formulas or inline code; of directives their words, but not names and options."""
+    text = re.sub(r"\A---\n.*?\n---\n", "", source(page), flags=re.DOTALL)
+    text = re.sub(r"^```(?:\{code-cell\}|\{math\}|\{eval-rst\}|\w*$).*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^\$\$$.*?^\$\$$", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^:\w[\w-]*:.*$|^(?:```|:::+)\{.*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"`[^`\n]*`|\$[^$\n]*\$", "", text)
+
+
+def test_only_pages_that_wait_have_a_kernel_front_matter_or_tabs():
+    marks = (r"\A---\n", r"\{code-cell\}", r"\{glue:", r"\{tab-set\}", r"\{tab-item\}")
+    assert {page for page in PAGES if any(re.search(mark, source(page)) for mark in marks)} <= WITH_KERNEL
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_measured_number_is_typed_into_a_page(page):
+    text = prose(page).replace("\n", " ")
+    typed = re.findall(r"\d+[.,]\d+(?: ?%)?|\d+ ?(?:%|percent\b|points\b|nats\b)", text)
+    assert set(typed) <= ALLOWED, typed
+
+
+def test_words_of_directives_are_prose_and_their_options_are_not(tmp_path, monkeypatch):
+    page = """
+:::{finding} many.five
+:when: lower, by 45 %
+It falls by {fall} %, and not by 12.5 points.
+:::
+
+```{result-figure} many.five
+:alt: 3.5
+A caption of 4 nats.
+```
+
+```python
+lam = 0.5
+```
+"""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "own.md").write_text(page)
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    text = prose("own")
+    assert "12.5 points" in text and "4 nats" in text
+    assert not any(part in text for part in ("45 %", "3.5", "0.5"))
+
+
+def test_every_page_of_the_contents_is_there():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    pages = [contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])]
+    for page in pages:
+        assert [suffix for suffix in (".md", ".ipynb") if (ROOT / f"{page}{suffix}").is_file()], page
+    assert len(pages) == len(set(pages))
+    assert {f"book/{page}" for page in PAGES} <= set(pages), "a page that no reader can reach"
+
+
+def test_the_bibtex_entry_says_what_the_citation_file_says():
+    (entry,) = re.findall(r"```bibtex\n(.*?)```", source("reproduce"), re.DOTALL)
+    fields = {
+        name: " ".join(value.strip("{}").split())
+        for name, value in re.findall(r"(\w+) = (\{.*?\}),\n", entry, re.DOTALL)
+    }
+    stated = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert fields == {
+        "author": stated["authors"][0]["name"],
+        "title": stated["title"],
+        "year": str(stated["date-released"].year),
+        "version": stated["version"],
+    }
