@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from lab.controls import compared
+from lab.bookkeeping.vocabulary import KIND
+from lab.controls import Group, compared
 from lab.data import load
 from lab.images import Split
-from lab.measures import attacks, perturbations
+from lab.measures import attacks, perturbations, robustness
 from lab.measures import autoattack as reference
 from lab.measures.attacks import LOSSES, Attack, fgsm, perturb, surviving
 from lab.measures.autoattack import autoattack, reference_accuracy
 from lab.measures.perturbations import PERTURBATIONS, perturbed
 from lab.measures.robustness import (
-    KINDS,
     MERGED,
     attack_checks,
     clean_accuracy,
@@ -26,6 +26,7 @@ from lab.measures.robustness import (
     robust_accuracy,
     transfer_accuracy,
 )
+from lab.networks import build
 from lab.outputs import evaluate
 from lab.training.recipe import Recipe
 from lab.training.train import train
@@ -72,9 +73,9 @@ def split(digits):
 
 @pytest.fixture(scope="module")
 def splits(groups, digits, split):
-    """Fewer images for the repaired and the penalised."""
+    """Fewer images for the hierarchy after REPAIR and the penalised."""
     fewer = digits.test.sample(FEWER)
-    return [fewer if group.algorithm in ("tree_repaired", "l2") else split for group in groups]
+    return [fewer if group.kind[:2] in (("tree", "repair"), ("l2", "none")) else split for group in groups]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def transfer(groups, outside, split, cache):
 def checks(groups, outside, digits, cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", cache)
-        chosen = [group for group in groups if group.algorithm in ("unmerged", "tree")]
+        chosen = [group for group in groups if group.kind[:2] in (("unmerged", "none"), ("tree", "none"))]
         return attack_checks(chosen, outside, digits.test.sample(FEWER), 8.0, LOSSES, STEPS, 0, "cpu")
 
 
@@ -116,7 +117,7 @@ def pixels_of(split):
 
 def rows_of(table, group, node=None, **values):
     """The rows about a group, or one of its nodes, with these values."""
-    values |= {"algorithm": group.algorithm, "n_leaves": group.n_leaves, "strength": group.strength}
+    values |= dict(zip(KIND, group.kind, strict=True))
     values |= {} if node is None else {"node": node}
     for column, value in values.items():
         table = table[table[column] == value]
@@ -128,7 +129,7 @@ def value_of(table, group, node, **values):
 
 
 def named(groups, algorithm):
-    return next(group for group in groups if group.algorithm == algorithm)
+    return next(group for group in groups if group.kind[:2] == (algorithm, "none"))
 
 
 def one_node(group, position):
@@ -161,7 +162,7 @@ def test_each_node_has_one_row_for_each_attack_loss_and_epsilon(groups, attacked
 def test_the_worst_case_is_what_survives_all_attacks(groups, splits, attacked):
     table, images = attacked
     for group, split in zip(groups, splits, strict=True):
-        if group.algorithm not in ("tree", "tree_repaired", "ensemble"):
+        if group.algorithm not in ("tree", "ensemble"):
             continue
         left = torch.ones(len(group.nodes), len(EPSILONS), len(split.labels), dtype=torch.bool)
         for attack in [attack for loss in LOSSES for attack in (fgsm(loss), Attack(loss, steps=STEPS))]:
@@ -178,7 +179,7 @@ def test_the_worst_case_is_what_survives_all_attacks(groups, splits, attacked):
 
 def test_the_worst_case_is_no_better_than_any_attack_and_falls_with_epsilon(attacked):
     table, _ = attacked
-    index = [*KINDS, "node", "epsilon"]
+    index = [*KIND, "node", "epsilon"]
     worst = table[table.attack == "worst"].set_index(index)["value"]
     for _, single in table[table.attack != "worst"].groupby(["attack", "loss"]):
         assert (worst <= single.set_index(index)["value"]).all()
@@ -332,18 +333,32 @@ def test_checks_are_measured_on_the_first_node(groups, digits, checks):
 
 
 def test_the_scale_of_the_logits_is_no_matter_to_the_margin(checks):
-    by_check = checks[checks.loss == "margin"].set_index([*KINDS, "check", "setting"])["value"]
+    by_check = checks[checks.loss == "margin"].set_index([*KIND, "check", "setting"])["value"]
     smaller, white = (by_check.xs(check, level="check") for check in ("logits / 16", "white box"))
     # A division by 16 does not round.
     pd.testing.assert_series_equal(smaller, white)
 
 
+@pytest.mark.parametrize("architecture", ["resnet20_bn", "vgg16_ln", "vit"])
+def test_every_architecture_is_attacked_and_its_logits_divided(architecture, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_CACHE", str(tmp_path))
+    model = build(architecture, digits, 4)
+    weights = {key: tensor.unsqueeze(0) for key, tensor in model.state_dict().items()}
+    group = Group("unmerged", 1, 0.0, (0,), model, weights, torch.full((1,), torch.nan))
+    few = digits.test.sample(3)
+    divided = robustness.Divided(model, 16).eval()
+    assert torch.equal(divided(pixels_of(few)), model(pixels_of(few)) / 16)
+    table, _ = robust_accuracy([group], [few], "linf", [0.0, 8.0], ["margin"], 1, 1, 0, "cpu", 1)
+    assert len(table) == 3 * 2 and (table["images"] == 3).all()
+    assert value_of(table, group, 0, attack="worst", epsilon=0.0) == float(accuracy(group, few)[0])
+
+
 def test_more_room_breaks_more_and_another_model_s_attack_less(checks):
-    by_check = checks.set_index([*KINDS, "loss", "check"])["value"]
+    by_check = checks.set_index([*KIND, "loss", "check"])["value"]
     white = by_check.xs("white box", level="check")
     assert (by_check.xs("everything", level="check") <= white).all()
     assert (white <= by_check.xs("transfer", level="check")).all()
-    clean = checks[checks.check == "clean"].set_index(KINDS)["value"]
+    clean = checks[checks.check == "clean"].set_index(list(KIND))["value"]
     before = clean.reindex(white.index.droplevel("loss")).to_numpy()
     assert (white <= before).all() and (white < before).any()
 
@@ -367,9 +382,9 @@ def test_every_perturbation_is_told_at_every_severity(groups, harmed):
 
 def test_perturbed_images_are_counted_right(groups, splits, harmed):
     table, images = harmed
-    for algorithm in ("tree", "tree_repaired"):
-        position = [group.algorithm for group in groups].index(algorithm)
-        group, split = groups[position], splits[position]
+    for group, split in zip(groups, splits, strict=True):
+        if group.algorithm != "tree":
+            continue
         counts = torch.zeros(len(group.nodes), len(split.labels), dtype=torch.int64)
         for kind in PERTURBATIONS:
             for severity in range(1, 6):
