@@ -29,7 +29,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.pipeline import PRESETS, load_preset
 from lab.networks.initial import INITIAL
-from lab.report import accuracy_figures, chapter
+from lab.report import accuracy_figures, chapter, words
 from lab.report import build as book
 from lab.report import page as report
 from lab.report.claims import NOT_RUN, stated_claims
@@ -172,7 +172,7 @@ def test_the_main_finding_turns_with_the_results(accuracy, trees, opening):
     found = chapter.hierarchy_facts("mine")["hierarchy_finding"]
     assert found.startswith(opening)
     gap = chapter.decide("mine")[1].conditions[0].effect
-    assert f"a gap of {report.points(gap, signed=True)} points (n = {trees})" in found
+    assert f"a gap of {words.points(gap, signed=True)} points (n = {trees})" in found
     assert "nan" not in found
 
 
@@ -412,7 +412,7 @@ def test_the_verdicts_of_a_run_tell_effect_bound_and_n():
     assert list(table.index) == ["H1", "H3"]
     assert set(table["verdict"]) == {"<strong>replicated</strong>"}
     effect = chapter.decide("mine")[2].conditions[0].effect
-    points = report.points(effect, signed=True)
+    points = words.points(effect, signed=True)
     told = f"drop at 8 leaves above 1 point: {points} points, to lie above 1, n = 8: <em>replicated</em>"
     assert table.loc["H3", "effect"] == told
 
@@ -586,7 +586,7 @@ def test_a_book_of_a_run_that_is_not_there_is_refused(monkeypatch):
     ],
 )
 def test_an_interval_is_written_with_a_true_minus_and_alone_where_there_is_none(value, signed, text):
-    assert report.points(value, signed) == text
+    assert words.points(value, signed) == text
 
 
 def svgs(shown):
