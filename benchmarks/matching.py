@@ -248,7 +248,7 @@ def _ours(a: Weights, b: Weights) -> Callable[[int], dict]:
     from rebasin import trace, weight_matching
 
     spec = trace(_model(), torch.zeros(2, SIZES[0]))
-    return lambda seed: _timed(lambda: weight_matching(spec, a, b, seed).permutation.indices)
+    return lambda seed: _timed(lambda: weight_matching(spec, a, b, seed=seed).permutation.indices)
 
 
 def _frank_wolfe(a: Weights, b: Weights) -> Callable[[int], dict]:

@@ -32,3 +32,4 @@ def renamed(parameters: dict[str, Any]) -> dict[str, Any]:
 
 TABLES = {("conditions", "conditions"): conditions, ("comparison", "nodes"): comparison}
 PARAMETERS = {"comparison": renamed}
+NAMES = {"where": "comparison"}  # notebooks that were renamed

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from lab.bookkeeping.cache import kept
+from rebasin.inner_products import mean_inner_product
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
-from rebasin.merging.mean import alignment, average
 from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Weights, mean
 
 ALGORITHMS = ("tree", "merge_many", "naive")
 
@@ -68,7 +68,8 @@ def merge_all(
         groups = grouped(leaves, size)
         as_they_are = Permutation.identity(spec, (n // size, size)).indices
         effort = torch.zeros(n // size, dtype=torch.int64)
-        nodes.append(Nodes("naive", size, average(spec, groups), alignment(spec, groups), effort, dict(as_they_are)))
+        aligned = mean_inner_product(spec, groups)
+        nodes.append(Nodes("naive", size, mean(groups, axis=1), aligned, effort, dict(as_they_are)))
     return nodes
 
 
@@ -87,14 +88,14 @@ def merged_trees(
 ) -> dict[int, dict[str, Any]]:
     """The fields of ``Nodes`` at each size of the trees of ``tree_leaves`` neighbouring leaves (n, ...)."""
     models = {key: tensor.to(device) for key, tensor in grouped(leaves, tree_leaves).items()}
-    stages = merge_hierarchical(spec, models, seed=seed, chunk=chunk)
+    stages = merge_hierarchical(spec, models, seed=seed, chunk=chunk).stages
     nodes = {}
-    for number, stage in enumerate(stages[1:], 1):
+    for number, stage in enumerate(stages, 1):
         permuted = stage.permutation.apply(models)
         groups = grouped({key: tensor.flatten(0, 1) for key, tensor in permuted.items()}, 2**number)
         nodes[2**number] = {
             "weights": {key: tensor.flatten(0, 1).cpu() for key, tensor in stage.weights.items()},
-            "alignment": alignment(spec, groups).cpu(),
+            "alignment": mean_inner_product(spec, groups).cpu(),
             "effort": stage.matching.sweeps.flatten().cpu(),
             # (trees, leaves, ...) to (nodes, n_leaves, ...): a group within blocks has an axis more.
             "indices": grouped({g: i.cpu().flatten(0, 1) for g, i in stage.permutation.indices.items()}, 2**number),
@@ -131,7 +132,7 @@ def merged_at_once(spec: PermutationSpec, groups: Weights, seed: int, device: st
     merged = merge_many(spec, models, seed=seed)
     return {
         "weights": {key: tensor.cpu() for key, tensor in merged.weights.items()},
-        "alignment": alignment(spec, merged.permutation.apply(models)).cpu(),
+        "alignment": mean_inner_product(spec, merged.permutation.apply(models)).cpu(),
         "effort": merged.rounds.cpu(),
         "indices": {group: index.cpu() for group, index in merged.permutation.indices.items()},
     }

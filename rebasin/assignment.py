@@ -14,11 +14,15 @@ SMOOTHING, ITERATIONS = 0.1, 12
 
 
 def solve_assignment(scores: Tensor) -> Tensor:
-    """The permutations ``p`` that maximise ``sum_i scores[..., i, p[i]]``.
+    """The permutations ``p`` that maximise ``sum_i scores[..., i, p[i]]``, many at once.
 
     ``scores`` is (*batch, n, n); the answer (*batch, n), int64, on the same device. scipy's solver (Crouse 2016)
     releases the interpreter lock, so the batch is spread over ``torch.get_num_threads()`` threads.
+
     Raises ValueError if the matrices are not square or hold NaN or infinite values.
+
+    >>> solve_assignment(torch.tensor([[1.0, 9.0], [2.0, 5.0]]))
+    tensor([1, 0])
     """
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2]:
         raise ValueError(f"scores must be square matrices, got shape {tuple(scores.shape)}")

@@ -52,15 +52,15 @@ def export(
             own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
             program = torch.export.export(copy.deepcopy(model, own).eval(), inputs)
             # Decomposing takes longer than exporting.
-            return program if _made_functional(program.graph, known) else program.run_decompositions({})
+            return program if _make_functional(program.graph, known) else program.run_decompositions({})
     except Exception as error:
-        told = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"torch.export refuses this model or input: {told[0] if told else error!r}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"torch.export refuses this model or input: {lines[0] if lines else error!r}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _made_functional(graph: torch.fx.Graph, known: Container[str] | None) -> bool:
+def _make_functional(graph: torch.fx.Graph, known: Container[str] | None) -> bool:
     """Whether all operators are known and none has side effects, once those in IN_PLACE are replaced by functions."""
     functions: dict[torch.fx.Node, Any] = {}
     holders: dict[int, list[torch.fx.Node]] = defaultdict(list)  # the nodes so far that share a memory

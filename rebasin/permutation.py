@@ -9,16 +9,25 @@ import torch
 from torch import Tensor
 
 from rebasin.spec import Part, PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Models, like, weights_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Permutation:
-    """One permutation per group: unit ``i`` of the permuted network is unit ``indices[group][..., i]`` of the old.
+    """One permutation per group of a spec: unit ``i`` of the permuted network is unit ``indices[group][..., i]``.
 
-    ``indices[group]`` has shape (*batch, units) and dtype int64. Of a group within blocks it is (*batch, blocks,
-    units): unit u of block i of the permuted network is unit ``indices[group][..., i, u]`` of the old network's block
-    ``indices[spec.inside[group]][..., i]``.
+    ``indices[group]`` has shape (*batch, units) and dtype int64; many permutations are one with leading axes. For a
+    group within blocks it is (*batch, blocks, units): unit u of block i of the permuted network is unit
+    ``indices[group][..., i, u]`` of the old network's block ``indices[spec.inside[group]][..., i]``.
+
+    Two permutations are compared by identity. Raises ValueError if the indices are no permutations of the spec's
+    groups.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> x = torch.ones(1, 3)
+    >>> permutation = Permutation.random(rebasin.trace(model, x))
+    >>> torch.allclose(permutation.apply(model)(x), model(x), atol=1e-6)
+    True
     """
 
     spec: PermutationSpec
@@ -41,35 +50,68 @@ class Permutation:
         cls, spec: PermutationSpec, batch: tuple[int, ...] = (), device: torch.device | str | None = None
     ) -> Permutation:
         """The permutation that moves nothing, with leading axes ``batch``."""
-        return cls(
-            spec,
-            {g: torch.arange(n, device=device).expand(*batch, *spec.index_shape(g)) for g, n in spec.sizes.items()},
-        )
+        indices = {}
+        for group, size in spec.sizes.items():
+            indices[group] = torch.arange(size, device=device).expand(*batch, *spec.index_shape(group))
+        return cls(spec, indices)
 
     @classmethod
     def random(
         cls, spec: PermutationSpec, batch: tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> Permutation:
         """Uniformly random permutations, independent for each group, block and entry of ``batch``."""
-        return cls(
-            spec, {g: torch.rand(*batch, *spec.index_shape(g), generator=generator).argsort(-1) for g in spec.sizes}
-        )
+        indices = {}
+        for group in spec.sizes:
+            indices[group] = torch.rand(*batch, *spec.index_shape(group), generator=generator).argsort(-1)
+        return cls(spec, indices)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The indices by group, to be saved as plain tensors: ``torch.save(permutation.state_dict(), path)``."""
+        return {group: index.clone() for group, index in self.indices.items()}
+
+    @classmethod
+    def from_state_dict(cls, spec: PermutationSpec, state: Mapping[str, Tensor]) -> Permutation:
+        """The permutation that ``state_dict`` gave: ``from_state_dict(spec, torch.load(path, weights_only=True))``.
+
+        Raises ValueError if it does not fit the spec.
+        """
+        return cls(spec, dict(state))
+
+    @property
+    def batch(self) -> torch.Size:
+        """The leading axes; those of all groups, broadcast."""
+        return leading_axes(self.spec, self.indices)
+
+    def __repr__(self) -> str:
+        units = sum(self.spec.units(group) for group in self.spec.sizes)
+        batch = f", batch {tuple(self.batch)}" if self.batch else ""
+        return f"Permutation({len(self.indices)} group{'s' * (len(self.indices) != 1)}, {units} units{batch})"
 
     @property
     def flat(self) -> dict[str, Tensor]:
         """The permutation of each group's units, those of all blocks taken together: (*batch, units) each."""
         return flatten(self.spec, self.indices)
 
-    def apply(self, weights: Weights) -> dict[str, Tensor]:
-        """The permuted weights; leading axes of both are broadcast. Raises ValueError if they do not fit."""
-        batch, flat = self.spec.batch_shape(weights), self.flat
-        for index in flat.values():
-            batch = torch.broadcast_shapes(batch, index.shape[:-1])
+    def apply(self, models: Models) -> Models:
+        """The permuted models: a module, a dict of tensors with any leading axes, or a list of either.
+
+        They come back as what they were given as. Leading axes of weights and permutation are broadcast: one
+        permutation goes for all models, and of one dict of tensors, many permutations make many. Raises ValueError if
+        the models do not fit the spec, or if a module would become many.
+        """
+        weights = weights_of(models)
+        own, flat = self.spec.batch_shape(weights), self.flat
+        batch = torch.broadcast_shapes(own, self.batch)
+        if batch != own and not isinstance(models, Mapping):
+            raise ValueError(
+                f"permutations with leading axes {tuple(self.batch)} make many models of one: "
+                "pass a dict of tensors, such as state_dict(), in place of a module or a list"
+            )
         permuted = {}
         for key, shape in self.spec.shapes.items():
             moved = permute(self.spec.view(key, weights[key]), self.spec.parts[key], flat, len(shape))
             permuted[key] = self.spec.unview(key, moved).expand((*batch, *shape))
-        return permuted
+        return like(models, permuted)
 
     def invert(self) -> Permutation:
         """The permutation that undoes this one."""
@@ -79,7 +121,7 @@ class Permutation:
         return Permutation(self.spec, back)
 
     def compose(self, first: Permutation) -> Permutation:
-        """``first``, then this one: ``p.compose(q).apply(w) == p.apply(q.apply(w))``; leading axes are broadcast.
+        """``first``, then this one: ``p.compose(q).apply(w)`` is ``p.apply(q.apply(w))``; leading axes are broadcast.
 
         Raises ValueError if the two are of different specs.
         """
@@ -88,13 +130,22 @@ class Permutation:
         return Permutation(self.spec, compose(self.spec, self.indices, first.indices))
 
 
+def leading_axes(spec: PermutationSpec, *permutations: Mapping[str, Tensor]) -> torch.Size:
+    """The leading axes of indices (*batch, *index_shape) by group, broadcast."""
+    shapes = [
+        index.shape[: index.ndim - len(spec.index_shape(group))]
+        for indices in permutations
+        for group, index in indices.items()
+    ]
+    return torch.broadcast_shapes(*shapes)
+
+
 def compose(spec: PermutationSpec, indices: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``first``, then ``indices``: (*batch, *index_shape) for each group; leading axes are broadcast."""
-    leading = torch.broadcast_shapes(
-        *(i.shape[: i.ndim - len(spec.index_shape(g))] for each in (indices, first) for g, i in each.items())
-    )
+    leading = leading_axes(spec, indices, first)
     indices, first = (
-        {g: i.expand(*leading, *spec.index_shape(g)) for g, i in each.items()} for each in (indices, first)
+        {group: index.expand(*leading, *spec.index_shape(group)) for group, index in permutation.items()}
+        for permutation in (indices, first)
     )
     composed = {}
     for group, index in indices.items():
@@ -140,8 +191,8 @@ def _gather(tensor: Tensor, index: Tensor, axis: int, own_axes: int) -> Tensor:
     batch, own = tensor.shape[: tensor.ndim - own_axes], tensor.shape[tensor.ndim - own_axes :]
     if tensor.device.type == "cpu" and batch == index.shape[:-1] and batch.numel():
         # One entry after another: five times faster than all at once.
-        each = zip(tensor.reshape(-1, *own), index.reshape(-1, index.shape[-1]), strict=True)
-        return torch.stack([one.index_select(axis, moved) for one, moved in each]).reshape(tensor.shape)
+        entries = zip(tensor.reshape(-1, *own), index.reshape(-1, index.shape[-1]), strict=True)
+        return torch.stack([entry.index_select(axis, order) for entry, order in entries]).reshape(tensor.shape)
     leading = max(tensor.ndim - own_axes, index.ndim - 1)
     tensor = tensor.reshape(*[1] * (leading + own_axes - tensor.ndim), *tensor.shape)
     index = index.reshape(

@@ -1,4 +1,4 @@
-"""One kind of progress bar, with the time left."""
+"""One kind of progress bar, with the time left: none is drawn unless it is asked for."""
 
 from __future__ import annotations
 
@@ -9,18 +9,29 @@ from contextlib import contextmanager, nullcontext
 
 from tqdm import tqdm
 
+_shown = False
+
+
+def show_progress(on: bool = True) -> None:
+    """Draw progress bars on standard error from now on, or stop to do so.
+
+    The environment variable ``REBASIN_PROGRESS`` names a file or terminal, such as ``/dev/tty``, to draw them in
+    instead, for a process that has no terminal of its own, such as a notebook's kernel.
+
+    >>> rebasin.show_progress()
+    >>> rebasin.show_progress(False)
+    """
+    global _shown
+    _shown = on
+
 
 @contextmanager
 def track(total: int, what: str, unit: str) -> Iterator[tqdm]:
-    """A bar for ``total`` steps on the terminal, or in the file that ``REBASIN_PROGRESS`` names; none for 0 steps.
-
-    A notebook kernel has no terminal of its own, so the runner hands it one by this variable. Without it nothing is
-    drawn there, and stored outputs stay clean.
-    """
+    """A bar for ``total`` steps, drawn if it was asked for; none for 0 steps."""
     path = os.environ.get("REBASIN_PROGRESS")
-    opened = open(path, "a") if total and path else nullcontext(sys.stderr)  # noqa: SIM115
-    with opened as stream:
-        # Without a terminal, tqdm draws only if it is told to.
-        silent = not total or (None if stream is sys.stderr else False)
-        with tqdm(total=total, desc=what, unit=unit, file=stream, disable=silent, dynamic_ncols=True) as bar:
-            yield bar
+    drawn = total > 0 and bool(path or _shown)
+    with (
+        open(path, "a") if drawn and path else nullcontext(sys.stderr) as stream,
+        tqdm(total=total, desc=what, unit=unit, file=stream, disable=not drawn, dynamic_ncols=True) as bar,
+    ):
+        yield bar

@@ -11,13 +11,17 @@ from torch import Tensor
 from rebasin.weights import Weights
 
 
+class SpecError(ValueError):
+    """A spec contradicts itself, or its proof refutes it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Where the units of a group lie along an axis of a parameter: unit u owns the slices ``positions[u]``.
+    """Where the units of a group lie along one axis of an entry: unit u owns the slices ``positions[u]``.
 
-    ``positions`` is (units, copies), int64. A unit that lies there several times has several copies, as a channel has
-    in a linear layer after flattening; copy k of one unit corresponds to copy k of every other. Of a group within
-    blocks the units of all blocks stand one block after another.
+    ``positions`` is (units, copies), int64. A unit may own several slices: a channel owns as many columns of a linear
+    layer after flattening as it had pixels. Copy k of one unit corresponds to copy k of every other. If the group lies
+    within blocks, the rows are the units of the first block, then those of the second, and so on.
     """
 
     group: str
@@ -31,17 +35,40 @@ class Part:
             and torch.equal(self.positions, other.positions)
         )
 
+    def __hash__(self) -> int:
+        return hash((self.group, self.axis, self.positions.shape))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class PermutationSpec:
-    """The permutation groups of a network: which slices of which parameters move together (Git Re-Basin, section 3.1).
+    """The permutation groups of a network: which slices of which entries of ``state_dict()`` move together.
 
-    ``sizes`` holds the number of units per group. The units of a group in ``inside`` lie within the units, called
-    blocks, of another: ``inside["query"] == "heads"`` says that each head has ``sizes["query"]`` of them, which move
-    within their head and with it. ``shapes`` holds the shape of each entry of ``state_dict()`` and ``parts`` where the
-    groups lie in it, each slice of an axis in one part at most. Grouped convolutions, of which ``blocks`` tells the
-    number of groups, count as whole ones that are zero outside the blocks. ``statistics`` are buffers, which move along
-    but are no weights to match. ``pinned`` tells why an entry that no group moves stays.
+    ``rebasin.trace`` derives it from a model; ``from_axes`` is for one that is written by hand. Two specs are equal if
+    they say the same. Source: Git Re-Basin, section 3.1.
+
+    - ``sizes``: the number of units of each group.
+    - ``shapes``: the shape of each entry.
+    - ``parts``: where groups lie in each entry. A slice of an axis belongs to one part at most.
+    - ``inside``: groups whose units lie within the units of another group, which are called blocks. If
+      ``inside["query"] == "heads"``, each head has ``sizes["query"]`` query units, which move within the head, and with
+      it.
+    - ``blocks``: the number of channel groups of each grouped convolution. ``parts`` count its slices as if it were a
+      whole convolution that is zero outside of its blocks.
+    - ``statistics``: entries that move along, but are no weights to match: running means, counters, masks.
+    - ``pinned``: for each entry that no group moves, the reason.
+
+    Raises SpecError if these contradict one another.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> spec = rebasin.trace(model, torch.ones(1, 3))
+    >>> spec
+    PermutationSpec(1 group, 8 units; 1 of 4 entries stays)
+    >>> print(spec.summary())
+    group  units  lies along
+    0      8      0.weight axis 0, 0.bias axis 0 and 1 more
+    <BLANKLINE>
+    stays   reason
+    2.bias  an output of the network
     """
 
     sizes: Mapping[str, int]
@@ -57,33 +84,36 @@ class PermutationSpec:
         used |= {self.inside[group] for group in used if group in self.inside}
         for group in self.sizes:
             if group not in used:
-                raise ValueError(f"group {group!r} has a size, but no parameter carries it")
+                raise SpecError(f"group {group!r} has a size, but no parameter carries it")
         for key, parts in self.parts.items():
             times = {part.axis: torch.zeros(self.view_shape(key)[part.axis], dtype=torch.int64) for part in parts}
             for part in parts:
                 if part.group not in self.sizes:
-                    raise ValueError(f"{key!r} names the group {part.group!r}, which has no size")
+                    raise SpecError(f"{key!r} names the group {part.group!r}, which has no size")
                 if len(part.positions) != self.units(part.group):
-                    raise ValueError(
+                    raise SpecError(
                         f"{key!r} holds {len(part.positions)} units of {part.group!r}, of {self.units(part.group)}"
                     )
                 slices = part.positions.flatten()
                 if slices.min() < 0 or slices.max() >= len(times[part.axis]):
-                    raise ValueError(f"{key!r} has no slice {int(slices.max())} along axis {part.axis}")
+                    raise SpecError(f"{key!r} has no slice {int(slices.max())} along axis {part.axis}")
                 times[part.axis] += torch.bincount(slices, minlength=len(times[part.axis]))
             for axis, counted in times.items():
                 if (counted > 1).any():
-                    raise ValueError(f"{key!r}: slice {int(counted.argmax())} along axis {axis} belongs to two units")
+                    raise SpecError(f"{key!r}: slice {int(counted.argmax())} along axis {axis} belongs to two units")
 
     @classmethod
     def from_axes(
         cls, state: Weights, axes: Mapping[str, Sequence[str | None]], statistics: Iterable[str] = ()
     ) -> PermutationSpec:
-        """A spec written by hand: the group of each axis of each entry of ``state``, None for an axis that stays.
+        """A spec written by hand: for each entry of ``state``, the group of each axis, or None for an axis that stays.
 
-        ``axes["layer2.weight"] == ("hidden2", "hidden1")`` says that the rows move with ``hidden2`` and the columns
-        with ``hidden1``. It is not proved. ``statistics`` names entries that are no weights; whole numbers are none.
-        Raises ValueError, naming the first key, if it does not fit ``state``.
+        Nothing is proved. ``statistics`` names the entries that are no weights; whole numbers never are. Raises
+        ValueError, naming the first key, if the axes do not fit ``state``.
+
+        >>> state = {"in": torch.zeros(8, 3), "out": torch.zeros(2, 8)}  # rows of one, columns of the other
+        >>> PermutationSpec.from_axes(state, {"in": ("hidden", None), "out": (None, "hidden")})
+        PermutationSpec(1 group, 8 units; 0 of 2 entries stay)
         """
         sizes: dict[str, int] = {}
         parts: dict[str, tuple[Part, ...]] = {}
@@ -106,6 +136,40 @@ class PermutationSpec:
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
         whole = (key for key, tensor in state.items() if not tensor.is_floating_point())
         return cls(sizes, parts, shapes, statistics=frozenset([*statistics, *whole]))
+
+    def __hash__(self) -> int:
+        return hash(
+            (
+                frozenset(self.sizes.items()),
+                frozenset((key, tuple(shape)) for key, shape in self.shapes.items()),
+                frozenset(self.inside.items()),
+                self.statistics,
+            )
+        )
+
+    def __repr__(self) -> str:
+        groups, units = len(self.sizes), sum(self.units(group) for group in self.sizes)
+        stay = sum(not self.parts.get(key) for key in self.shapes)
+        return (
+            f"PermutationSpec({groups} group{'s' * (groups != 1)}, {units} units; "
+            f"{stay} of {len(self.shapes)} entries stay{'s' * (stay == 1)})"
+        )
+
+    def summary(self) -> str:
+        """A table of the groups, with the entries that each lies in, and of what stays, with the reasons."""
+        places: dict[str, list[str]] = {group: [] for group in self.sizes}
+        for key, parts in self.parts.items():
+            for part in parts:
+                places[part.group].append(f"{key} axis {part.axis}")
+        groups = [("group", "units", "lies along")]
+        for group, lies in places.items():
+            within = f" in each of {self.sizes[self.inside[group]]} blocks" if group in self.inside else ""
+            groups.append((group, f"{self.sizes[group]}{within}", _shortened(lies)))
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.pinned.items():
+            reasons.setdefault(reason, []).append(key)
+        stays = [("stays", "reason"), *((_shortened(keys), reason) for reason, keys in reasons.items())]
+        return _table(groups) + ("\n\n" + _table(stays) if reasons else "")
 
     def units(self, group: str) -> int:
         """How many units a group has, those of all blocks taken together."""
@@ -159,26 +223,58 @@ class PermutationSpec:
     def batch_shape(self, weights: Weights, what: str = "the weights") -> torch.Size:
         """The leading axes ``*batch`` of weights that fit this spec.
 
-        Raises ValueError, naming the first key at fault, for other keys, sizes or leading axes, and for NaN or
-        infinite values.
+        Raises ValueError, naming the first key at fault, for other keys or sizes, for leading axes or devices that
+        differ between entries, and for NaN or infinite values.
         """
+        batch = self.leading_axes(weights, what)
+        self.check_finite(weights, what)
+        return batch
+
+    def leading_axes(self, weights: Weights, what: str = "the weights") -> torch.Size:
+        """The leading axes ``*batch`` of weights that fit this spec, whatever their values are: see ``batch_shape``."""
         for key in self.shapes:
             if key not in weights:
                 raise ValueError(f"{what}: the spec has {key!r}, the weights have not")
         for key in weights:
             if key not in self.shapes:
                 raise ValueError(f"{what}: the weights have {key!r}, the spec has not")
-        batch = None
+        batch, device = None, None
         for key, own in self.shapes.items():
             shape = tuple(weights[key].shape)
             leading = shape[: max(0, len(shape) - len(own))]
             if shape[len(leading) :] != tuple(own):
                 raise ValueError(f"{what}: {key!r} has shape {shape[len(leading) :]}, the spec has {tuple(own)}")
             batch = leading if batch is None else batch
+            device = weights[key].device if device is None else device
             if leading != batch:
                 raise ValueError(f"{what}: {key!r} has leading axes {leading}, others have {batch}")
-            # A buffer that does not move, such as a mask, may hold what it likes.
-            told = weights[key].is_floating_point() and (key not in self.statistics or self.parts.get(key))
-            if told and weights[key].numel() and not torch.isfinite(torch.stack(weights[key].aminmax())).all():
-                raise ValueError(f"{what}: {key!r} holds NaN or infinite values")
+            if weights[key].device != device:
+                raise ValueError(f"{what}: {key!r} is on {weights[key].device}, others are on {device}")
         return torch.Size(batch or ())
+
+    def check_finite(self, weights: Weights, what: str) -> None:
+        """Raise ValueError, naming the first key, for NaN or infinite values."""
+        for key in self.shapes:
+            # A buffer that does not move, such as a mask, may hold what it likes.
+            matters = weights[key].is_floating_point() and (key not in self.statistics or self.parts.get(key))
+            if matters and weights[key].numel() and not torch.isfinite(torch.stack(weights[key].aminmax())).all():
+                raise ValueError(f"{what}: {key!r} holds NaN or infinite values")
+
+
+def check_spec(spec: PermutationSpec, call: str) -> None:
+    """Raise TypeError, with the right order of the arguments in ``call``, unless the first one is a spec."""
+    if not isinstance(spec, PermutationSpec):
+        raise TypeError(f"the first argument is the spec, and a {type(spec).__name__} was given: {call}")
+
+
+def _shortened(names: Sequence[str], most: int = 2) -> str:
+    """The first of the names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts, one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,23 +1,137 @@
-"""A model's weights are a dict of tensors as ``state_dict()`` gives it; many models are that with leading axes."""
+"""Weights: a model is a dict of tensors, as ``state_dict()`` gives it; many models are that with leading axes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Weights = Mapping[str, Tensor]
+Model = nn.Module | Weights
+Models = Model | Sequence[Model]
 
 
-def interpolate(a: Weights, b: Weights, lam: float) -> dict[str, Tensor]:
-    """The point ``(1 - lam) a + lam b``; whole numbers (counters) are those of ``a``.
+def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
+    """The weights of a model as a dict; those of a list of models side by side, along a new first axis.
 
-    Raises ValueError, naming the first key, if keys or shapes differ.
+    What is a dict of tensors already, with whatever leading axes, stays as it is. Raises TypeError for anything else,
+    and ValueError, naming the first key, for a list of models that do not fit one another.
     """
+    if isinstance(models, nn.Module):
+        return {key: tensor.detach() for key, tensor in models.state_dict().items()}
+    if isinstance(models, Mapping):
+        return dict(models)
+    if isinstance(models, list | tuple):
+        return stack([weights_of(model, f"{what}[{number}]") for number, model in enumerate(models)])
+    raise TypeError(f"{what}: a module, a dict of tensors or a list of them is needed, got {type(models).__name__}")
+
+
+def like(models: Models, weights: Weights) -> Models:
+    """Weights as the kind of thing that ``models`` are: a module, a list, or a dict of tensors.
+
+    A module is a copy, which keeps its device, its number format, and whether it is training.
+    """
+    if isinstance(models, nn.Module):
+        module = copy.deepcopy(models)
+        module.load_state_dict(weights)
+        return module
+    if isinstance(models, list | tuple):
+        return [like(model, take(weights, number)) for number, model in enumerate(models)]
+    return dict(weights)
+
+
+def interpolate(a: Models, b: Models, weight: float) -> Models:
+    """The point ``(1 - weight) a + weight b`` between two models, or between many pairs.
+
+    Both are modules, dicts of tensors with any leading axes, or lists of either; the answer is what ``a`` is. Whole
+    numbers, such as counters, are those of ``a``. Raises ValueError, naming the first key, if the two do not fit.
+
+    >>> a, b = {"bias": torch.zeros(2)}, {"bias": torch.ones(2)}
+    >>> interpolate(a, b, 0.25)
+    {'bias': tensor([0.2500, 0.2500])}
+    """
+    from_a, from_b = weights_of(a, "a"), weights_of(b, "b")
+    check_alike(from_a, from_b, "a", "b")
+    between = {}
+    for key, tensor in from_a.items():
+        between[key] = torch.lerp(tensor, from_b[key], weight) if tensor.is_floating_point() else tensor.clone()
+    return like(a, between)
+
+
+def mean(weights: Weights, axis: int = 0) -> dict[str, Tensor]:
+    """The plain mean over one of the leading axes; of whole numbers, such as counters, the first.
+
+    >>> mean({"bias": torch.tensor([[0.0, 1.0], [2.0, 3.0]])})
+    {'bias': tensor([1., 2.])}
+    """
+    return over(weights, lambda tensor: tensor.mean(axis) if tensor.is_floating_point() else tensor.select(axis, 0))
+
+
+def stack(models: Sequence[Weights], axis: int = 0) -> dict[str, Tensor]:
+    """Models side by side, along a new leading axis. Raises ValueError if there are none or they do not fit."""
+    if not models:
+        raise ValueError("there are no models")
+    for number, model in enumerate(models[1:], 1):
+        check_alike(models[0], model, "model 0", f"model {number}")
+    return {key: torch.stack([model[key] for model in models], axis) for key in models[0]}
+
+
+def take(weights: Weights, index: int | slice | Tensor, axis: int = 0) -> dict[str, Tensor]:
+    """The models at some places along a leading axis; an integer takes one, and the axis goes."""
+    if isinstance(index, Tensor):
+        return over(weights, lambda tensor: tensor.index_select(axis, index))
+    return over(weights, lambda tensor: tensor[(*[slice(None)] * axis, index)])
+
+
+def group(weights: Weights, size: int) -> dict[str, Tensor]:
+    """Neighbouring models (n, ...) in groups of ``size``: (n / size, size, ...)."""
+    return over(weights, lambda tensor: tensor.unflatten(0, (-1, size)))
+
+
+def flat(weights: Weights, axes: int) -> dict[str, Tensor]:
+    """The first ``axes`` axes as one, of which there is one entry if they are none."""
+    return over(weights, lambda tensor: tensor.flatten(0, axes - 1) if axes else tensor.unsqueeze(0))
+
+
+def unflat(weights: Weights, batch: Sequence[int]) -> dict[str, Tensor]:
+    """The first axis as the axes ``batch``: the inverse of ``flat``."""
+    return over(weights, lambda tensor: tensor.reshape((*batch, *tensor.shape[1:])))
+
+
+def to(weights: Weights, device: torch.device | str) -> dict[str, Tensor]:
+    """The weights on a device."""
+    return over(weights, lambda tensor: tensor.to(device))
+
+
+def over(weights: Weights, function: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What a function makes of each tensor."""
+    return {key: function(tensor) for key, tensor in weights.items()}
+
+
+def check_alike(a: Weights, b: Weights, name_a: str, name_b: str) -> None:
+    """Raise ValueError, naming the first key, unless two models have the same keys, shapes, formats and device."""
     for key in [*a, *b]:
         if key not in a or key not in b:
-            raise ValueError(f"{key!r} is in one of the two models only")
+            raise ValueError(f"{key!r} is in {name_a if key in a else name_b} and not in the other model")
         if a[key].shape != b[key].shape:
-            raise ValueError(f"{key!r}: a has shape {tuple(a[key].shape)}, b has {tuple(b[key].shape)}")
-    return {key: torch.lerp(a[key], b[key], lam) if a[key].is_floating_point() else a[key].clone() for key in a}
+            raise ValueError(f"{key!r}: {name_a} has shape {tuple(a[key].shape)}, {name_b} has {tuple(b[key].shape)}")
+        if a[key].dtype != b[key].dtype:
+            raise ValueError(f"{key!r}: {name_a} is {a[key].dtype}, {name_b} is {b[key].dtype}")
+        if a[key].device != b[key].device:
+            raise ValueError(f"{key!r}: {name_a} is on {a[key].device}, {name_b} is on {b[key].device}")
+
+
+def check_device(model: nn.Module, weights: Weights) -> None:
+    """Raise ValueError unless a model lies where the weights lie."""
+    device = next(iter(weights.values())).device
+    for key, tensor in model.state_dict().items():
+        if tensor.device != device:
+            raise ValueError(f"{key!r}: the model is on {tensor.device}, the weights are on {device}")
+
+
+def check_module(model: nn.Module, call: str) -> None:
+    """Raise TypeError, with the right order of the arguments in ``call``, unless the first one is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the first argument is the model, and a {type(model).__name__} was given: {call}")

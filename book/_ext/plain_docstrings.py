@@ -6,10 +6,13 @@ import re
 
 from sphinx.application import Sphinx
 
+# What stays: the lines of an example, and a literal; then a star of its own.
+STAR = re.compile(r"(^ *(?:>>>|\.\.\. )[^\n]*|``.*?``)|\*", re.DOTALL | re.MULTILINE)
+
 
 def escape_stars(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Escape each star outside a literal."""
-    lines[:] = re.sub(r"(``.*?``)|\*", lambda m: m[1] or r"\*", "\n".join(lines), flags=re.DOTALL).split("\n")
+    """Escape each star outside of literals and examples."""
+    lines[:] = STAR.sub(lambda match: match[1] or r"\*", "\n".join(lines)).split("\n")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

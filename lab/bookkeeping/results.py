@@ -28,6 +28,7 @@ import yaml
 from lab.bookkeeping.cache import write_together
 from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
 from lab.images import Dataset
+from rebasin.progress import show_progress
 
 NOTEBOOKS = ROOT / "notebooks"
 CLAIMS = ROOT / "book" / "claims.yml"
@@ -52,6 +53,7 @@ def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
     Raises ValueError for a parameter that the notebook does not have, or of another type than its default, and for
     a run whose name is no plain folder name.
     """
+    show_progress(sys.stderr.isatty())  # a kernel has no terminal: stored outputs stay clean
     declared = declared_parameters(name)
     for source in namespace.get("In", []):
         # papermill puts what it was told into a cell of its own, which begins so.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lab.merges import grouped, merge_all
 from lab.outputs import evaluate
 from lab.training.plan import Planned, train_plan
 from rebasin.merging.hierarchy import merge_hierarchical
-from rebasin.merging.mending import repair, reset_norms
+from rebasin.merging.mending import mender
 from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
@@ -142,28 +142,12 @@ def mended_trees(
 ) -> dict[int, dict[str, Tensor]]:
     """The nodes of each size of trees that are mended at every stage."""
     mend = mender(copy.deepcopy(model).to(device), inputs.to(device))
-    stages = merge_hierarchical(spec, _to(device, grouped(leaves, tree_leaves)), seed, chunk=chunk, mend=mend)
+    groups = _to(device, grouped(leaves, tree_leaves))
+    stages = merge_hierarchical(spec, groups, seed=seed, chunk=chunk, mend=mend).stages
     return {
         2**number: {name: tensor.flatten(0, 1).cpu() for name, tensor in stage.weights.items()}
-        for number, stage in enumerate(stages[1:], 1)
+        for number, stage in enumerate(stages, 1)
     }
-
-
-def mender(model: nn.Module, inputs: Tensor) -> Callable[[Weights, Weights], dict[str, Tensor]]:
-    """REPAIR on ``inputs``, ``mend(merged, parents)`` as ``merge_hierarchical`` takes it, fit for batch norms.
-
-    REPAIR makes what a batch norm gives right by its weight and bias, whatever its running statistics: in a merge these
-    are means of the parents', too wide for units that vary less. The weight would make up for that by a factor, which
-    the next stage averages with another merge's. So they are measured anew first; what REPAIR changes in the layers
-    before a norm is all that is left for its weight to make up for.
-    """
-    has_statistics = any(name.endswith("running_var") for name in model.state_dict())
-
-    def mend(merged: Weights, parents: Weights) -> dict[str, Tensor]:
-        merged = reset_norms(model, merged, inputs) if has_statistics else merged
-        return repair(model, merged, parents, inputs)
-
-    return mend
 
 
 def _to(device: str, weights: Weights) -> dict[str, Tensor]:

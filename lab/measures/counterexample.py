@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from rebasin.inner_products import inner_product
 from rebasin.matching.by_weights import weight_matching
-from rebasin.matching.pairs import inner_product
 from rebasin.permutation import Permutation
 from rebasin.tracing import trace
 

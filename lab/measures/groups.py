@@ -11,9 +11,8 @@ from lab.images import Split
 from lab.measures.calibration import calibration_error, reliability, temper
 from lab.merges import grouped
 from lab.outputs import outputs
-from rebasin.merging.mean import average
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Weights, mean
 
 ALGORITHMS = ("unmerged", "merge_many", "ensemble", "naive")
 
@@ -54,7 +53,7 @@ def measure_groups(
     together.
     """
     nodes, members, curves = [], [], []
-    naive = average(spec, grouped(leaves, size))
+    naive = mean(grouped(leaves, size), axis=1)
     for split, images in splits.items():
         tempered = split == "test"
         of_leaves, of_merges, of_averages = (

@@ -70,6 +70,10 @@ def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
         before = type(part)
     if before is not nn.Linear:
         raise ValueError(f"{only}: the last must be a linear layer")
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            raise ValueError(f"{only}: {name!r} is {first[id(parameter)]!r} too")
     return parts
 
 

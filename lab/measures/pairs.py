@@ -65,7 +65,7 @@ def permuted(
 def matched_by_weights(spec: PermutationSpec, a: Weights, b: Weights, seed: int, device: str) -> dict[str, Tensor]:
     """The permutations (pairs, units) that weight matching finds for pairs (pairs, ...)."""
     a, b = ({key: tensor.to(device) for key, tensor in weights.items()} for weights in (a, b))
-    matching = weight_matching(spec, a, b, seed)
+    matching = weight_matching(spec, a, b, seed=seed)
     return {group: index.cpu() for group, index in matching.permutation.indices.items()}
 
 
@@ -84,9 +84,9 @@ def matched_on_images(
     """The permutations (pairs, units) that a matcher which looks at images finds for pairs (pairs, ...)."""
     model = copy.deepcopy(model).to(device).eval()
     a, b = ({key: tensor.to(device) for key, tensor in weights.items()} for weights in (a, b))
-    pixels, labels = images.images.to(device).float() / 255, images.labels.to(device)
+    pixels, labels = images.pixels.to(device), images.labels.to(device)
     if matcher == "activations":
-        matching = activation_matching(spec, a, b, model, pixels.split(BATCH))
+        matching = activation_matching(spec, a, b, model=model, loader=pixels.split(BATCH))
     else:
         dataset = TensorDataset(pixels, labels)
         order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))
@@ -94,6 +94,14 @@ def matched_on_images(
         loader = DataLoader(
             dataset, batch_size=None, sampler=BatchSampler(order, options["batch_size"], drop_last=True)
         )
-        together = len(next(iter(a.values())))
-        matching = straight_through_matching(spec, a, b, model, loader, options["epochs"], seed=seed, chunk=together)
+        matching = straight_through_matching(
+            spec,
+            a,
+            b,
+            model=model,
+            loader=loader,
+            epochs=options["epochs"],
+            seed=seed,
+            chunk=len(next(iter(a.values()))),
+        )
     return {group: index.cpu() for group, index in matching.permutation.indices.items()}

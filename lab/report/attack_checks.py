@@ -49,11 +49,13 @@ def checks(run: str) -> Facts:
 def autoattack(run: str) -> Facts:
     """By how many points AutoAttack goes beyond FGSM and PGD together, over all networks that both attacked.
 
-    The outcome is ``further`` or ``no further``.
+    Beside it the radius. The outcome is ``further`` or ``no further``.
     """
     table = results.read(run, "autoattack", "nodes").pivot(index=[*KIND, "node"], columns="attack", values="value")
     further = 100 * (table["own"] - table["autoattack"])
+    radius = radius_text(results.provenance(run, "autoattack")["parameters"]["auto_epsilon"])
     values = {"mean": decimal(further.mean(), 1), "most": decimal(further.max(), 1), "n": str(len(further))}
+    values |= {"radius": radius}
     return Facts("further" if further.mean() > 0 else "no further", values)
 
 

@@ -25,6 +25,7 @@ from lab.report.words import decimal, listed, points
 MEASURED = ("algorithm", "mended", "n_leaves", "stage", "node", "split", "metric", "value")
 # How MergeMany is mended that each mending of the hierarchy is compared with: it has no stages.
 BESIDE = {"none": "none", "repair": "repair", "repair every stage": "repair"}
+# In colours that no algorithm beside has.
 STYLES = {
     "none": Drawn(MENDINGS["none"], ALGORITHMS["tree"].colour, "o"),
     "repair": Drawn(MENDINGS["repair"], ALGORITHMS["l1"].colour, "D"),

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import INITIALS, OPTIMISERS, RECIPE
-from lab.report.accuracy_figures import barriers as barriers_of_paths
 from lab.report.claims import picked
 from lab.report.draw import legend_below
 from lab.report.facts import Facts, reads
+from lab.report.hierarchy import barriers as barriers_of_paths
 from lab.report.pairs import FLOOR, NOT_DECIDED, SHAPES, above_floor, networks_title, shade_zero
 from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
 from lab.report.verdicts import ZERO
@@ -164,7 +164,8 @@ def _taken(measured: pd.DataFrame, metric: str, after: str) -> Facts:
 def raised(barriers: str, mnist: str, accuracy: str) -> Facts:
     """Of how many recipes the best temperatures raise the barrier in loss, and what they are where they do most.
 
-    Of recipes with enough pairs for an interval. Outcomes: ``some`` or ``none``.
+    Of recipes with enough pairs for an interval. Outcomes: ``none``; ``some, midpoint unsure`` if there the midpoint is
+    best at a temperature under 1, and not sure enough, where its ends are too sure; else ``some``.
     """
     rows = [row for row in _measured(barriers, mnist, accuracy).itertuples() if row.loss.n >= FEWEST_FOR_INTERVAL]
     rises = [row.tempered.mean - row.loss_of_three.mean for row in rows]
@@ -181,7 +182,8 @@ def raised(barriers: str, mnist: str, accuracy: str) -> Facts:
         "temperature_midpoint": hundredths(most.temperature_midpoint),
         "n": str(most.loss.n),
     }
-    return Facts("some", counts | values)
+    unsure = most.temperature_midpoint.mean < 1 < most.temperature_ends.mean
+    return Facts("some, midpoint unsure" if unsure else "some", counts | values)
 
 
 @reads("barriers", "mnist", "accuracy")

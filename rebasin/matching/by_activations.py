@@ -2,78 +2,95 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sized
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
-from rebasin.matching.pairs import Matching, check_pairs, inner_product
+from rebasin.inner_products import inner_product
+from rebasin.matching.batches import batches_of
+from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
 from rebasin.matching.scores import assign_all
 from rebasin.permutation import Permutation, flatten
-from rebasin.progress import track
 from rebasin.spec import Part, PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Models, Weights, check_device, over
 
+Similarity = Literal["inner product", "correlation"]
 Sums = dict[str, dict[str, Tensor]]
 
 
-@torch.no_grad()
 def activation_matching(
+    spec: PermutationSpec,
+    a: Models,
+    b: Models,
+    *,
+    model: nn.Module,
+    loader: Iterable[Any] | Tensor,
+    similarity: Similarity = "inner product",
+) -> Matching:
+    """Match each ``b`` to its ``a`` by what their units answer to the same inputs (Git Re-Basin, section 3.1).
+
+    ``a`` and ``b`` are those of ``weight_matching``; they are weights of ``model``, which is taken as in evaluation.
+    ``loader`` gives batches of inputs, or tuples that begin with them, and is read once; one tensor is one batch.
+    Memory is bounded by the widths and by one batch.
+
+    The score of two units is the inner product, or the correlation, of their values over all inputs and places: the
+    values that the layers after them read, or where no layer reads a group, as inside attention, those that the layer
+    before gives. There is one sweep; ``maximised_by_sweep`` is the scores' sum under the identity and at the end.
+
+    Raises ValueError if the weights do not fit, lie on another device than model or data, if the loader gives nothing,
+    or for a group whose values no layer reads or gives.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> spec = rebasin.trace(model, torch.ones(1, 3))
+    >>> other = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> activation_matching(spec, model, other, model=model, loader=torch.randn(100, 3)).sweeps
+    tensor(1)
+    """
+    if similarity not in get_args(Similarity):
+        raise ValueError(f"similarity is 'inner product' or 'correlation', not {similarity!r}")
+
+    def solve(a: Weights, b: Weights, identity: dict[str, Tensor]) -> Solution:
+        check_device(model, a)
+        return _match_values(spec, a, b, identity, model, loader, similarity)
+
+    return match_pairs(spec, a, b, solve, ALL_AT_ONCE)
+
+
+@torch.no_grad()
+def _match_values(
     spec: PermutationSpec,
     a: Weights,
     b: Weights,
+    identity: dict[str, Tensor],
     model: nn.Module,
-    loader: Iterable[Any],
-    similarity: Literal["inner product", "correlation"] = "inner product",
-) -> Matching:
-    """Match each ``b`` to its ``a`` by what their units answer (Git Re-Basin, section 3.1).
-
-    The scores of two units are the inner product, or the correlation, of their values over all inputs and places: the
-    values that the layers after them read, or where no layer reads a group, as inside attention, those that the layer
-    before gives. ``a`` and ``b`` are weights of ``model`` with the same leading axes (*batch). ``loader`` gives inputs,
-    or tuples that begin with them, and is read once; memory is bounded by widths and by one batch. ``history`` is the
-    scores' sum under the identity and at the end. Raises ValueError if the weights do not fit, if the loader gives
-    nothing, or for a group whose values no layer reads or gives.
-    """
-    begun = time.perf_counter()
-    batch = check_pairs(spec, a, b)
-    if similarity not in ("inner product", "correlation"):
-        raise ValueError(f"similarity is 'inner product' or 'correlation', not {similarity!r}")
-    flat_a, flat_b = ({key: t.flatten(0, len(batch) - 1) if batch else t[None] for key, t in w.items()} for w in (a, b))
+    loader: Iterable[Any] | Tensor,
+    similarity: Similarity,
+) -> Solution:
+    """Activation matching for weights (pairs, ...), all pairs side by side."""
     sums: Sums = {}
     programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
-    total = len(loader) if isinstance(loader, Sized) else 0
-    with track(total, "activations", "batch") as bar:
-        for each in loader:
-            inputs = each[0] if isinstance(each, tuple | list) else each
-            if inputs.shape not in programs:
-                programs[inputs.shape] = export(model, (inputs,))
-            for group, found in _sums(spec, programs[inputs.shape], flat_a, flat_b, inputs).items():
-                held = sums.setdefault(group, {})
-                held |= {name: held.get(name, 0) + value for name, value in found.items()}
-            bar.update()
-    if not programs:
-        raise ValueError("the loader gave no batches")
-    precision = max(torch.finfo(flat_a[key].dtype).eps for key in spec.weights)
-    scores = {
-        g: _correlation(found, precision) if similarity == "correlation" else found["ab"] for g, found in sums.items()
-    }
+    for batch in batches_of(loader, a, "activations"):
+        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        if inputs.shape not in programs:
+            programs[inputs.shape] = export(model, (inputs,))
+        for group, of_batch in _sums(spec, programs[inputs.shape], a, b, inputs).items():
+            total = sums.setdefault(group, {})
+            for name, value in of_batch.items():
+                total[name] = total.get(name, 0) + value
+    if similarity == "correlation":
+        precision = max(torch.finfo(a[key].dtype).eps for key in spec.weights)
+        scores = {group: _correlation(total, precision) for group, total in sums.items()}
+    else:
+        scores = {group: total["ab"] for group, total in sums.items()}
     index = assign_all(spec, scores)
-    unmoved = Permutation.identity(spec, (batch.numel(),)).flat
-    nothing = torch.zeros(batch.numel(), dtype=torch.float64, device=next(iter(flat_a.values())).device)
-    history = [nothing + _worth(scores, flat) for flat in (unmoved, flatten(spec, index))]
-    permutation = Permutation(spec, {g: i.reshape(*batch, *spec.index_shape(g)) for g, i in index.items()})
-    return Matching(
-        permutation,
-        inner_product(spec, a, permutation.apply(b)),
-        torch.ones(batch, dtype=torch.int64),
-        torch.stack(history, -1).reshape(*batch, 2),
-        time.perf_counter() - begun,
-    )
+    objective = [inner_product(spec, a, b), inner_product(spec, a, Permutation(spec, index).apply(b))]
+    worth = [torch.zeros_like(objective[0]) + _worth(scores, flatten(spec, some)) for some in (identity, index)]
+    sweeps = torch.ones_like(objective[0], dtype=torch.int64)
+    return Solution(index, objective[1], sweeps, torch.stack(objective, -1), torch.stack(worth, -1))
 
 
 def _sums(spec: PermutationSpec, program: torch.export.ExportedProgram, a: Weights, b: Weights, inputs: Tensor) -> Sums:
@@ -85,28 +102,34 @@ def _sums(spec: PermutationSpec, program: torch.export.ExportedProgram, a: Weigh
     sites = _sites(spec, program)
 
     def values(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        found: dict[str, list[Tensor]] = defaultdict(list)
+        seen: dict[str, list[Tensor]] = defaultdict(list)
 
         def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
             value = compute(*args)
             for part, reads in sites.get(node, ()):
-                seen = (args[0] if reads else value).movedim(AFFINE[operator(node)][0], 0)
-                positions = part.positions.flatten().to(seen.device)
-                wide = seen.to(torch.promote_types(seen.dtype, torch.float32))  # sums of half numbers overflow
-                found[part.group].append(wide.index_select(0, positions).reshape(len(part.positions), -1))
+                answers = (args[0] if reads else value).movedim(AFFINE[operator(node)][0], 0)
+                positions = part.positions.flatten().to(answers.device)
+                wide = answers.to(torch.promote_types(answers.dtype, torch.float32))  # sums of half numbers overflow
+                seen[part.group].append(wide.index_select(0, positions).reshape(len(part.positions), -1))
             return value
 
         run(program, weights, (inputs,), visit)
-        return {group: torch.cat(seen, 1) for group, seen in found.items()}
+        return {group: torch.cat(answers, 1) for group, answers in seen.items()}
 
     def of_pair(a: dict[str, Tensor], b: dict[str, Tensor]) -> Sums:
         values_a, values_b = values(a), values(b)
         sums = {}
         for group, x in values_a.items():
-            y = values_b[group]
-            found = {"ab": x @ y.T, "a": x.sum(1, True), "b": y.sum(1, True), "n": torch.ones_like(x[:1]).sum(1, True)}
-            found |= {"aa": x.square().sum(1, True), "bb": y.square().sum(1, True)}
-            sums[group] = {name: value.double() for name, value in found.items()}
+            y = values_b[group]  # (units, inputs and places)
+            products = {
+                "ab": x @ y.T,
+                "a": x.sum(1, True),
+                "b": y.sum(1, True),
+                "aa": x.square().sum(1, True),
+                "bb": y.square().sum(1, True),
+                "n": torch.ones_like(x[:1]).sum(1, True),
+            }
+            sums[group] = over(products, Tensor.double)
         return sums
 
     # One pair at a time: its activations on a batch are the largest thing in memory.

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rebasin.matching.pairs import Found, Matching, inner_product, match_pairs
+from rebasin.inner_products import inner_product
+from rebasin.matching.pairs import Matching, Solution, match_pairs
 from rebasin.matching.scores import assign, gram
 from rebasin.permutation import Permutation, flatten, permute
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Models, Weights
 
 # A sweep that gains no more than this ends the search (the authors' code).
 TOLERANCE = 1e-12
@@ -20,8 +21,9 @@ TOLERANCE = 1e-12
 
 def weight_matching(
     spec: PermutationSpec,
-    a: Weights,
-    b: Weights,
+    a: Models,
+    b: Models,
+    *,
     seed: int = 0,
     max_sweeps: int = 100,
     chunk: int | None = None,
@@ -29,25 +31,35 @@ def weight_matching(
 ) -> Matching:
     """Match each ``b`` to its ``a`` by their weights alone (Git Re-Basin, Algorithm 1).
 
-    Coordinate descent from ``start``, by default the identity: a sweep visits the groups in random order, and gives
-    each the permutation that maximises the inner product of the two weight vectors with all other groups held. Of a
-    group that lies on two axes of one weight, as in grouped convolutions, the product of both permutations is replaced
-    by its slope, and the answer taken if it is better than the last one. A pair is done after a sweep without gain, or
-    after ``max_sweeps``.
+    Both are modules, dicts of tensors with the same leading axes (*batch), or lists of either. Coordinate descent from
+    ``start``, by default the identity: a sweep visits the groups in random order, and gives each the permutation that
+    maximises the inner product of the two weight vectors while all other groups are held. A pair is done after a sweep
+    without gain, or after ``max_sweeps``.
 
-    ``a`` and ``b`` are weights with the same leading axes (*batch), of which ``chunk`` pairs are matched at once, by
-    default all on a GPU, and on a CPU one by each thread. The visiting order depends on ``seed`` alone and is shared by
-    all pairs, so that a pair's result does not depend on its company. Raises ValueError if the weights do not fit the
-    spec or each other.
+    The visiting order depends on ``seed`` alone and is shared by all pairs, so that a pair's result does not depend on
+    its company. ``chunk`` pairs are matched at once: by default all on a GPU, and one by each thread on a CPU. Where a
+    group lies on two axes of one weight, as in grouped convolutions, the product of both permutations is replaced by
+    its slope, and the answer is taken if it is better than the last one.
+
+    Raises ValueError if the weights do not fit the spec or each other, lie on different devices, or are not finite.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> spec = rebasin.trace(model, torch.ones(1, 3))
+    >>> other = rebasin.Permutation.random(spec).apply(model)
+    >>> matching = weight_matching(spec, model, other)
+    >>> all(torch.equal(p, q) for p, q in zip(matching.apply(other).parameters(), model.parameters()))
+    True
     """
-    return match_pairs(
-        spec, a, b, chunk, lambda a, b, start: _coordinate_descent(spec, a, b, start, seed, max_sweeps), start
-    )
+
+    def solve(a: Weights, b: Weights, index: dict[str, Tensor]) -> Solution:
+        return _coordinate_descent(spec, a, b, index, seed, max_sweeps)
+
+    return match_pairs(spec, a, b, solve, chunk, start)
 
 
 def _coordinate_descent(
     spec: PermutationSpec, a: Weights, b: Weights, index: dict[str, Tensor], seed: int, max_sweeps: int
-) -> Found:
+) -> Solution:
     """Algorithm 1 for weights (pairs, ...) from ``index``, all pairs side by side, the finished ones masked."""
     history = [inner_product(spec, a, Permutation(spec, index).apply(b))]
     a, b = ({key: spec.view(key, weights[key]) for key in spec.weights} for weights in (a, b))
@@ -71,16 +83,17 @@ def _coordinate_descent(
             new_flat = flatten(spec, new)
             gain = scores[position].gain(rows, matrices, flat, new_flat)
             taken = (gain > 0) | (not scores[position].coupled)
-            moved = rows[taken & torch.stack([(flat[g][rows] != new_flat[g]).any(-1) for g in members]).any(0)]
+            changed = torch.stack([(flat[member][rows] != new_flat[member]).any(-1) for member in members]).any(0)
             gained[rows] += gain.where(taken, 0)
             for member in members:
                 index[member][rows[taken]] = new[member][taken]
             for other in scores:
-                other.mark(members, moved)
+                other.mark(members, rows[taken & changed])
         sweeps += active
         history.append(history[-1] + gained)
         active = active & (gained > TOLERANCE)
-    return Found(index, history[-1], sweeps, torch.stack(history, -1))
+    path = torch.stack(history, -1)
+    return Solution(index, history[-1], sweeps, path, path)
 
 
 class _Scores:

@@ -7,49 +7,65 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from rebasin.matching.pairs import Found, Matching, inner_product, match_pairs
+from rebasin.inner_products import inner_product
+from rebasin.matching.pairs import Matching, Solution, match_pairs
 from rebasin.matching.scores import assign_all, gram
 from rebasin.permutation import Permutation, flatten
-from rebasin.spec import Part, PermutationSpec
-from rebasin.weights import Weights
+from rebasin.spec import Part, PermutationSpec, check_spec
+from rebasin.weights import Models, Weights
 
 
 def frank_wolfe_matching(
     spec: PermutationSpec,
-    a: Weights,
-    b: Weights,
+    a: Models,
+    b: Models,
+    *,
     max_sweeps: int = 200,
     tolerance: float = 1e-6,
     chunk: int | None = None,
 ) -> Matching:
     """Match each ``b`` to its ``a`` by their weights alone, all groups together (after C2M3, Crisostomi et al. 2024).
 
-    Maximises the inner product over the hull of all permutations, from its centre: each step goes towards the vertex
-    that the gradient points to, one assignment per group, by the length that is best along the segment, on which the
-    objective is quadratic. A pair is done once the vertex promises no more than ``tolerance`` of the objective, or
-    after ``max_sweeps`` steps; the end point is rounded by one assignment per group, and where that is below the
-    identity, the identity is kept. Deterministic.
+    ``a``, ``b`` and ``chunk`` are those of ``weight_matching``. Maximises the inner product over the hull of all
+    permutations, from its centre. A sweep is a step towards the vertex that the gradient points to, one assignment per
+    group, by the length that is best along the segment, on which the objective is quadratic. A pair is done once the
+    vertex promises no more than ``tolerance`` of the objective, or after ``max_sweeps``. A last sweep rounds the point
+    to permutations by one more assignment per group; where that is below the identity, the identity is kept. Nothing is
+    random, and no visiting order matters.
 
-    ``a``, ``b`` and ``chunk`` are those of ``weight_matching``; ``history`` is the objective inside the hull. Raises
-    ValueError if the weights do not fit, or if one has more than two axes that move.
+    ``maximised_by_sweep`` is the objective inside the hull, from the centre on. Raises ValueError if the weights do not
+    fit, or if one has more than two axes that move.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> spec = rebasin.trace(model, torch.ones(1, 3))
+    >>> other = rebasin.Permutation.random(spec).apply(model)
+    >>> matching = frank_wolfe_matching(spec, model, other)
+    >>> all(torch.equal(p, q) for p, q in zip(matching.apply(other).parameters(), model.parameters()))
+    True
     """
+    check_spec(spec, "frank_wolfe_matching(spec, a, b)")
     for key, parts in spec.parts.items():
         if len({part.axis for part in parts}) > 2:
             raise ValueError(f"Frank-Wolfe matching takes weights with two axes that move, {key!r} has more")
-    return match_pairs(spec, a, b, chunk, lambda a, b, start: _ascend(spec, a, b, start, max_sweeps, tolerance))
+
+    def solve(a: Weights, b: Weights, identity: dict[str, Tensor]) -> Solution:
+        return _ascend(spec, a, b, identity, max_sweeps, tolerance)
+
+    return match_pairs(spec, a, b, solve, chunk)
 
 
 def _ascend(
     spec: PermutationSpec, a: Weights, b: Weights, identity: dict[str, Tensor], max_sweeps: int, tolerance: float
-) -> Found:
+) -> Solution:
     """Frank-Wolfe for weights (pairs, ...), all pairs side by side; the finished ones stay where they are."""
-    first = inner_product(spec, a, b)
+    unmoved = inner_product(spec, a, b)
     objective = _Objective(spec, a, b)
     point = {group: torch.full_like(alone, 1 / alone.shape[-1]) for group, alone in objective.alone.items()}
-    active = torch.ones(len(first), dtype=torch.bool, device=first.device)
-    sweeps = torch.zeros(len(first), dtype=torch.int64, device=first.device)
+    active = torch.ones(len(unmoved), dtype=torch.bool, device=unmoved.device)
+    steps = torch.zeros(len(unmoved), dtype=torch.int64, device=unmoved.device)
     history = [objective.of(point)]
     while active.any() and len(history) <= max_sweeps:
+        steps += active
         gradient = objective.gradient(point)
         vertex = _vertex(spec, gradient)
         slope = sum((gradient[g] * (vertex[g] - point[g])).sum((1, 2), dtype=torch.float64) for g in gradient)
@@ -61,13 +77,18 @@ def _ascend(
         for group, matrix in vertex.items():
             point[group] = torch.lerp(point[group], matrix, step.where(active, 0).to(matrix.dtype).reshape(-1, 1, 1))
         history.append(history[-1] + gain.where(active, 0))
-        sweeps += active
     index = assign_all(spec, point)
-    found = inner_product(spec, a, Permutation(spec, index).apply(b))
-    worse = found < first
-    for group, rounded in index.items():
-        rounded[worse] = identity[group][worse]
-    return Found(index, torch.maximum(found, first), sweeps, torch.stack(history, -1))
+    rounded = inner_product(spec, a, Permutation(spec, index).apply(b))
+    worse = rounded < unmoved
+    for group, assigned in index.items():
+        assigned[worse] = identity[group][worse]
+    reached = torch.maximum(rounded, unmoved)
+    # The rounding is the last sweep: (pairs, 1 + most steps + 1).
+    inside = torch.stack([*history, history[-1]], -1)
+    number = torch.arange(inside.shape[1], device=steps.device)
+    by_sweep = torch.where(number <= steps[:, None], inside, reached[:, None])
+    by_sweep[:, 0] = unmoved
+    return Solution(index, reached, steps + 1, by_sweep, inside)
 
 
 class _Objective:
@@ -107,14 +128,14 @@ class _Objective:
 
     def gradient(self, point: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The derivative with respect to each group's matrix."""
-        found = {group: matrix.clone() for group, matrix in self.alone.items()}
+        slopes = {group: matrix.clone() for group, matrix in self.alone.items()}
         for key, parts in self.both.items():
             for axis in {part.axis for part in parts}:
                 mixed = mix(self.b[key], [part for part in parts if part.axis != axis], point)
                 for part in parts:
                     if part.axis == axis:
-                        found[part.group] += gram(self.a[key], mixed, part)
-        return found
+                        slopes[part.group] += gram(self.a[key], mixed, part)
+        return slopes
 
 
 def _vertex(spec: PermutationSpec, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""What every matcher gives for a pair of models, and the frame that runs one over many pairs."""
+"""What every matcher gives for pairs of models, and the frame that runs one over many pairs."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,46 +14,68 @@ from torch import Tensor
 
 from rebasin.permutation import Permutation
 from rebasin.progress import track
-from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.spec import PermutationSpec, check_spec
+from rebasin.weights import Models, Weights, check_alike, flat, over, take, weights_of
+
+ALL_AT_ONCE = sys.maxsize  # a chunk for matchers that go through their data once, whatever the number of pairs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matching:
-    """What a matcher found for a batch of pairs.
+    """What a matcher found for a pair of models, or for many, with leading axes *batch.
 
-    ``permutation`` is to be applied to the second models. ``objective`` (*batch,) is the inner product of the first
-    model's weights with the permuted second's, whatever the matcher maximised. ``sweeps`` (*batch,) counts the sweeps
-    until one gained nothing, ``history`` (*batch, 1 + most sweeps) is what was maximised, before the first and after
-    each. ``seconds`` is the wall time of all pairs together.
+    - ``permutation`` (*batch): to be applied to the second models; ``matching.apply(b)`` does it.
+    - ``objective`` (*batch,): the inner product of the first model's weights with the permuted second's, whatever the
+      matcher maximised.
+    - ``sweeps`` (*batch,): how many sweeps were made. A sweep assigns every group once; straight-through matching,
+      which assigns them on every batch of data, counts the batches.
+    - ``objective_by_sweep`` (*batch, 1 + most sweeps): the objective before the first sweep and after each; pairs that
+      were done early keep their last. Frank-Wolfe is inside the hull of permutations until its last sweep.
+    - ``maximised_by_sweep`` (*batch, 1 + most sweeps): what this matcher maximises, likewise: the objective, a sum of
+      scores, or minus a loss.
+    - ``seconds``: the wall time of all pairs together.
+
+    Matchings are compared by identity.
     """
 
     permutation: Permutation
     objective: Tensor
     sweeps: Tensor
-    history: Tensor
+    objective_by_sweep: Tensor
+    maximised_by_sweep: Tensor
     seconds: float
 
+    def apply(self, models: Models) -> Models:
+        """The second models, permuted to match the first, as what they are given as."""
+        return self.permutation.apply(models)
 
-def inner_product(spec: PermutationSpec, a: Weights, b: Weights) -> Tensor:
-    """The inner product of two weight vectors, in float64: (*batch,) for weights with leading axes ``*batch``."""
-    return sum(
-        (a[key] * b[key]).flatten(a[key].ndim - len(spec.shapes[key])).sum(-1, dtype=torch.float64)
-        if spec.shapes[key]
-        else (a[key] * b[key]).double()
-        for key in spec.weights
-    )
+    def __repr__(self) -> str:
+        pairs = f"batch {tuple(self.objective.shape)}, on average " if self.objective.ndim else ""
+        before, after = (float(self.objective_by_sweep[..., at].mean()) for at in (0, -1))
+        sweeps = int(self.sweeps.max())
+        return (
+            f"Matching({pairs}inner product {before:.6g} -> {after:.6g}; "
+            f"{sweeps} sweep{'s' * (sweeps != 1)}{' at most' * bool(pairs)}, {self.seconds:.3g} s)"
+        )
+
+
+class Solution(NamedTuple):
+    """What a matcher found for some pairs: ``index`` (pairs, *index_shape) by group, and the fields of ``Matching``."""
+
+    index: dict[str, Tensor]
+    objective: Tensor
+    sweeps: Tensor
+    objective_by_sweep: Tensor
+    maximised_by_sweep: Tensor
 
 
 def check_pairs(spec: PermutationSpec, a: Weights, b: Weights) -> torch.Size:
     """The leading axes of pairs of models. Raises ValueError if they do not fit the spec or each other."""
-    batch = spec.batch_shape(a, "a")
-    spec.batch_shape(b, "b")
-    for key in spec.shapes:
-        if a[key].shape != b[key].shape:
-            raise ValueError(f"{key!r}: a has shape {tuple(a[key].shape)}, b has {tuple(b[key].shape)}")
-        if a[key].dtype != b[key].dtype:
-            raise ValueError(f"{key!r}: a is {a[key].dtype}, b is {b[key].dtype}")
+    batch = spec.leading_axes(a, "a")
+    spec.leading_axes(b, "b")
+    check_alike(a, b, "a", "b")
+    spec.check_finite(a, "a")
+    spec.check_finite(b, "b")
     if batch.numel() < 1:
         raise ValueError("nothing to match: no pairs")
     return batch
@@ -60,10 +83,10 @@ def check_pairs(spec: PermutationSpec, a: Weights, b: Weights) -> torch.Size:
 
 def match_pairs(
     spec: PermutationSpec,
-    a: Weights,
-    b: Weights,
+    a: Models,
+    b: Models,
+    solve: Callable[[Weights, Weights, dict[str, Tensor]], Solution],
     chunk: int | None,
-    solve: Callable[[Weights, Weights, dict[str, Tensor]], Found],
     start: Permutation | None = None,
 ) -> Matching:
     """Match pairs (*batch) by ``solve``, which takes ``chunk`` of them at once and their indices to start from.
@@ -71,43 +94,54 @@ def match_pairs(
     On a CPU several chunks are matched at once, one by each thread.
     """
     begun = time.perf_counter()
+    check_spec(spec, "matchers take (spec, a, b)")
+    a, b = weights_of(a, "a"), weights_of(b, "b")
     batch = check_pairs(spec, a, b)
     pairs = batch.numel()
-    flat_a, flat_b = (
-        {key: t.detach().reshape(pairs, *t.shape[len(batch) :]) for key, t in weights.items()} for weights in (a, b)
-    )
+    flat_a, flat_b = (over(flat(weights, len(batch)), Tensor.detach) for weights in (a, b))
     device = flat_a[next(iter(spec.shapes))].device
     # On a CPU every thread takes pairs of its own: together they would wait for the slowest.
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     chunk = (1 if device.type == "cpu" else pairs) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"nothing to match: {chunk} pairs at once")
-    begin = (Permutation.identity(spec, batch, device) if start is None else start).indices
-    begin = {g: i.expand(*batch, *spec.index_shape(g)).reshape(pairs, *spec.index_shape(g)) for g, i in begin.items()}
+    first = (Permutation.identity(spec, batch, device) if start is None else start).indices
+    first = {
+        group: index.to(device).expand(*batch, *spec.index_shape(group)).reshape(pairs, *spec.index_shape(group))
+        for group, index in first.items()
+    }
 
-    def solve_chunk(at: int) -> Found:
+    def solve_chunk(at: int) -> Solution:
         rows = slice(at, at + chunk)
-        some = ({key: t[rows] for key, t in weights.items()} for weights in (flat_a, flat_b))
-        return solve(*some, {group: i[rows].clone() for group, i in begin.items()})
+        return solve(take(flat_a, rows), take(flat_b, rows), over(take(first, rows), Tensor.clone))
 
     starts = range(0, pairs, chunk)
-    found = []
+    solutions = []
     with track(pairs if len(starts) > 1 else 0, f"match {pairs} pairs", "pair") as bar:
-        for part in _in_threads(solve_chunk, starts, threads):
-            found.append(part)
-            bar.update(len(part.sweeps))
-    longest = max(part.history.shape[-1] for part in found)
-    # Pairs that were done early keep their last objective.
-    paths = [torch.cat([p.history, p.history[:, -1:].expand(-1, longest - p.history.shape[1])], 1) for p in found]
-    index = {g: torch.cat([p.index[g] for p in found]).reshape(*batch, *spec.index_shape(g)) for g in spec.sizes}
-    objective, sweeps = (
-        torch.cat([getattr(p, name) for p in found]).reshape(batch) for name in ("objective", "sweeps")
+        for solution in _in_threads(solve_chunk, starts, threads):
+            solutions.append(solution)
+            bar.update(len(solution.sweeps))
+    indices = {}
+    for group in spec.sizes:
+        index = torch.cat([solution.index[group] for solution in solutions])
+        indices[group] = index.reshape(*batch, *spec.index_shape(group))
+    return Matching(
+        Permutation(spec, indices),
+        torch.cat([solution.objective for solution in solutions]).reshape(batch),
+        torch.cat([solution.sweeps for solution in solutions]).reshape(batch),
+        _joined([solution.objective_by_sweep for solution in solutions]).reshape(*batch, -1),
+        _joined([solution.maximised_by_sweep for solution in solutions]).reshape(*batch, -1),
+        time.perf_counter() - begun,
     )
-    history = torch.cat(paths).reshape(*batch, longest)
-    return Matching(Permutation(spec, index), objective, sweeps, history, time.perf_counter() - begun)
 
 
-def _in_threads(function: Callable[[int], Found], arguments: Sequence[int], threads: int) -> Iterator[Found]:
+def _joined(paths: Sequence[Tensor]) -> Tensor:
+    """Paths (pairs, sweeps) one below the other; pairs that were done early keep their last value."""
+    longest = max(path.shape[1] for path in paths)
+    return torch.cat([torch.cat([path, path[:, -1:].expand(-1, longest - path.shape[1])], 1) for path in paths])
+
+
+def _in_threads(function: Callable[[int], Solution], arguments: Sequence[int], threads: int) -> Iterator[Solution]:
     """``function`` of each argument, in order, by so many threads at once, each of which computes with one."""
     if threads == 1 or len(arguments) == 1:
         yield from map(function, arguments)
@@ -117,12 +151,3 @@ def _in_threads(function: Callable[[int], Found], arguments: Sequence[int], thre
             yield from pool.map(function, arguments)
     finally:
         torch.set_num_threads(threads)  # which a thread sets for those that come after it, too
-
-
-class Found(NamedTuple):
-    """What was found for some pairs: indices, objective, sweeps (pairs,) and history (pairs, 1 + sweeps)."""
-
-    index: dict[str, Tensor]
-    objective: Tensor
-    sweeps: Tensor
-    history: Tensor

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from rebasin.graph import each_model
+from rebasin.inner_products import inner_product
+from rebasin.matching.batches import batches_of
 from rebasin.matching.by_weights import weight_matching
-from rebasin.matching.pairs import Matching, check_pairs, inner_product
+from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
 from rebasin.permutation import Permutation
-from rebasin.progress import track
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights, interpolate
+from rebasin.weights import Models, Weights, check_device, interpolate, over
 
 
 def straight_through_matching(
     spec: PermutationSpec,
-    a: Weights,
-    b: Weights,
+    a: Models,
+    b: Models,
+    *,
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
     epochs: int = 1,
@@ -33,52 +34,73 @@ def straight_through_matching(
 ) -> Matching:
     """Match each ``b`` to its ``a`` such that the midpoint's loss is low (Git Re-Basin, Algorithm 2).
 
-    A free point starts at ``a``. On every batch ``b`` is weight-matched to it, the loss of the midpoint of ``a`` and
-    the permuted ``b`` is taken, and its gradient moves the free point (SGD, momentum 0.9). The permutation of the batch
-    with the lowest loss is kept. ``a`` and ``b`` are weights of ``model``, taken as in evaluation, with the same
-    leading axes (*batch); ``loader`` gives inputs and targets, ``epochs`` times over; ``chunk`` gradients are taken at
-    once. ``sweeps`` counts the batches and ``history`` is minus the loss of the best midpoint so far, before the first
-    batch minus infinity. Raises ValueError if the weights do not fit or the loader gives nothing.
+    ``a`` and ``b`` are those of ``weight_matching``; they are weights of ``model``, which is taken as in evaluation.
+    ``loader`` gives batches of inputs and targets, ``epochs`` times over. A free point starts at ``a``. On every batch
+    ``b`` is weight-matched to it, the loss of the midpoint of ``a`` and the permuted ``b`` is taken, and its gradient
+    moves the free point (SGD, momentum 0.9). The permutation of the batch with the lowest loss is kept. ``chunk``
+    gradients are taken at once.
+
+    ``maximised_by_sweep`` is minus the loss of the best midpoint so far; before the first batch it is minus infinity.
+    Raises ValueError if the weights do not fit, lie on another device than model or data, or the loader gives nothing.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> spec = rebasin.trace(model, torch.ones(1, 3))
+    >>> other = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> batches = [(torch.randn(9, 3), torch.randint(2, (9,))) for _ in range(4)]
+    >>> straight_through_matching(spec, model, other, model=model, loader=batches).sweeps
+    tensor(4)
     """
-    begun = time.perf_counter()
-    batch = check_pairs(spec, a, b)
+
+    def solve(a: Weights, b: Weights, identity: dict[str, Tensor]) -> Solution:
+        check_device(model, a)
+        return _descend(spec, a, b, identity, model, loader, epochs, learning_rate, loss, seed, chunk)
+
+    return match_pairs(spec, a, b, solve, ALL_AT_ONCE)
+
+
+def _descend(
+    spec: PermutationSpec,
+    a: Weights,
+    b: Weights,
+    best: dict[str, Tensor],
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    epochs: int,
+    learning_rate: float,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    seed: int,
+    chunk: int,
+) -> Solution:
+    """Algorithm 2 for weights (pairs, ...), all pairs side by side; ``best`` are the indices so far."""
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}).eval()
-    flat_a, flat_b = ({key: t.reshape(-1, *spec.shapes[key]) for key, t in weights.items()} for weights in (a, b))
-    free = {key: flat_a[key].clone() for key in spec.weights}
-    speed = {key: torch.zeros_like(tensor) for key, tensor in free.items()}
-    pairs, device = batch.numel(), next(iter(free.values())).device
-    basin = Permutation.identity(spec, (pairs,), device)
-    best = {group: index.clone() for group, index in basin.indices.items()}
-    history = [torch.full((pairs,), -torch.inf, dtype=torch.float64, device=device)]
+    free = {key: a[key].clone() for key in spec.weights}
+    speed = over(free, torch.zeros_like)
+    basin = Permutation(spec, over(best, Tensor.clone))
+    objective = [inner_product(spec, a, b)]
+    history = [torch.full_like(objective[0], -torch.inf)]
 
     def midpoint_loss(weights: dict[str, Tensor], statistics: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        # Tensors of two names are told twice.
+        # A tensor of two names is passed under both.
         return loss(functional_call(model, {**weights, **statistics}, (x,), tie_weights=False), y)
 
-    descend = each_model(grad_and_value(midpoint_loss), (0, 0, None, None), chunk)
-    steps = epochs * len(loader) if isinstance(loader, Sized) else 0
-    with track(steps, "straight-through matching", "batch") as bar:
-        for x, y in (each for _ in range(epochs) for each in loader):
-            basin = weight_matching(spec, {**flat_a, **free}, flat_b, seed, start=basin).permutation
-            middle = interpolate(flat_a, basin.apply(flat_b), 0.5)
-            statistics = {key: middle.pop(key) for key in spec.statistics}
-            gradient, losses = descend(middle, statistics, x, y)
-            for key, tensor in free.items():
-                # The midpoint moves half as far as the permuted b, which stands for the free point.
-                speed[key] = 0.9 * speed[key] + gradient[key] / 2
-                free[key] = tensor - learning_rate * speed[key]
-            better = -losses.double() > history[-1]
-            for group, index in basin.indices.items():
-                best[group][better] = index[better]
-            history.append(torch.maximum(history[-1], -losses.double()))
-            bar.update()
-    if len(history) == 1:
-        raise ValueError("the loader gave no batches")
-    permutation = Permutation(spec, {g: i.reshape(*batch, *spec.index_shape(g)) for g, i in best.items()})
-    return Matching(
-        permutation,
-        inner_product(spec, a, permutation.apply(b)),
-        torch.full(batch, len(history) - 1),
-        torch.stack(history, -1).reshape(*batch, -1),
-        time.perf_counter() - begun,
-    )
+    gradient_and_loss = each_model(grad_and_value(midpoint_loss), (0, 0, None, None), chunk)
+    for batch in batches_of(loader, a, "straight-through matching", epochs):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError("straight-through matching needs batches of inputs and targets: (inputs, targets)")
+        x, y = batch
+        basin = weight_matching(spec, {**a, **free}, b, seed=seed, start=basin).permutation
+        moved = basin.apply(b)
+        middle = interpolate(a, moved, 0.5)
+        statistics = {key: middle.pop(key) for key in spec.statistics}
+        gradient, losses = gradient_and_loss(middle, statistics, x, y)
+        for key, tensor in free.items():
+            # The midpoint moves half as far as the permuted b, which stands for the free point.
+            speed[key] = 0.9 * speed[key] + gradient[key] / 2
+            free[key] = tensor - learning_rate * speed[key]
+        better = -losses.double() > history[-1]
+        for group, index in basin.indices.items():
+            best[group][better] = index[better]
+        history.append(torch.maximum(history[-1], -losses.double()))
+        objective.append(torch.where(better, inner_product(spec, a, moved), objective[-1]))
+    sweeps = torch.full((len(objective[0]),), len(history) - 1, device=objective[0].device)
+    return Solution(best, objective[-1], sweeps, torch.stack(objective, -1), torch.stack(history, -1))

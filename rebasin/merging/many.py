@@ -1,48 +1,40 @@
-"""Many models into one: naive averaging, MergeMany, and the hierarchy, stage by stage."""
+"""MergeMany: every model is matched to the mean of the others, round after round."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rebasin.matching.by_weights import TOLERANCE, weight_matching
-from rebasin.merging.mean import _group_shape, _mean, _unmoved
+from rebasin.merging.record import Merge, merged_like, side_by_side, unmoved
 from rebasin.permutation import Permutation, compose
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Models, flat, mean, over, unflat
 
 
-@dataclass(frozen=True)
-class Merged:
-    """What MergeMany made of each group of n models.
+def merge_many(spec: PermutationSpec, models: Models, *, seed: int = 0, max_rounds: int = 100) -> Merge:
+    """Merge n models all at once (Git Re-Basin, Algorithm 3, MergeMany).
 
-    ``weights`` (*batch, ...); ``permutation`` (*batch, n) brings each model into the common basin; ``rounds``
-    (*batch,) counts the rounds until one shortened no distance.
+    ``models`` is a list of modules or of dicts of tensors, or a dict of tensors (*batch, n, ...). A round takes the
+    models in random order and weight-matches each to the mean of the others. When a round shortens no model's distance
+    to that mean, or after ``max_rounds``, the models are averaged. The order depends on ``seed`` alone and is shared by
+    the batch. Raises ValueError if the models do not fit the spec or there are none.
+
+    >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(3)]
+    >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
+    >>> merge = merge_many(spec, models)
+    >>> type(merge.model).__name__, merge.permutation
+    ('Sequential', Permutation(1 group, 8 units, batch (3,)))
     """
-
-    weights: dict[str, Tensor]
-    permutation: Permutation
-    rounds: Tensor
-
-
-def merge_many(spec: PermutationSpec, models: Weights, seed: int = 0, max_rounds: int = 100) -> Merged:
-    """Merge models (*batch, n, ...) all at once (Git Re-Basin, Algorithm 3, MergeMany).
-
-    A round takes the models in random order and weight-matches each to the mean of the others; when a round shortens
-    no model's distance to that mean, or after ``max_rounds``, the models are averaged. The order depends on ``seed``
-    alone and is shared by the batch. Raises ValueError if the weights do not fit the spec or there are none.
-    """
-    batch = _group_shape(spec, models)
-    n = models[next(iter(spec.shapes))].shape[len(batch)]
-    groups = batch.numel()
-    flat = {key: t.reshape(groups, n, *t.shape[len(batch) + 1 :]).clone() for key, t in models.items()}
-    device = flat[next(iter(spec.shapes))].device
-    index = _unmoved(spec, (groups, n), device)
-    rounds = torch.zeros(groups, dtype=torch.int64, device=device)
+    weights, batch = side_by_side(spec, models, "merge_many(spec, models)")
+    axes = len(batch)
+    n, groups = weights[next(iter(spec.shapes))].shape[axes], batch.numel()
+    moved = over(flat(weights, axes), Tensor.clone)  # (groups, n, ...), permuted as the rounds go on
+    device = moved[next(iter(spec.shapes))].device
+    index = unmoved(spec, (groups, n), device)
+    rounds, sweeps = (torch.zeros(groups, dtype=torch.int64, device=device) for _ in range(2))
     active = torch.full((groups,), n > 1, device=device)
     rng = np.random.default_rng(seed)
     with track(max_rounds, f"MergeMany, {groups} x {n} models, rounds at most", "round") as bar:
@@ -51,29 +43,28 @@ def merge_many(spec: PermutationSpec, models: Weights, seed: int = 0, max_rounds
                 break
             rows = active.nonzero().squeeze(-1)
             shortened = torch.zeros(len(rows), dtype=torch.bool, device=device)
-            total = {key: tensor[rows].sum(1) for key, tensor in flat.items() if tensor.is_floating_point()}
+            total = {key: tensor[rows].sum(1) for key, tensor in moved.items() if tensor.is_floating_point()}
             for i in rng.permutation(n):
-                model = {key: tensor[rows, i] for key, tensor in flat.items()}
-                others = {
-                    key: (total[key] - tensor) / (n - 1) if key in total else tensor for key, tensor in model.items()
-                }
-                found = weight_matching(spec, others, model, seed=int(rng.integers(2**31)))
-                # A permutation keeps the norm, so that the distance shrinks exactly when the inner product grows.
-                shortened |= found.objective - found.history[..., 0] > TOLERANCE
-                moved = found.permutation.apply(model)
+                model = {key: tensor[rows, i] for key, tensor in moved.items()}
+                others = dict(model)
                 for key in total:
-                    total[key] += moved[key] - model[key]
-                for key, tensor in flat.items():
-                    tensor[rows, i] = moved[key]
+                    others[key] = (total[key] - model[key]) / (n - 1)
+                matching = weight_matching(spec, others, model, seed=int(rng.integers(2**31)))
+                # A permutation keeps the norm, so that the distance shrinks exactly when the inner product grows.
+                shortened |= matching.objective - matching.objective_by_sweep[..., 0] > TOLERANCE
+                closer = matching.apply(model)
+                for key in total:
+                    total[key] += closer[key] - model[key]
+                for key, tensor in moved.items():
+                    tensor[rows, i] = closer[key]
                 before = {group: held[rows, i] for group, held in index.items()}
-                for group, composed in compose(spec, found.permutation.indices, before).items():
+                for group, composed in compose(spec, matching.permutation.indices, before).items():
                     index[group][rows, i] = composed
+                sweeps[rows] += matching.sweeps
             rounds[rows] += 1
             active[rows] = shortened
             bar.set_postfix_str(f"{int(active.sum())} groups still moving")
             bar.update()
-    return Merged(
-        {key: _mean(tensor, 1).reshape((*batch, *tensor.shape[2:])) for key, tensor in flat.items()},
-        Permutation(spec, {g: i.reshape(*batch, n, *spec.index_shape(g)) for g, i in index.items()}),
-        rounds.reshape(batch),
-    )
+    merged = unflat(mean(moved, 1), batch)
+    permutation = Permutation(spec, {group: held.reshape(*batch, *held.shape[1:]) for group, held in index.items()})
+    return Merge(merged_like(models, merged), merged, permutation, rounds.reshape(batch), sweeps.reshape(batch))

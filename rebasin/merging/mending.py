@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,46 +11,86 @@ from torch import Tensor, nn
 
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Models, Weights, check_device, check_module, flat, like, unflat, weights_of
 
+Mend = Callable[[Weights, Weights], dict[str, Tensor]]
 UNKNOWN = ("conv_transpose", "rms_norm", "_fused_rms_norm")  # layers that are not in AFFINE
 MOVING = ("movedim", "permute", "transpose")  # axes change places, and values stay
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
-@torch.no_grad()
-def repair(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor) -> dict[str, Tensor]:
-    """Rescale and shift the units of merged networks (Jordan et al. 2023, section 4), of any architecture.
+def mender(model: nn.Module, inputs: Tensor) -> Mend:
+    """What mends a merge: ``mend(merged, parents)`` by REPAIR on these inputs, as ``merge`` and its methods take it.
 
-    ``merged`` is (*batch, ...) and ``parents`` (*batch, n, ...), already in the merge's basin: unit i of each parent is
-    unit i of the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each unit that comes out of a linear
-    layer, a convolution or a norm is given the parents' average mean and average standard deviation over inputs and
-    places; the output layers stay. Units that never vary in the merge are shifted alone. Raises ValueError for fewer
-    than two inputs, a layer that is used twice, has no bias and no norm after it, or cannot be rescaled, and weights
-    that do not fit.
+    ``model`` is one of the models and ``inputs`` (m, ...) go into it, with m >= 2; ``merged`` is (*batch, ...) and
+    ``parents`` (*batch, n, ...). Running statistics of batch norms are measured anew first. In a merge they are the
+    means of the parents', too wide for units that vary less: REPAIR would make up for that by a factor in the norm's
+    weight, and the next stage would average this factor with another merge's.
+
+    Raises TypeError unless ``model`` is a module; the mending raises what ``repair`` does.
+
+    >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(4)]
+    >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
+    >>> mend = rebasin.mender(models[0], torch.randn(50, 3))
+    >>> rebasin.merge(spec, models, by="hierarchy", mend=mend, mend_at="every stage")
+    Merge(4 models -> Sequential; 2 rounds, ... sweeps, 2 stages)
     """
+    check_module(model, "mender(model, inputs)")
+    return functools.partial(_mend, model, inputs)
+
+
+def _mend(model: nn.Module, inputs: Tensor, merged: Weights, parents: Weights) -> dict[str, Tensor]:
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    if any(norm.running_var is not None for norm in norms):
+        merged = reset_norms(model, merged, inputs)
+    return repair(model, merged, parents, inputs)
+
+
+@torch.no_grad()
+def repair(model: nn.Module, merged: Models, parents: Models, inputs: Tensor) -> Models:
+    """Rescale and shift the units of merged networks (REPAIR: Jordan et al. 2023, section 4), of any architecture.
+
+    ``merged`` is a module, a dict of tensors (*batch, ...) or a list of either, and comes back as what it is.
+    ``parents`` has one more axis, (*batch, n, ...), and is in the merge's basin already: unit i of each parent is unit
+    i of the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each unit that comes out of a linear layer, a
+    convolution or a norm is given the parents' average mean and average standard deviation over inputs and places; the
+    output layers stay. Units that never vary in the merge are only shifted.
+
+    Raises ValueError for fewer than two inputs, a layer that is used twice, has no bias and no norm after it, or cannot
+    be rescaled, and weights that do not fit or lie elsewhere.
+
+    >>> parents = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+    >>> middle = rebasin.interpolate(*parents, 0.5)
+    >>> x = torch.randn(100, 3)
+    >>> repaired = repair(middle, middle, parents, x)
+    >>> spread = [model[0](x).std(0) for model in (*parents, repaired)]
+    >>> torch.allclose((spread[0] + spread[1]) / 2, spread[2], rtol=1e-3)
+    True
+    """
+    check_module(model, "repair(model, merged, parents, inputs)")
     if len(inputs) < 2:
         raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {len(inputs)}")
+    weights, parents = weights_of(merged, "the merge"), weights_of(parents, "the parents")
+    batch = _leading(model, weights, "the merge", inputs)
+    if len(_leading(model, parents, "the parents", inputs)) != len(batch) + 1:
+        raise ValueError("the parents need one leading axis more than the merge: the models that it was made of")
     program = export(model, (inputs,))
     layers = _layers(program)
-    batch = _leading(model, merged, "the merge")
-    if len(_leading(model, parents, "the parents")) != len(batch) + 1:
-        raise ValueError("the parents need one leading axis more than the merge: the models that it was made of")
 
-    def statistics(one: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        found = {}
+    def statistics(weights: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        moments = {}
 
         def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
             value = compute(*args)
             if node in layers:
-                found[layers[node][0]] = _moments(value, AFFINE[operator(node)][0])
+                moments[layers[node][0]] = _moments(value, AFFINE[operator(node)][0])
             return value
 
-        run(program, one, (inputs,), visit)
-        return found
+        run(program, weights, (inputs,), visit)
+        return moments
 
-    def repaired(one: dict[str, Tensor], goals: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        one = dict(one)
+    def repaired(weights: dict[str, Tensor], goals: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        weights = dict(weights)
 
         def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
             value = compute(*args)
@@ -59,57 +100,68 @@ def repair(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor) 
             weight, bias = layers[node]
             (mean, std), (goal_mean, goal_std) = _moments(value, axis), goals[weight]
             scale = torch.where(std > 0, goal_std / std, torch.ones_like(std))
-            one[weight] = one[weight] * scale.reshape(-1, *[1] * (one[weight].ndim - 1))
-            one[bias] = (one[bias] - mean) * scale + goal_mean
-            args[at_weight], args[at_bias] = one[weight], one[bias]
+            weights[weight] = weights[weight] * scale.reshape(-1, *[1] * (weights[weight].ndim - 1))
+            weights[bias] = (weights[bias] - mean) * scale + goal_mean
+            args[at_weight], args[at_bias] = weights[weight], weights[bias]
             return compute(*args)
 
-        run(program, one, (inputs,), visit)
-        return one
+        run(program, weights, (inputs,), visit)
+        return weights
 
     # One model at a time: its activations on all inputs are the largest thing in memory.
-    seen = each_model(statistics)({key: tensor.flatten(0, len(batch)) for key, tensor in parents.items()})
-    goals = {key: tuple(s.unflatten(0, (batch.numel(), -1)).mean(1) for s in found) for key, found in seen.items()}
-    mended = each_model(repaired)(_flat(merged, batch), goals)
-    return {key: tensor.reshape(merged[key].shape) for key, tensor in mended.items()}
+    of_parents = each_model(statistics)(flat(parents, len(batch) + 1))
+    goals = {
+        key: tuple(moment.unflatten(0, (batch.numel(), -1)).mean(1) for moment in moments)
+        for key, moments in of_parents.items()
+    }
+    return like(merged, unflat(each_model(repaired)(flat(weights, len(batch)), goals), batch))
 
 
 @torch.no_grad()
-def reset_norms(model: nn.Module, weights: Weights, inputs: Tensor) -> dict[str, Tensor]:
-    """Measure the running means and variances of batch norms anew, for weights (*batch, ...), over ``inputs``.
+def reset_norms(model: nn.Module, weights: Models, inputs: Tensor) -> Models:
+    """Measure the running means and variances of batch norms anew over ``inputs``.
 
-    Each norm sees what the norms before it give with their new statistics. Raises ValueError for fewer than two inputs,
-    a model without running statistics, and weights that do not fit the model.
+    ``weights`` is a module, a dict of tensors (*batch, ...) or a list of either, and comes back as what it is;
+    ``inputs`` (m, ...) go into ``model``. Each norm sees what the norms before it give with their new statistics.
+
+    Raises ValueError for fewer than two inputs, a model without running statistics, and weights that do not fit the
+    model or lie elsewhere.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
+    >>> x = torch.randn(100, 3)
+    >>> torch.allclose(reset_norms(model, model, x)[1].running_mean, model[0](x).mean(0), atol=1e-6)
+    True
     """
+    check_module(model, "reset_norms(model, weights, inputs)")
     if len(inputs) < 2:
         raise ValueError(f"a variance needs two inputs or more, got {len(inputs)}")
+    given = weights_of(weights, "the weights")
+    batch = _leading(model, given, "the weights", inputs)
     program = export(model, (inputs,))
     keys = weight_keys(program)
     if not any(operator(node) in BATCH_NORMS and node.args[3] in keys for node in program.graph.nodes):
         raise ValueError("the model has no norm with running statistics")
-    batch = _leading(model, weights, "the weights")
 
-    def measured(one: dict[str, Tensor]) -> dict[str, Tensor]:
-        one = dict(one)
+    def measured(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        weights = dict(weights)
 
         def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
             if operator(node) in BATCH_NORMS and node.args[3] in keys:
                 mean, std = _moments(args[0], 1)
                 args[3], args[4] = mean, std.square()
-                one[keys[node.args[3]]], one[keys[node.args[4]]] = args[3], args[4]
+                weights[keys[node.args[3]]], weights[keys[node.args[4]]] = args[3], args[4]
             return compute(*args)
 
-        run(program, one, (inputs,), visit)
-        return one
+        run(program, weights, (inputs,), visit)
+        return weights
 
-    found = each_model(measured)(_flat(weights, batch))
-    return {key: tensor.reshape(weights[key].shape) for key, tensor in found.items()}
+    return like(weights, unflat(each_model(measured)(flat(given, len(batch))), batch))
 
 
 def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
     """The nodes that REPAIR corrects, in order, and the keys of their weight and bias."""
     keys = weight_keys(program)
-    found: dict[torch.fx.Node, tuple[str, str]] = {}
+    layers: dict[torch.fx.Node, tuple[str, str]] = {}
     followed: set[torch.fx.Node] = set()  # nodes with a layer somewhere after them
     for node in reversed(program.graph.nodes):
         followed.update(node.all_input_nodes if node in followed or operator(node) in AFFINE else ())
@@ -126,15 +178,15 @@ def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[
         if operator(node) in NORMS and weight.meta["val"].ndim > 1:
             raise ValueError(f"REPAIR cannot rescale {keys[weight]!r}, which scales places and units")
         if bias in keys:
-            found[node] = (keys[weight], keys[bias])
-        elif not all(operator(reader) in NORMS and reader in found for reader in _readers(node)):
+            layers[node] = (keys[weight], keys[bias])
+        elif not all(operator(reader) in NORMS and reader in layers for reader in _readers(node)):
             name = keys[weight].removesuffix(".weight")
             raise ValueError(f"REPAIR shifts units by their bias, and {name!r} has none")
-    used = [weight for weight, _ in found.values()]
+    used = [weight for weight, _ in layers.values()]
     for weight in used:
         if used.count(weight) > 1:
             raise ValueError(f"REPAIR cannot rescale {weight!r} for each of the {used.count(weight)} times it is used")
-    return dict(reversed(found.items()))
+    return dict(reversed(layers.items()))
 
 
 def _readers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
@@ -153,12 +205,16 @@ def _moments(value: Any, axis: int) -> tuple[Tensor, Tensor]:
     return rows.mean(0), rows.std(0)
 
 
-def _flat(weights: Weights, batch: torch.Size) -> dict[str, Tensor]:
-    """The weights (*batch, ...) with one leading axis."""
-    return {key: tensor.reshape(batch.numel(), *tensor.shape[len(batch) :]) for key, tensor in weights.items()}
+def _leading(model: nn.Module, weights: Weights, what: str, inputs: Tensor) -> torch.Size:
+    """The leading axes of weights of this model.
 
-
-def _leading(model: nn.Module, weights: Weights, what: str) -> torch.Size:
-    """The leading axes of weights of this model. Raises ValueError, naming the first key, if they do not fit."""
+    Raises ValueError, naming the first key, if they do not fit, or if model, weights and inputs lie on different
+    devices.
+    """
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    return PermutationSpec({}, {}, shapes).batch_shape(weights, what)
+    batch = PermutationSpec({}, {}, shapes).batch_shape(weights, what)
+    check_device(model, weights)
+    device = next(iter(weights.values())).device
+    if inputs.device != device:
+        raise ValueError(f"the inputs are on {inputs.device}, {what} on {device}")
+    return batch

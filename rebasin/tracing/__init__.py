@@ -16,19 +16,33 @@ from rebasin.tracing.groups import find_groups
 from rebasin.tracing.proof import prove
 from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401  each adds its rules to RULES
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
+from rebasin.weights import check_module
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> PermutationSpec:
-    """The permutation groups of a model, derived by following axes through its graph and proved on its function.
+    """The permutation groups of a model: which units can change places without changing what it computes.
 
-    ``example`` is an input, or the tuple of its inputs. The model is taken as in evaluation. What the rules in
-    ``rebasin/operators`` cannot follow is pinned, with its reason. Raises ValueError if torch.export refuses the model
-    or the input, and AssertionError, naming a group, if permuting it changes the outputs of a copy with other weights.
+    ``example`` is an input of the model, with a batch axis, or the tuple of its inputs; one or two images are enough.
+    The model is taken as in evaluation, and nothing of it is modified. Its graph is exported by ``torch.export``, and
+    axes are followed through it operator by operator. What no rule in ``rebasin/tracing/rules`` can follow stays where
+    it is, and ``spec.pinned`` tells the reason. Before the spec is returned it is proved: all weights are redrawn, each
+    group is permuted at random, and the outputs must stay what they were.
+
+    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input or if outputs are
+    not finite, and SpecError, naming a group, if permuting it changes the outputs.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> spec = trace(model, torch.randn(1, 3, 8, 8))
+    >>> spec
+    PermutationSpec(1 group, 8 units; 2 of 9 entries stay)
+    >>> spec.pinned["4.bias"]
+    'an output of the network'
     """
-    inputs = tuple(
-        each.cpu().double() if each.is_floating_point() else each.cpu()
-        for each in (example if isinstance(example, tuple) else (example,))
-    )
+    check_module(model, "trace(model, example)")
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not all(isinstance(tensor, Tensor) for tensor in inputs):
+        raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
+    inputs = tuple(tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu() for tensor in inputs)
     program = export(_double(model), inputs, RULES)
     spec = find_groups(*_relate(program))
     prove(spec, program, inputs)
@@ -94,4 +108,4 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
 
 def _shape(value: Any) -> Any:
     """The shape of a tensor, or those of several."""
-    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else [_shape(each) for each in value]
+    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else [_shape(part) for part in value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,82 +41,94 @@ def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> Permutati
 
     places = _places(relations, tensors, unit_of)
     kind = _refine(count, [place.units for place in places], uses)
-    found = _grouped(children, kind, places)
+    groups = _grouped(children, kind, places)
     owner, number = np.full(count + 1, FIXED), np.zeros(count + 1, np.int64)
-    for position, units in enumerate(found.units):
+    for position, units in enumerate(groups.units):
         for column in units.T:
             owner[column], number[column] = position, np.arange(len(units))
-    names = list(found.sizes)
+    names = list(groups.sizes)
     parts: dict[str, list[Part]] = {key: [] for key in tensors}
     for place in places:
-        groups = np.where(place.units == FIXED, FIXED, owner[place.units])
-        for group in np.unique(groups[groups != FIXED]).tolist():
-            slices = np.flatnonzero(groups == group)
-            lying = place.units[slices]
-            slices = slices[np.lexsort((slices, kind[lying], number[lying]))]
-            positions = torch.from_numpy(slices.reshape(len(found.units[group]), -1))
+        owners = np.where(place.units == FIXED, FIXED, owner[place.units])
+        for group in np.unique(owners[owners != FIXED]).tolist():
+            slices = np.flatnonzero(owners == group)
+            units = place.units[slices]
+            slices = slices[np.lexsort((slices, kind[units], number[units]))]
+            positions = torch.from_numpy(slices.reshape(len(groups.units[group]), -1))
             parts[place.key].append(Part(names[group], place.axis, positions))
     return PermutationSpec(
-        found.sizes,
-        {key: tuple(lying) for key, lying in parts.items()},
+        groups.sizes,
+        {key: tuple(own) for key, own in parts.items()},
         {key: value.shape for key, value in tensors.items()},
-        found.inside,
+        groups.inside,
         {key: blocks for key, (_, blocks) in relations.columns.items()},
-        pinned={key: _reason(tensors[key], tied, reasons) for key, lying in parts.items() if not lying},
+        pinned={key: _reason(tensors[key], tied, reasons) for key, own in parts.items() if not own},
     )
 
 
 @dataclass
-class _Grouped:
+class _Groups:
     """The groups by name; ``units[k]`` has a row for each unit of the k-th, several entries if they move as one."""
 
-    sizes: dict[str, int]
-    inside: dict[str, str]
-    units: list[np.ndarray]
+    sizes: dict[str, int] = field(default_factory=dict)
+    inside: dict[str, str] = field(default_factory=dict)
+    units: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, name: str, size: int, units: np.ndarray) -> None:
+        self.sizes[name] = size
+        self.units.append(units)
 
 
-def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_Place]) -> _Grouped:
-    """Blocks that may change places and the units within them, then the units that may change places elsewhere."""
+def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_Place]) -> _Groups:
+    """Blocks that may change places and the units within them, then the units that may change places elsewhere.
+
+    Worked example, two heads of attention. Block 20 holds the units 0 1 2, block 21 holds 3 4 5. The units 0 1 3 4 are
+    of kind 7, as rows of the queries are; 2 and 5 are of kind 8, as a scale that each head has but one of.
+
+    1. Both blocks hold the kinds 7 7 8, so that they may change places. Sorted by kind, their units stand in
+       corresponding order, a row for each block: [[0 1 2], [3 4 5]].
+    2. Kind 8 has one column. Its units move with their blocks: the group "query blocks" has the two units [20 2] and
+       [21 5], several numbers that move as one.
+    3. Kind 7 has two columns. Its units change places within a block: the group "query" of size 2 lies inside of
+       "query blocks", and has the units 0 1 of the first block, then 3 4 of the second.
+    4. Units that are left, of one kind and in the same block or in none, are a group if there are two or more.
+    """
     rank = _rank(len(kind), places)
-    lies = rank < np.iinfo(np.int64).max
+    lies = rank < np.iinfo(np.int64).max  # whether a unit lies anywhere
     names = _Names(places)
-    found = _Grouped({}, {}, [])
-
-    def add(name: str, size: int, units: np.ndarray) -> None:
-        found.sizes[name] = size
-        found.units.append(units)
-
-    head_of = np.full(len(kind), FIXED)
-    for head, units in children.items():
-        head_of[list(units)] = head
-    placed = np.zeros(len(kind), bool)
-    for heads in _alike_blocks(children, kind):
-        # One row per block, the units in corresponding order: by kind, then by rank.
-        rows = [np.array([unit for unit in children[head] if lies[unit]], int) for head in heads]
-        rows = [units[np.lexsort((rank[units], kind[units]))] for units in rows]
-        if len(heads) < 2 or not len(rows[0]):
+    groups = _Groups()
+    block_of = np.full(len(kind), FIXED)
+    for block, units in children.items():
+        block_of[list(units)] = block
+    done = np.zeros(len(kind), bool)
+    for blocks in _alike_blocks(children, kind):
+        units_of = [np.array([unit for unit in children[block] if lies[unit]], int) for block in blocks]
+        if len(blocks) < 2 or not len(units_of[0]):
             continue
-        rows = np.stack(sorted(rows, key=lambda units: rank[units].min()))
-        heads = head_of[rows[:, 0]]
-        _, first, times = np.unique(kind[rows[0]], return_index=True, return_counts=True)
+        # (blocks, units), the units of all blocks in corresponding order: by kind, then by rank.
+        rows = np.stack([units[np.lexsort((rank[units], kind[units]))] for units in units_of])
+        rows = rows[np.argsort(rank[rows].min(1), kind="stable")]
+        _, columns, counts = np.unique(kind[rows[0]], return_index=True, return_counts=True)
         # What a block has but one of moves with it; the block may lie somewhere itself, as in a table of biases.
-        alone = [rows[:, start] for start, n in zip(first, times, strict=True) if n == 1]
-        name = names.of(int(rows[0][rank[rows[0]].argmin()]), " blocks")
-        add(name, len(heads), np.stack([heads, *alone], 1))
-        for start, n in sorted(zip(first, times, strict=True), key=lambda one: rank[rows[0][one[0]]]):
-            if n > 1:
-                inner = names.of(int(rows[0][start]))
-                add(inner, int(n), rows[:, start : start + n].reshape(-1, 1))
-                found.inside[inner] = name
-        placed[rows] = True
-        placed[heads] = True
-    free = np.flatnonzero(lies & ~placed)
-    free = free[np.lexsort((rank[free], head_of[free], kind[free]))]
-    alike = np.split(free, 1 + np.flatnonzero((np.diff(kind[free]) != 0) | (np.diff(head_of[free]) != 0)))
+        single = [rows[:, column] for column, count in zip(columns, counts, strict=True) if count == 1]
+        outer = names.of(int(rows[0][rank[rows[0]].argmin()]), " blocks")
+        blocks = block_of[rows[:, 0]]
+        groups.add(outer, len(blocks), np.stack([blocks, *single], 1))
+        for at in np.argsort(rank[rows[0, columns]], kind="stable"):
+            column, count = int(columns[at]), int(counts[at])
+            if count > 1:
+                inner = names.of(int(rows[0, column]))
+                groups.add(inner, count, rows[:, column : column + count].reshape(-1, 1))
+                groups.inside[inner] = outer
+        done[rows] = True
+        done[blocks] = True
+    free = np.flatnonzero(lies & ~done)
+    free = free[np.lexsort((rank[free], block_of[free], kind[free]))]
+    alike = np.split(free, 1 + np.flatnonzero((np.diff(kind[free]) != 0) | (np.diff(block_of[free]) != 0)))
     for units in sorted((units for units in alike if len(units) > 1), key=lambda units: rank[units[0]]):
         if units[0] not in children:
-            add(names.of(int(units[0])), len(units), units.reshape(-1, 1))
-    return found
+            groups.add(names.of(int(units[0])), len(units), units.reshape(-1, 1))
+    return groups
 
 
 def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[int]]]:
@@ -172,9 +184,9 @@ def _refine(count: int, places: Iterable[np.ndarray], uses: Iterable[np.ndarray]
     """A number per unit: two have the same if they lie equally often in each place and each use."""
     kind = np.zeros(count, np.int64)
     for units in [*places, *uses]:
-        found, times = np.unique(units[units != FIXED], return_counts=True)
-        _, new = np.unique(kind[found] * (times.max(initial=0) + 1) + times, return_inverse=True)
-        kind[found] = kind.max() + 1 + new
+        lying, times = np.unique(units[units != FIXED], return_counts=True)
+        _, new = np.unique(kind[lying] * (times.max(initial=0) + 1) + times, return_inverse=True)
+        kind[lying] = kind.max() + 1 + new
     return kind
 
 
@@ -183,9 +195,9 @@ def _rank(count: int, places: Iterable[_Place]) -> np.ndarray:
     rank = np.full(count, np.iinfo(np.int64).max)
     seen = 0
     for place in places:
-        found, first = np.unique(place.units, return_index=True)
-        new = (found != FIXED) & (rank[found] == np.iinfo(np.int64).max)
-        rank[found[new]] = seen + first[new]
+        lying, first = np.unique(place.units, return_index=True)
+        new = (lying != FIXED) & (rank[lying] == np.iinfo(np.int64).max)
+        rank[lying[new]] = seen + first[new]
         seen += len(place.units)
     return rank
 
@@ -202,7 +214,7 @@ class _Names:
     """A name for each group: the layer whose rows its units are, or whatever tensor they lie in first."""
 
     def __init__(self, places: list[_Place]) -> None:
-        self.given: set[str] = set()
+        self.used: set[str] = set()
         self.first: dict[int, tuple[str, int]] = {}
         for rows in (True, False):
             for place in places:
@@ -214,9 +226,9 @@ class _Names:
         key, axis = self.first[unit]
         layer = key.removesuffix(".weight").removesuffix(".bias") + ("" if axis == 0 else f" axis {axis}") + suffix
         name, number = layer, 2
-        while name in self.given:
+        while name in self.used:
             name, number = f"{layer} {number}", number + 1
-        self.given.add(name)
+        self.used.add(name)
         return name
 
 
@@ -225,5 +237,5 @@ def _reason(value: Value, unit_of: np.ndarray, reasons: Mapping[int, str]) -> st
     if not value.labels:
         return "a single number"
     units = np.concatenate([labels.units for labels in value.labels])
-    told = [reasons.get(unit, "a unit like no other") for unit in unit_of[units].tolist()]
-    return max(set(told), key=told.count)
+    every = [reasons.get(unit, "a unit like no other") for unit in unit_of[units].tolist()]
+    return max(set(every), key=every.count)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from rebasin.graph import given, weight_keys
 from rebasin.permutation import flatten, permute
-from rebasin.spec import PermutationSpec
+from rebasin.spec import PermutationSpec, SpecError
 
 # Sums of float64 in another order differ by far less, a unit in a wrong place by far more.
 ROUNDING = 1e-8
 
 
 def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> None:
-    """Raise AssertionError, naming the group, unless permuting the groups leaves the network's outputs as they are.
+    """Raise SpecError, naming the group, unless permuting the groups leaves the network's outputs as they are.
 
     All weights and buffers are redrawn in float64, and so are the inputs, twice, whole numbers aside. Each group is
     permuted at random by itself, in all blocks where it lies within blocks, and at last all of them. Raises ValueError
@@ -38,8 +38,7 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
         replays = []
         for _ in range(2):
             example = [
-                torch.randn(each.shape, generator=generator, dtype=each.dtype) if each.is_floating_point() else each
-                for each in inputs
+                torch.randn(x.shape, generator=generator, dtype=x.dtype) if x.is_floating_point() else x for x in inputs
             ]
             replays.append(_Replay(program, weights, example))
             if not replays[-1].finite():
@@ -47,7 +46,7 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
         for name, moving in together.items():
             moved = permuted(spec, weights, {group: index[group] for group in moving})
             if not all(replay.unchanged(moved) for replay in replays):
-                raise AssertionError(f"permuting {name!r} changes what the network computes: its spec is wrong")
+                raise SpecError(f"permuting {name!r} changes what the network computes: its spec is wrong")
 
 
 def permuted(spec: PermutationSpec, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> dict[str, Tensor]:

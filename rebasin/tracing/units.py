@@ -38,7 +38,7 @@ class Value:
 
     def on(self, axis: int) -> Labels | None:
         """The labels that cover an axis."""
-        return next((found for found in self.labels if axis % len(self.shape) in found.axes), None)
+        return next((labels for labels in self.labels if axis % len(self.shape) in labels.axes), None)
 
 
 @dataclass
@@ -80,10 +80,10 @@ class Relations:
             return rows.reshape(shape)
         fixed = (rows == FIXED).any(1)
         self.pin(rows[fixed], why)
-        found = np.full(len(rows), FIXED)
-        found[~fixed] = self.fresh(int((~fixed).sum()))
-        self.blocks.append((rows[~fixed], found[~fixed]))
-        return found.reshape(shape)
+        heads = np.full(len(rows), FIXED)
+        heads[~fixed] = self.fresh(int((~fixed).sum()))
+        self.blocks.append((rows[~fixed], heads[~fixed]))
+        return heads.reshape(shape)
 
 
 Rule = Callable[..., Any]
@@ -107,24 +107,24 @@ def follow(relations: Relations, name: str, shape: Any, args: Sequence[Any], kwa
     for value in _values([*args, *kwargs.values()]):
         for labels in value.labels:
             relations.pin(labels.units, f"the operator {name} is not followed")
-    return [Value(each) for each in shape] if shape and not isinstance(shape[0], int) else Value(shape)
+    return [Value(part) for part in shape] if shape and not isinstance(shape[0], int) else Value(shape)
 
 
 def _values(arguments: Iterable[Any]) -> list[Value]:
-    found = []
+    values = []
     for argument in arguments:
         if isinstance(argument, Value):
-            found.append(argument)
+            values.append(argument)
         elif isinstance(argument, list | tuple):
-            found += _values(argument)
-    return found
+            values += _values(argument)
+    return values
 
 
-def renumbered(found: Labels, place: dict[int, int]) -> Labels:
+def renumbered(labels: Labels, place: dict[int, int]) -> Labels:
     """The same labels where each axis is called ``place[axis]``."""
-    axes = [place[axis] for axis in found.axes]
+    axes = [place[axis] for axis in labels.axes]
     order = np.argsort(axes)
-    return Labels(tuple(axes[i] for i in order), found.units.transpose(order))
+    return Labels(tuple(axes[i] for i in order), labels.units.transpose(order))
 
 
 def tidy(axes: Sequence[int], units: np.ndarray) -> Labels:
@@ -150,21 +150,21 @@ def outer(relations: Relations, labels: Labels, axes: tuple[int, ...], why: str)
 def placed(relations: Relations, x: Value, axes: Iterable[int], why: str) -> Value:
     """The value where these axes are places: units along them are pinned."""
     axes = {axis % len(x.shape) for axis in axes}
-    for found in x.labels:
-        if axes & set(found.axes):
-            relations.pin(found.units, why)
-    return replace(x, labels=tuple(found for found in x.labels if not axes & set(found.axes)))
+    touched = [labels for labels in x.labels if axes & set(labels.axes)]
+    for labels in touched:
+        relations.pin(labels.units, why)
+    return replace(x, labels=tuple(labels for labels in x.labels if labels not in touched))
 
 
 def within(relations: Relations, x: Value, axes: Sequence[int], why: str) -> None:
     """The operator compares entries along ``axes``, in any order: units keep to those that they are compared with."""
-    for found in x.labels:
-        inside = [axis for axis in found.axes if axis in axes]
-        outside = tuple(axis for axis in found.axes if axis not in axes)
+    for labels in x.labels:
+        inside = [axis for axis in labels.axes if axis in axes]
+        outside = tuple(axis for axis in labels.axes if axis not in axes)
         if inside and outside:
-            outer(relations, found, outside, why)
+            outer(relations, labels, outside, why)
         elif inside:
-            relations.use(found.units)
+            relations.use(labels.units)
 
 
 def tie_axes(relations: Relations, x: Value, axis: int, other: Value, other_axis: int, why: str) -> None:
@@ -182,42 +182,42 @@ def tie_axes(relations: Relations, x: Value, axis: int, other: Value, other_axis
 def broadcast(relations: Relations, value: Value, shape: tuple[int, ...], why: str) -> Value:
     """The value with its axes moved to where they meet ``shape``; ones that are broadcast keep size 1."""
     shift = len(shape) - len(value.shape)
-    labels = []
-    for found in value.labels:
-        if any(value.shape[axis] != shape[axis + shift] for axis in found.axes):
-            relations.pin(found.units, why)
+    lifted = []
+    for labels in value.labels:
+        if any(value.shape[axis] != shape[axis + shift] for axis in labels.axes):
+            relations.pin(labels.units, why)
         else:
-            labels.append(Labels(tuple(axis + shift for axis in found.axes), found.units))
-    return Value((1,) * shift + value.shape, tuple(labels))
+            lifted.append(Labels(tuple(axis + shift for axis in labels.axes), labels.units))
+    return Value((1,) * shift + value.shape, tuple(lifted))
 
 
 def meet(relations: Relations, values: Sequence[Value], why: str) -> tuple[Labels, ...]:
     """The labels of an entry by entry function of values with as many axes each, of size 1 where broadcast."""
     kept: list[Labels] = []
     for value in values:
-        for found in value.labels:
-            others = [other for other in values if other is not value]
-            strange = any(other.shape[axis] > 1 and other.on(axis) is None for other in others for axis in found.axes)
+        others = [other for other in values if other is not value]
+        for labels in value.labels:
+            strange = any(other.shape[axis] > 1 and other.on(axis) is None for other in others for axis in labels.axes)
             if strange:
-                relations.pin(found.units, why)
+                relations.pin(labels.units, why)
             else:
-                kept.append(found)
+                kept.append(labels)
     return join(relations, kept, why)
 
 
 def join(relations: Relations, labels: Sequence[Labels], why: str) -> tuple[Labels, ...]:
     """Labels on disjoint axes, from ones that may overlap: what overlaps is tied, blocks by their heads."""
     joined: list[Labels] = []
-    for found in sorted(labels, key=lambda one: -len(one.axes)):
-        meeting = [other for other in joined if set(other.axes) & set(found.axes)]
+    for new in sorted(labels, key=lambda labels: -len(labels.axes)):
+        meeting = [other for other in joined if set(other.axes) & set(new.axes)]
         if not meeting:
-            joined.append(found)
+            joined.append(new)
             continue
         for other in meeting:
-            shared = tuple(axis for axis in found.axes if axis in other.axes)
-            relations.tie(outer(relations, found, shared, why), outer(relations, other, shared, why), why)
-        if not any(set(found.axes) <= set(other.axes) for other in meeting):
-            for one in (found, *meeting):
-                relations.pin(one.units, why)
+            shared = tuple(axis for axis in new.axes if axis in other.axes)
+            relations.tie(outer(relations, new, shared, why), outer(relations, other, shared, why), why)
+        if not any(set(new.axes) <= set(other.axes) for other in meeting):
+            for overlapping in (new, *meeting):
+                relations.pin(overlapping.units, why)
             joined = [other for other in joined if other not in meeting]
     return tuple(joined)

@@ -5,11 +5,9 @@ import pytest
 import torch
 from sklearn.calibration import calibration_curve
 from torch import nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy, nll_loss
 
-from lab.data import Split
-from lab.measures.calibration import BINS, best_temperature, calibration_error, logits, reliability, temper
+from lab.measures.calibration import BINS, best_temperature, calibration_error, reliability, temper
 
 
 def answers(confidence, right):
@@ -105,44 +103,6 @@ def test_no_other_temperature_has_a_smaller_loss():
     found = best_temperature(raw, labels)
     losses = [float(nn.functional.cross_entropy(raw / (found * factor), labels)) for factor in (1.0, 0.9, 1.1)]
     assert losses[0] == min(losses)
-
-
-@pytest.fixture
-def net():
-    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
-
-
-def stacked(net, n, value=None):
-    generator = torch.Generator().manual_seed(2)
-    return {
-        key: torch.randn(n, *tensor.shape, generator=generator)
-        if value is None
-        else torch.full((n, *tensor.shape), value)
-        for key, tensor in net.state_dict().items()
-    }
-
-
-def images(m):
-    generator = torch.Generator().manual_seed(3)
-    pixels = torch.randint(256, (m, 1, 3, 4), generator=generator, dtype=torch.uint8)
-    return Split(pixels, torch.zeros(m, dtype=torch.int64))
-
-
-@pytest.mark.parametrize(("chunk", "batch"), [(1, 5000), (2, 7), (5, 20)])
-def test_logits_are_those_of_a_plain_forward_pass_in_evaluation(net, chunk, batch):
-    weights, seen = stacked(net, 5), images(20)
-    found = logits(net.train(), weights, seen, "cpu", chunk, batch)
-    assert found.shape == (5, 20, 3)
-    net.eval()
-    for one in range(5):
-        alone = functional_call(net, {key: t[one] for key, t in weights.items()}, (seen.images.float() / 255,))
-        torch.testing.assert_close(found[one], alone)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_outputs_that_are_no_numbers_are_refused(net, bad):
-    with pytest.raises(ValueError, match="a model's outputs are NaN or infinite"):
-        logits(net, stacked(net, 2, bad), images(3), "cpu")
 
 
 def test_a_network_that_is_too_sure_by_a_known_factor_is_cooled_by_it():

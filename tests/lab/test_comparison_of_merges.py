@@ -11,16 +11,17 @@ from torch.func import functional_call
 
 from lab import merges
 from lab.data import load
+from lab.images import Split
 from lab.measures import comparison
-from lab.measures.comparison import compare, measure_merges, mender, sizes_for
+from lab.measures.comparison import compare, measure_merges, sizes_for
 from lab.networks import build
 from lab.training.plan import read_plan
 from rebasin.matching.by_weights import weight_matching
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
-from rebasin.merging.mean import average
-from rebasin.merging.mending import repair
+from rebasin.merging.mending import mender, repair
 from rebasin.tracing import trace
+from rebasin.weights import mean
 
 ENTRY = {"recipe": "tiny", "dataset": "digits", "epochs": [1, 2], "models": 4, "width": 8, "batch_size": 64, "chunk": 4}
 # Sums of a few dozen float32 numbers of order 1, in another order.
@@ -34,7 +35,7 @@ def network():
     model = build("mlp2", data, 8)
     torch.manual_seed(0)
     leaves = {key: 0.5 * torch.randn(8, *tensor.shape) for key, tensor in model.state_dict().items()}
-    return model, leaves, data.train.images[:200].float() / 255
+    return model, leaves, Split(data.train.images[:200], data.train.labels[:200]).pixels
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +74,12 @@ def test_nodes_are_those_of_the_merging_functions_called_on_their_leaves(network
     model, leaves, inputs = network
     spec = trace(model, inputs[:2])
     groups = groups_of(leaves, size)
-    top = merge_hierarchical(spec, groups)[-1]
+    tree = merge_hierarchical(spec, groups)
     many = merge_many(spec, groups)
     direct = {
-        "tree": ({key: tensor.squeeze(1) for key, tensor in top.weights.items()}, top.permutation.apply(groups)),
+        "tree": (tree.weights, tree.permutation.apply(groups)),
         "merge_many": (many.weights, many.permutation.apply(groups)),
-        "naive": (average(spec, groups), groups),
+        "naive": (mean(groups, axis=1), groups),
     }
     for algorithm, (merged, parents) in direct.items():
         assert_close(found[algorithm, "none", size], merged)
@@ -120,7 +121,7 @@ def test_mending_at_every_stage_is_a_plain_loop_that_repairs_each_midpoint_to_it
     for size in (2, 4, 8):
         seed, above = int(rng.integers(2**31)), []
         for a, b in zip(nodes[::2], nodes[1::2], strict=True):
-            b = weight_matching(spec, a, b, seed).permutation.apply(b)
+            b = weight_matching(spec, a, b, seed=seed).permutation.apply(b)
             middle = {key: (a[key] + b[key]) / 2 for key in a}
             parents = {key: torch.stack([a[key], b[key]]) for key in a}
             node = repair(model, middle, parents, inputs)

@@ -63,6 +63,8 @@ def test_how_tensors_lie_in_memory_does_not_count():
     parameters = {key: nn.Parameter(tensor) for key, tensor in WEIGHTS.items()}
     view = {key: torch.stack([tensor, tensor + 1])[0] for key, tensor in WEIGHTS.items()}
     assert all_alike([WEIGHTS, strided, parameters, view])
+    assert all_alike([torch.arange(4)[2:3], torch.tensor([2]), torch.arange(4)[2::2]])
+    assert all_alike([torch.tensor(2.0), torch.arange(4.0)[2]])
 
 
 def test_a_tensor_that_is_changed_in_place_counts_as_it_is_now():

@@ -80,11 +80,11 @@ def merged(spec_of_mlp, leaves, tmp_path_factory):
 
 
 def kinds(groups):
-    return [(group.algorithm, group.n_leaves, group.strength, group.nodes) for group in groups]
+    return [(*group.kind, group.nodes) for group in groups]
 
 
-def of(groups, *algorithms):
-    chosen = [group for group in groups if group.algorithm in algorithms]
+def of(groups, *algorithms, mended="none"):
+    chosen = [group for group in groups if group.algorithm in algorithms and group.mended == mended]
     assert chosen
     return chosen
 
@@ -109,13 +109,14 @@ def forbid(monkeypatch, module, *names):
 
 def test_every_group_comes_out_with_one_node_for_each_block_of_eight_leaves(groups):
     expected = [("unmerged", 1), ("tree", 2), ("tree", 4), ("tree", 8), ("merge_many", 2), ("merge_many", 4)]
-    expected += [("naive", 2), ("naive", 4), ("naive", 8), ("tree_repaired", 2), ("tree_repaired", 4)]
-    expected += [("tree_repaired", 8), ("merge_many_repaired", 2), ("merge_many_repaired", 4)]
-    counted = [(algorithm, size, 0.0, NUMBERS[size]) for algorithm, size in expected]
-    counted.append(("ensemble", 8, 0.0, (0, 1)))
-    counted += [("early_stopped", size, 0.0, NUMBERS[size]) for size in (2, 4, 8)]
+    expected += [("naive", 2), ("naive", 4), ("naive", 8)]
+    counted = [(algorithm, "none", size, 0.0, NUMBERS[size]) for algorithm, size in expected]
+    mended = [("tree", 2), ("tree", 4), ("tree", 8), ("merge_many", 2), ("merge_many", 4)]
+    counted += [(algorithm, "repair", size, 0.0, NUMBERS[size]) for algorithm, size in mended]
+    counted.append(("ensemble", "none", 8, 0.0, (0, 1)))
+    counted += [("early_stopped", "none", size, 0.0, NUMBERS[size]) for size in (2, 4, 8)]
     penalised = [("l1", 0.01), ("l2", 0.01), ("l2", 0.1)]
-    counted += [(penalty, 1, strength, (0, 1, 2)) for penalty, strength in penalised]
+    counted += [(penalty, "none", 1, strength, (0, 1, 2)) for penalty, strength in penalised]
     assert kinds(groups) == counted
     for group in groups:
         assert all(len(tensor) == len(group.nodes) for tensor in group.weights.values())
@@ -136,9 +137,10 @@ def test_trees_wider_than_a_block_have_all_their_nodes_and_their_first_leaves_ar
     without = {"many_leaves": 0, "l1_strengths": [], "l2_strengths": []}
     wide = compared(digits, RECIPE, **SETTING | without | {"tree_leaves": 16})
     numbers = [NUMBERS[2], NUMBERS[4], NUMBERS[8], (0,)]
-    for algorithm in ("tree", "naive", "tree_repaired", "early_stopped"):
+    for algorithm in ("tree", "naive", "early_stopped"):
         assert [group.nodes for group in of(wide, algorithm)] == numbers
-    assert not {"merge_many", "merge_many_repaired", "l1", "l2"} & {group.algorithm for group in wide}
+    assert [group.nodes for group in of(wide, "tree", mended="repair")] == numbers
+    assert not {"merge_many", "l1", "l2"} & {group.algorithm for group in wide}
     assert all(len(tensor) == 1 for tensor in of(wide, "early_stopped")[-1].weights.values())
 
 
@@ -159,7 +161,7 @@ def test_a_merged_node_is_the_mean_of_its_own_leaves(groups, leaves, merged, spe
 
 def test_only_plain_merges_have_an_alignment(groups):
     for group in groups:
-        plain = group.algorithm in PLAIN
+        plain = group.algorithm in PLAIN and group.mended == "none"
         assert (group.alignment.isfinite() if plain else group.alignment.isnan()).all(), group.algorithm
 
 
@@ -175,10 +177,9 @@ def test_a_repaired_node_has_the_statistics_of_its_leaves(groups, leaves, merged
             here = before.clamp(min=0)
         return torch.stack(found)
 
-    for group in of(groups, "tree_repaired", "merge_many_repaired"):
-        algorithm = group.algorithm.removesuffix("_repaired")
-        permuted = permuted_leaves(spec_of_mlp, leaves, merged[algorithm, group.n_leaves])
-        plain = next(g for g in groups if (g.algorithm, g.n_leaves) == (algorithm, group.n_leaves))
+    for group in of(groups, "tree", "merge_many", mended="repair"):
+        permuted = permuted_leaves(spec_of_mlp, leaves, merged[group.algorithm, group.n_leaves])
+        plain = next(g for g in groups if g.kind == (group.algorithm, "none", group.n_leaves, 0.0))
         for position, node in enumerate(group.nodes):
             goal = torch.stack([statistics(entry(permuted, node, i)) for i in range(group.n_leaves)]).mean(0)
             # Sums of 100 float32 numbers of order 1 to 10, each layer's error carried through the next.

@@ -10,10 +10,11 @@ from lab.bookkeeping.cache import KEPT
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.content import function_fingerprint
 from lab.merges import ALGORITHMS, grouped, merge_all, unmerged
+from rebasin.inner_products import mean_inner_product
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
-from rebasin.merging.mean import alignment, average
 from rebasin.permutation import Permutation
+from rebasin.weights import mean
 
 # Means of up to eight float64 numbers of order 1, and inner products of order 100, taken in another order.
 ROUNDING = {"rtol": 1e-12, "atol": 1e-11}
@@ -88,21 +89,17 @@ def test_a_node_is_the_merge_of_its_own_leaves(spec, leaves, chunk):
         for node in range(16 // size):
             own = leaves_of(leaves, node, size)
             many = merge_many(spec, own, seed=3)
-            stage = merge_hierarchical(spec, own, seed=3)[-1]
+            tree = merge_hierarchical(spec, own, seed=3)
             expected = {
-                "tree": (
-                    {key: tensor[0] for key, tensor in stage.weights.items()},
-                    stage.permutation.apply(own),
-                    stage.matching.sweeps[0],
-                ),
+                "tree": (tree.weights, tree.permutation.apply(own), tree.stages[-1].matching.sweeps[0]),
                 "merge_many": (many.weights, many.permutation.apply(own), many.rounds),
-                "naive": (average(spec, own), own, torch.tensor(0)),
+                "naive": (mean(own), own, torch.tensor(0)),
             }
             for algorithm, (weights, permuted, effort) in expected.items():
                 nodes = found[algorithm, size]
                 for key, tensor in weights.items():
                     torch.testing.assert_close(nodes.weights[key][node], tensor, **ROUNDING)
-                torch.testing.assert_close(nodes.alignment[node], alignment(spec, permuted), **ROUNDING)
+                torch.testing.assert_close(nodes.alignment[node], mean_inner_product(spec, permuted), **ROUNDING)
                 assert nodes.effort[node] == effort
 
 
@@ -122,7 +119,7 @@ def test_a_node_is_the_mean_of_its_leaves_in_the_order_of_its_indices(spec, leav
         for key, tensor in nodes.weights.items():
             torch.testing.assert_close(tensor, permuted[key].mean(1), **ROUNDING)
         if nodes.n_leaves > 1:
-            torch.testing.assert_close(nodes.alignment, alignment(spec, permuted), **ROUNDING)
+            torch.testing.assert_close(nodes.alignment, mean_inner_product(spec, permuted), **ROUNDING)
         as_they_are = all(torch.equal(permuted[key], own[key]) for key in own)
         assert as_they_are == (nodes.algorithm in ("naive", "unmerged"))
 

@@ -11,6 +11,7 @@ from torch import nn
 from lab.data import load
 from lab.networks import build
 from lab.networks.initial import INITIAL, initial_weights
+from lab.networks.mlp import mlp
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_torch_weights_are_exactly_those_of_a_model_built_under_the_seed():
     for seed in (0, 2**63 - 1):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            built = build("mlp", digits, 24).state_dict()
+            built = mlp(digits, 24).state_dict()
         fresh = initial_weights(build("mlp", digits, 24), "torch", seed)
         assert fresh.keys() == built.keys()
         assert all(torch.equal(fresh[key], built[key]) for key in built)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lab.measures.norms import layer_norms, parameter_norm, predicted_norm
+from rebasin.inner_products import mean_inner_product
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
-from rebasin.merging.mean import alignment, average
+from rebasin.weights import mean
 
 # Sums of a few hundred products in float64.
 ROUNDING = {"rtol": 1e-10, "atol": 0}
@@ -51,10 +52,12 @@ def test_kernels_are_matrices_and_sums_are_in_float64():
 def test_the_identity_holds_for_naive_averages_and_mergemany(spec, random_weights, n):
     leaves = random_weights(2, n)
     norms = torch.stack([parameter_norm({key: tensor[i] for key, tensor in leaves.items()}) for i in range(2)])
-    naive = average(spec, leaves)
-    torch.testing.assert_close(predicted_norm(norms, alignment(spec, leaves)), parameter_norm(naive), **ROUNDING)
+    naive = mean(leaves, axis=1)
+    torch.testing.assert_close(
+        predicted_norm(norms, mean_inner_product(spec, leaves)), parameter_norm(naive), **ROUNDING
+    )
     merged = merge_many(spec, leaves)
-    aligned = alignment(spec, merged.permutation.apply(leaves))
+    aligned = mean_inner_product(spec, merged.permutation.apply(leaves))
     torch.testing.assert_close(predicted_norm(norms, aligned), parameter_norm(merged.weights), **ROUNDING)
     # Better matching shrinks less.
     assert (parameter_norm(merged.weights) > parameter_norm(naive)).all()
@@ -62,10 +65,10 @@ def test_the_identity_holds_for_naive_averages_and_mergemany(spec, random_weight
 
 def test_the_identity_holds_at_each_stage_of_the_hierarchy(spec, random_weights):
     leaves = random_weights(8)
-    for number, stage in enumerate(merge_hierarchical(spec, leaves)[1:], 1):
+    for number, stage in enumerate(merge_hierarchical(spec, leaves).stages, 1):
         permuted = {key: t.unflatten(0, (-1, 2**number)) for key, t in stage.permutation.apply(leaves).items()}
         norms = parameter_norm(leaves).unflatten(0, (-1, 2**number))
-        predicted = predicted_norm(norms, alignment(spec, permuted))
+        predicted = predicted_norm(norms, mean_inner_product(spec, permuted))
         torch.testing.assert_close(predicted, parameter_norm(stage.weights), **ROUNDING)
 
 
@@ -80,13 +83,13 @@ def test_leaves_that_cancel_leave_nothing(spec, random_weights):
     norms = parameter_norm({key: tensor.flatten(0, 1) for key, tensor in leaves.items()}).reshape(20, 2)
     # The square root of a rounding error, which may be negative.
     torch.testing.assert_close(
-        predicted_norm(norms, alignment(spec, leaves)), torch.zeros(20).double(), rtol=0, atol=1e-6
+        predicted_norm(norms, mean_inner_product(spec, leaves)), torch.zeros(20).double(), rtol=0, atol=1e-6
     )
 
 
 def test_norms_and_alignments_that_do_not_belong_together_are_refused(spec, random_weights):
     leaves = random_weights(2, 3)
-    norms, aligned = torch.ones(2, 3), alignment(spec, leaves)
+    norms, aligned = torch.ones(2, 3), mean_inner_product(spec, leaves)
     for wrong in (norms[:1], norms[0], norms[:, :1]):
         with pytest.raises(ValueError, match="norms of two leaves or more for each alignment"):
             predicted_norm(wrong, aligned)

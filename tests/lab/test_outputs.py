@@ -1,5 +1,7 @@
 """Logits, accuracies, losses and barriers are those of plain code, however many models go through at once."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -55,12 +57,13 @@ def test_logits_are_those_of_each_model_alone_for_images_and_for_pixels(model, s
     assert torch.equal(outputs(model, weights, split.pixels, "cpu", chunk=2, batch=3), logits)
 
 
-def test_asking_a_model_leaves_it_as_it_is(split):
-    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, CLASSES)).train()
+def test_a_model_in_training_is_asked_as_in_evaluation_and_stays_as_it_is(split):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, CLASSES)).train()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     weights = {key: tensor.unsqueeze(0) for key, tensor in before.items()}
-    evaluate(model, weights, split, "cpu")
+    logits = outputs(model, weights, split.images, "cpu")
     assert model.training
+    torch.testing.assert_close(logits[0], copy.deepcopy(model).eval()(split.pixels).detach())
     assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in before.items())
 
 

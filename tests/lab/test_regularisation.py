@@ -3,17 +3,21 @@
 import pandas as pd
 import pytest
 import torch
+from rebasin.merging.mean import alignment, average
 from torch.autograd.functional import jacobian
 from torch.func import functional_call
 
-from lab.controls import compared
+from lab.bookkeeping.vocabulary import KIND
+from lab.controls import Group, compared
 from lab.data import load
 from lab.measures import regularisation
 from lab.measures.attacks import Attack, surviving
-from lab.measures.regularisation import KINDS, RADII, regularity
+from lab.measures.regularisation import RADII, regularity
+from lab.networks import build
 from lab.outputs import evaluate
 from lab.training.recipe import Recipe
 from lab.training.train import train
+from rebasin.tracing import trace
 
 RECIPE = Recipe(width=16, batch_size=64, learning_rate=3e-3, initial="lecun_normal")
 EPOCHS, MODELS = 3, 16
@@ -70,7 +74,7 @@ def tables(groups, leaves, split, cache):
 @pytest.fixture(scope="module")
 def metrics(tables):
     """The first table with a row per node and a column per metric."""
-    return tables[0].pivot(index=[*KINDS, "node"], columns="metric", values="value")
+    return tables[0].pivot(index=[*KIND, "node"], columns="metric", values="value")
 
 
 def every_node(groups):
@@ -78,7 +82,7 @@ def every_node(groups):
     for group in groups:
         for position, node in enumerate(group.nodes):
             weights = {key: tensor[position : position + 1] for key, tensor in group.weights.items()}
-            yield (group.algorithm, group.n_leaves, group.strength, node), weights, group
+            yield (*group.kind, node), weights, group
 
 
 def refuse(*args, **kwargs):
@@ -86,19 +90,19 @@ def refuse(*args, **kwargs):
 
 
 def test_each_node_has_one_row_for_each_metric_layer_and_radius(groups, tables):
-    nodes, layers, radii = (dict(iter(t.groupby([*KINDS, "node"]))) for t in tables)
+    nodes, layers, radii = (dict(iter(t.groupby([*KIND, "node"]))) for t in tables)
     places = [place for place, _, _ in every_node(groups)]
     assert set(nodes) == set(layers) == set(radii) == set(places) and len(places) == len(set(places))
     own = [(f"layer{i}", metric) for i in range(1, 5) for metric in ("l1", "l2", "spectral")]
     for place in places:
-        predicted = {"predicted_norm"} if place[0] in PLAIN else set()
+        predicted = {"predicted_norm"} if place[0] in PLAIN and place[1] == "none" else set()
         assert sorted(nodes[place].metric) == sorted(METRICS | predicted)
         assert sorted(zip(layers[place].layer, layers[place].metric, strict=True)) == sorted(own)
         assert radii[place].radius.tolist() == list(RADII)
 
 
 def test_norms_are_those_one_computes_by_hand(groups, tables, metrics):
-    layers = tables[1].set_index([*KINDS, "node", "layer", "metric"])["value"]
+    layers = tables[1].set_index([*KIND, "node", "layer", "metric"])["value"]
     for place, weights, _ in every_node(groups):
         matrices = {key.removesuffix(".weight"): w[0].double() for key, w in weights.items() if key.endswith("weight")}
         assert len(matrices) == 4
@@ -146,19 +150,19 @@ def test_gradients_are_taken_at_the_first_images(groups, split, metrics):
 
 
 def test_certified_accuracy_falls_from_the_accuracy(groups, split, tables):
-    curves = tables[2].set_index([*KINDS, "node"])
+    curves = tables[2].set_index([*KIND, "node"])
     for place, weights, group in every_node(groups):
         curve = curves.loc[place].set_index("radius")["value"]
         assert curve.is_monotonic_decreasing
         correct = evaluate(group.model, weights, split, "cpu").correct
         assert curve[0.0] == float(correct.double().mean())
-    ends = tables[2].pivot_table(index=[*KINDS, "node"], columns="radius", values="value")
+    ends = tables[2].pivot_table(index=[*KIND, "node"], columns="radius", values="value")
     assert (ends[RADII[0]] > ends[RADII[-1]]).any()
 
 
 def test_no_attack_finds_what_is_certified(groups, split, tables):
     at = [radius for radius in RADII if radius >= 1][::4]
-    curves = tables[2].set_index([*KINDS, "node"])
+    curves = tables[2].set_index([*KIND, "node"])
     pixels, attack = split.images.float() / 255, Attack("margin", "l2", steps=10)
     for place, weights, group in every_node(groups[:2]):
         certified = curves.loc[place].set_index("radius")["value"]
@@ -181,10 +185,38 @@ def test_the_median_radius_is_the_median_margin_of_the_correctly_classified_over
         assert row.median_radius * 2**0.5 * row.lipschitz == pytest.approx(row.median_margin, rel=1e-12)
 
 
-def test_an_ensemble_is_refused(all_groups, leaves, split):
-    (ensemble,) = [group for group in all_groups if group.algorithm == "ensemble"]
-    with pytest.raises(ValueError, match="in one nn.Sequential: not for a Ensemble"):
-        regularity([ensemble], leaves, split, GRADIENT_IMAGES, "cpu", 2)
+@pytest.mark.parametrize("architecture", ["resnet20_bn", "vit"])
+def test_networks_that_no_bound_is_proved_for_have_all_the_rest(architecture, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_CACHE", str(tmp_path))
+    model = build(architecture, digits, 4)
+    torch.manual_seed(0)
+    leaves = {}
+    for key, tensor in model.state_dict().items():
+        pair = torch.stack([tensor, tensor])
+        # Both have statistics of their own, too, and variances stay positive.
+        leaves[key] = pair + 0.1 * torch.rand(pair.shape) if tensor.is_floating_point() else pair
+    spec, few = trace(model, digits.example), digits.test.sample(20)
+    pair = {key: tensor.unsqueeze(0) for key, tensor in leaves.items()}
+    groups = [
+        Group("unmerged", 1, 0.0, (0, 1), model, leaves, torch.full((2,), torch.nan)),
+        Group("naive", 2, 0.0, (0,), model, average(spec, pair), alignment(spec, pair)),
+    ]
+    nodes, layers, radii = regularity(groups, leaves, few, 2, "cpu", 2)
+    wide = nodes.pivot(index=[*KIND, "node"], columns="metric", values="value")
+    assert set(wide) == {
+        "l1_norm", "l2_norm", "parameter_norm", "predicted_norm", "largest_gradient", "median_gradient", "median_margin"
+    }  # fmt: skip
+    assert set(layers["metric"]) == {"l1", "l2"} and not len(radii)
+    merged = wide.loc["naive"].iloc[0]
+    # Trained entries alone, without the norms' statistics: so does the alignment count.
+    assert merged.parameter_norm == pytest.approx(merged.predicted_norm, rel=1e-6)
+    logits = functional_call(model, {key: tensor[0] for key, tensor in leaves.items()}, (few.images.float() / 255,))
+    correct = logits.argmax(-1) == few.labels
+    if correct.any():
+        highest = logits[correct].double().topk(2).values
+        # Differences of float32 logits, which one network or several at a time round differently.
+        margin = float((highest[:, 0] - highest[:, 1]).median())
+        assert wide.loc["unmerged"]["median_margin"].iloc[0] == pytest.approx(margin, rel=1e-3)
 
 
 def test_how_many_networks_go_through_at_once_changes_nothing(groups, leaves, split, tables):

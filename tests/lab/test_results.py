@@ -4,13 +4,14 @@ import dataclasses
 import json
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from lab.bookkeeping import cache, results
+from lab.bookkeeping import code, results
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.pipeline import STEPS
 from lab.bookkeeping.results import (
@@ -263,7 +264,7 @@ def test_a_table_of_another_content_is_refused_and_not_current(folder):
 
 
 def test_a_key_changes_with_every_parameter(monkeypatch):
-    monkeypatch.setattr(results, "imported_modules", lambda source: set())  # the code is the tests' below
+    monkeypatch.setattr(results, "code_fingerprint", lambda source: "code")  # it is the tests' below
     defaults = declared_parameters("accuracy")
     keys = [step_key("accuracy", defaults)]
     keys += [step_key("accuracy", defaults | {name: "changed"}) for name in defaults]
@@ -293,7 +294,7 @@ def edited_key(tmp_path, monkeypatch):
 def test_a_key_changes_with_the_code_of_the_notebook(edited_key):
     plain = edited_key("", "")
     assert edited_key(".round(1)", ".round(2)") != plain
-    assert edited_key("import pandas as pd\n", "import pandas as pd\nimport rebasin.repair\n") != plain
+    assert edited_key("import pandas as pd\n", "import pandas as pd\nimport rebasin.merging.mending\n") != plain
 
 
 def test_a_key_does_not_change_with_what_a_notebook_says_or_shows(edited_key):
@@ -304,14 +305,16 @@ def test_a_key_does_not_change_with_what_a_notebook_says_or_shows(edited_key):
 
 
 @pytest.fixture
-def key_with_edited(monkeypatch):
+def key_with_edited(monkeypatch, tmp_path):
     """``key_with_edited(module, edit)``: the key of notebook merge while a module's source is another one."""
-    source = cache._source
+    for package in code.PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(results, "code_fingerprint", lambda source: code.code_fingerprint(source, tmp_path))
 
     def key(module, edit, notebook="merge"):
-        with monkeypatch.context() as patch:
-            patch.setattr(cache, "_source", lambda name: edit(source(name)) if name == module else source(name))
-            return step_key(notebook, {"run": "mine"})
+        path = code.module_path(module, tmp_path)
+        path.write_text(edit(code.module_source(module)))
+        return step_key(notebook, {"run": "mine"})
 
     return key
 
@@ -338,8 +341,8 @@ def test_a_key_changes_with_the_code_of_the_modules_it_rests_on_and_not_with_the
 def test_a_key_does_not_change_with_modules_that_the_notebook_does_not_use(key_with_edited):
     for module in ("rebasin.merging.mending", "lab.report.verdicts", "lab.bookkeeping.results", "rebasin.progress"):
         assert key_with_edited(module, added) == key_with_edited(module, str), module
-    plain = key_with_edited("rebasin.repair", str, "conditions")
-    assert key_with_edited("rebasin.repair", added, "conditions") != plain
+    plain = key_with_edited("rebasin.merging.mending", str, "conditions")
+    assert key_with_edited("rebasin.merging.mending", added, "conditions") != plain
 
 
 @pytest.mark.parametrize("run", ["cpu", "gpu"])

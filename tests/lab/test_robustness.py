@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from lab.controls import compared
-from lab.data import Split, load
+from lab.bookkeeping.vocabulary import KIND
+from lab.controls import Group, compared
+from lab.data import load
+from lab.images import Split
+from lab.measures import attacks, perturbations, robustness
 from lab.measures import autoattack as reference
-from lab.measures import robustness
 from lab.measures.attacks import LOSSES, Attack, fgsm, perturb, surviving
 from lab.measures.autoattack import autoattack, reference_accuracy
 from lab.measures.perturbations import PERTURBATIONS, perturbed
 from lab.measures.robustness import (
-    KINDS,
     MERGED,
     attack_checks,
     clean_accuracy,
@@ -25,6 +26,7 @@ from lab.measures.robustness import (
     robust_accuracy,
     transfer_accuracy,
 )
+from lab.networks import build
 from lab.outputs import evaluate
 from lab.training.recipe import Recipe
 from lab.training.train import train
@@ -71,9 +73,9 @@ def split(digits):
 
 @pytest.fixture(scope="module")
 def splits(groups, digits, split):
-    """Fewer images for the repaired and the penalised."""
+    """Fewer images for the hierarchy after REPAIR and the penalised."""
     fewer = digits.test.sample(FEWER)
-    return [fewer if group.algorithm in ("tree_repaired", "l2") else split for group in groups]
+    return [fewer if group.kind[:2] in (("tree", "repair"), ("l2", "none")) else split for group in groups]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def transfer(groups, outside, split, cache):
 def checks(groups, outside, digits, cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", cache)
-        chosen = [group for group in groups if group.algorithm in ("unmerged", "tree")]
+        chosen = [group for group in groups if group.kind[:2] in (("unmerged", "none"), ("tree", "none"))]
         return attack_checks(chosen, outside, digits.test.sample(FEWER), 8.0, LOSSES, STEPS, 0, "cpu")
 
 
@@ -115,7 +117,7 @@ def pixels_of(split):
 
 def rows_of(table, group, node=None, **values):
     """The rows about a group, or one of its nodes, with these values."""
-    values |= {"algorithm": group.algorithm, "n_leaves": group.n_leaves, "strength": group.strength}
+    values |= dict(zip(KIND, group.kind, strict=True))
     values |= {} if node is None else {"node": node}
     for column, value in values.items():
         table = table[table[column] == value]
@@ -127,7 +129,7 @@ def value_of(table, group, node, **values):
 
 
 def named(groups, algorithm):
-    return next(group for group in groups if group.algorithm == algorithm)
+    return next(group for group in groups if group.kind[:2] == (algorithm, "none"))
 
 
 def one_node(group, position):
@@ -160,7 +162,7 @@ def test_each_node_has_one_row_for_each_attack_loss_and_epsilon(groups, attacked
 def test_the_worst_case_is_what_survives_all_attacks(groups, splits, attacked):
     table, images = attacked
     for group, split in zip(groups, splits, strict=True):
-        if group.algorithm not in ("tree", "tree_repaired", "ensemble"):
+        if group.algorithm not in ("tree", "ensemble"):
             continue
         left = torch.ones(len(group.nodes), len(EPSILONS), len(split.labels), dtype=torch.bool)
         for attack in [attack for loss in LOSSES for attack in (fgsm(loss), Attack(loss, steps=STEPS))]:
@@ -177,7 +179,7 @@ def test_the_worst_case_is_what_survives_all_attacks(groups, splits, attacked):
 
 def test_the_worst_case_is_no_better_than_any_attack_and_falls_with_epsilon(attacked):
     table, _ = attacked
-    index = [*KINDS, "node", "epsilon"]
+    index = [*KIND, "node", "epsilon"]
     worst = table[table.attack == "worst"].set_index(index)["value"]
     for _, single in table[table.attack != "worst"].groupby(["attack", "loss"]):
         assert (worst <= single.set_index(index)["value"]).all()
@@ -207,7 +209,7 @@ def test_the_packed_images_are_as_many_as_the_table_says(groups, splits, attacke
 
 def test_what_was_attacked_before_is_not_attacked_again(groups, splits, attacked, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
-    monkeypatch.setattr(robustness, "surviving", refuse)
+    monkeypatch.setattr(attacks, "surviving", refuse)
     again = robust_accuracy(groups, splits, "linf", EPSILONS, LOSSES, STEPS, 1, 0, "cpu", 8)
     for found, first in zip(again, attacked, strict=True):
         pd.testing.assert_frame_equal(found, first)
@@ -224,14 +226,14 @@ def test_another_attack_is_made_anew(groups, split, attacked, cache, monkeypatch
     group = named(groups, "tree")
     first = robust_accuracy([group], [split], **setting, device="cpu", chunk=8)
     pd.testing.assert_frame_equal(first[0], rows_of(attacked[0], group).reset_index(drop=True))
-    monkeypatch.setattr(robustness, "surviving", refuse)
+    monkeypatch.setattr(attacks, "surviving", refuse)
     with pytest.raises(AssertionError, match="this was done again"):
         robust_accuracy([group], [split], **setting | change, device="cpu", chunk=8)
 
 
 def test_other_images_and_other_nodes_are_attacked_anew(groups, digits, split, attacked, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
-    monkeypatch.setattr(robustness, "surviving", refuse)
+    monkeypatch.setattr(attacks, "surviving", refuse)
     group = named(groups, "tree")
     for other, images in ((group, digits.test.sample(IMAGES, seed=1)), (one_node(group, 1), split)):
         with pytest.raises(AssertionError, match="this was done again"):
@@ -331,18 +333,32 @@ def test_checks_are_measured_on_the_first_node(groups, digits, checks):
 
 
 def test_the_scale_of_the_logits_is_no_matter_to_the_margin(checks):
-    by_check = checks[checks.loss == "margin"].set_index([*KINDS, "check", "setting"])["value"]
+    by_check = checks[checks.loss == "margin"].set_index([*KIND, "check", "setting"])["value"]
     smaller, white = (by_check.xs(check, level="check") for check in ("logits / 16", "white box"))
     # A division by 16 does not round.
     pd.testing.assert_series_equal(smaller, white)
 
 
+@pytest.mark.parametrize("architecture", ["resnet20_bn", "vgg16_ln", "vit"])
+def test_every_architecture_is_attacked_and_its_logits_divided(architecture, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_CACHE", str(tmp_path))
+    model = build(architecture, digits, 4)
+    weights = {key: tensor.unsqueeze(0) for key, tensor in model.state_dict().items()}
+    group = Group("unmerged", 1, 0.0, (0,), model, weights, torch.full((1,), torch.nan))
+    few = digits.test.sample(3)
+    divided = robustness.Divided(model, 16).eval()
+    assert torch.equal(divided(pixels_of(few)), model(pixels_of(few)) / 16)
+    table, _ = robust_accuracy([group], [few], "linf", [0.0, 8.0], ["margin"], 1, 1, 0, "cpu", 1)
+    assert len(table) == 3 * 2 and (table["images"] == 3).all()
+    assert value_of(table, group, 0, attack="worst", epsilon=0.0) == float(accuracy(group, few)[0])
+
+
 def test_more_room_breaks_more_and_another_model_s_attack_less(checks):
-    by_check = checks.set_index([*KINDS, "loss", "check"])["value"]
+    by_check = checks.set_index([*KIND, "loss", "check"])["value"]
     white = by_check.xs("white box", level="check")
     assert (by_check.xs("everything", level="check") <= white).all()
     assert (white <= by_check.xs("transfer", level="check")).all()
-    clean = checks[checks.check == "clean"].set_index(KINDS)["value"]
+    clean = checks[checks.check == "clean"].set_index(list(KIND))["value"]
     before = clean.reindex(white.index.droplevel("loss")).to_numpy()
     assert (white <= before).all() and (white < before).any()
 
@@ -366,9 +382,9 @@ def test_every_perturbation_is_told_at_every_severity(groups, harmed):
 
 def test_perturbed_images_are_counted_right(groups, splits, harmed):
     table, images = harmed
-    for algorithm in ("tree", "tree_repaired"):
-        position = [group.algorithm for group in groups].index(algorithm)
-        group, split = groups[position], splits[position]
+    for group, split in zip(groups, splits, strict=True):
+        if group.algorithm != "tree":
+            continue
         counts = torch.zeros(len(group.nodes), len(split.labels), dtype=torch.int64)
         for kind in PERTURBATIONS:
             for severity in range(1, 6):
@@ -385,7 +401,7 @@ def test_perturbed_images_are_counted_right(groups, splits, harmed):
 def test_what_was_perturbed_before_is_not_perturbed_again(groups, splits, harmed, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
     for name in ("evaluate", "perturbed"):
-        monkeypatch.setattr(robustness, name, refuse)
+        monkeypatch.setattr(perturbations, name, refuse)
     for found, first in zip(perturbed_accuracy(groups, splits, 0, "cpu", 8), harmed, strict=True):
         pd.testing.assert_frame_equal(found, first)
     with pytest.raises(AssertionError, match="this was done again"):
@@ -445,10 +461,7 @@ def test_autoattack_leaves_about_what_the_own_attacks_leave(groups, referred):
     assert 0 < left.sum() < correct.sum(), "it is an attack, and some images survive it"
 
 
-def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(
-    groups, referred, attacked, cache, monkeypatch
-):
-    monkeypatch.setenv("REBASIN_CACHE", cache)
+def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(groups, referred, monkeypatch):
     asked = []
 
     def stub(model, weights, images, labels, epsilon, seed, device):
@@ -458,8 +471,7 @@ def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(
     monkeypatch.setattr(reference, "autoattack", stub)
     few, _ = referred
     chosen = [named(groups, "unmerged"), one_node(named(groups, "tree"), 0)]
-    setting = chosen, few, REFERENCE_EPSILON, 2, LOSSES, STEPS, 0, "cpu"
-    table = reference_accuracy(*setting)
+    table = reference_accuracy(chosen, few, REFERENCE_EPSILON, 2, LOSSES, STEPS, 0, "cpu")
     assert len(table) == 3 * len(asked) == 3 * 3
     for number, (group, position, node) in enumerate(every_node(chosen)):
         weights, images, epsilon = asked[number]
@@ -472,10 +484,32 @@ def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(
         own = value_of(table, group, node, attack="own")
         assert own == value_of(worst, group, node, attack="worst")
 
-    monkeypatch.setattr(reference, "autoattack", refuse)
+
+class Harmless:
+    """In place of AutoAttack: it counts how often it is asked, and changes nothing."""
+
+    asked = 0
+
+    def __init__(self, model, **options):
+        pass
+
+    def run_standard_evaluation(self, images, labels):
+        Harmless.asked += 1
+        return images, labels
+
+
+def test_what_autoattack_left_is_not_attacked_again(groups, referred, monkeypatch):
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Harmless)
+    few, _ = referred
+    setting = groups[:1], few, REFERENCE_EPSILON, 1, LOSSES, STEPS, 0, "cpu"
+    table = reference_accuracy(*setting)
+    assert Harmless.asked == 1
+    clean, left = (table.loc[table["attack"] == name, "value"].tolist() for name in ("clean", "autoattack"))
+    assert clean == left
     pd.testing.assert_frame_equal(reference_accuracy(*setting), table)
-    with pytest.raises(AssertionError, match="this was done again"):
-        reference_accuracy(chosen, few, REFERENCE_EPSILON + 1, 2, LOSSES, STEPS, 0, "cpu")
+    assert Harmless.asked == 1
+    reference_accuracy(groups[:1], few, REFERENCE_EPSILON + 1, 1, LOSSES, STEPS, 0, "cpu")
+    assert Harmless.asked == 2
 
 
 def test_no_more_nodes_are_referred_than_asked_for(groups, referred, monkeypatch):

@@ -50,7 +50,7 @@ def test_a_planted_permutation_is_recovered_exactly_within_four_sweeps(network, 
     spec, weights = network
     planted = Permutation.random(spec, (20,), torch.Generator().manual_seed(seed))
     a = {key: tensor.expand(20, *tensor.shape) for key, tensor in weights.items()}
-    found = weight_matching(spec, a, planted.apply(weights), seed)
+    found = weight_matching(spec, a, planted.apply(weights), seed=seed)
     for group, index in planted.invert().indices.items():
         assert torch.equal(found.permutation.indices[group], index)
     assert found.sweeps.max() <= 4
@@ -65,23 +65,23 @@ def test_float32_weights_get_an_objective_that_is_true_to_float32(network):
     torch.testing.assert_close(found.objective, inner_products(a, a), rtol=1e-5, atol=0)
 
 
-def test_the_history_is_the_objective_after_each_sweep(spec, random_weights):
+def test_the_objective_is_told_after_each_sweep(spec, random_weights):
     a, b = random_weights(6, seed=1), random_weights(6, seed=2)
     whole = weight_matching(spec, a, b)
     assert whole.sweeps.max() >= 3
-    assert whole.history.shape == (6, 1 + whole.sweeps.max())
-    for sweeps in range(whole.history.shape[1]):
+    assert whole.objective_by_sweep.shape == (6, 1 + whole.sweeps.max())
+    for sweeps in range(whole.objective_by_sweep.shape[1]):
         part = weight_matching(spec, a, b, max_sweeps=sweeps)
         recomputed = inner_products(a, part.permutation.apply(b))
         torch.testing.assert_close(part.objective, recomputed, **ROUNDING)
-        torch.testing.assert_close(whole.history[:, sweeps], recomputed, **ROUNDING)
+        torch.testing.assert_close(whole.objective_by_sweep[:, sweeps], recomputed, **ROUNDING)
         assert torch.equal(part.sweeps, whole.sweeps.clamp(max=sweeps))
-    assert torch.equal(whole.objective, whole.history[:, -1])
+    assert torch.equal(whole.objective, whole.objective_by_sweep[:, -1])
 
 
 def test_the_objective_never_falls(spec, random_weights):
     found = weight_matching(spec, random_weights(20, seed=3), random_weights(20, seed=4))
-    assert (found.history.diff() >= 0).all()
+    assert (found.objective_by_sweep.diff() >= 0).all()
 
 
 def test_the_result_is_never_worse_than_leaving_the_second_network_as_it_is(spec, random_weights):
@@ -89,21 +89,23 @@ def test_the_result_is_never_worse_than_leaving_the_second_network_as_it_is(spec
     matched = inner_products(a, weight_matching(spec, a, b).permutation.apply(b))
     assert (matched > inner_products(a, b)).all()
     same = weight_matching(spec, a, a)
-    assert torch.equal(same.objective, same.history[:, 0])
+    assert torch.equal(same.objective, same.objective_by_sweep[:, 0])
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 2, 4])
 def test_a_batch_is_matched_as_one_by_one(spec, random_weights, chunk):
     a, b = random_weights(2, 3, seed=7), random_weights(2, 3, seed=8)
     whole = weight_matching(spec, a, b, seed=9, chunk=chunk)
-    assert whole.history.shape[:2] == whole.sweeps.shape == whole.objective.shape == (2, 3)
+    assert whole.objective_by_sweep.shape[:2] == whole.sweeps.shape == whole.objective.shape == (2, 3)
     assert whole.sweeps.unique().numel() > 1, "pairs that end after different sweeps are the interesting case"
     for i, j in np.ndindex(2, 3):
         alone = weight_matching(spec, entry(a, i, j), entry(b, i, j), seed=9)
         for group, index in alone.permutation.indices.items():
             assert torch.equal(whole.permutation.indices[group][i, j], index)
         assert whole.sweeps[i, j] == alone.sweeps
-        torch.testing.assert_close(whole.history[i, j, : alone.sweeps + 1], alone.history, **ROUNDING)
+        torch.testing.assert_close(
+            whole.objective_by_sweep[i, j, : alone.sweeps + 1], alone.objective_by_sweep, **ROUNDING
+        )
         torch.testing.assert_close(whole.objective[i, j], alone.objective, **ROUNDING)
 
 
@@ -118,7 +120,7 @@ def test_several_threads_match_as_one_does_and_leave_their_number_as_it_was(spec
             assert torch.get_num_threads() == later.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(together.history, alone.history)
+    assert torch.equal(together.objective_by_sweep, alone.objective_by_sweep)
     for group, index in alone.permutation.indices.items():
         assert torch.equal(together.permutation.indices[group], index)
 
@@ -151,7 +153,7 @@ def algorithm_1(a, b, seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_it_agrees_with_algorithm_1_written_down_plainly(spec, random_weights, seed):
     a, b = random_weights(seed=2 * seed), random_weights(seed=2 * seed + 1)
-    found = weight_matching(spec, a, b, seed)
+    found = weight_matching(spec, a, b, seed=seed)
     stated = algorithm_1({k: t.numpy() for k, t in a.items()}, {k: t.numpy() for k, t in b.items()}, seed)
     for group, index in stated.items():
         assert found.permutation.indices[group].tolist() == index.tolist()
@@ -160,7 +162,7 @@ def test_it_agrees_with_algorithm_1_written_down_plainly(spec, random_weights, s
 @pytest.mark.parametrize("seed", range(5))
 def test_no_single_group_can_be_assigned_better(spec, random_weights, seed):
     a, b = random_weights(seed=20 + 2 * seed), random_weights(seed=21 + 2 * seed)
-    found = weight_matching(spec, a, b, seed).permutation.indices
+    found = weight_matching(spec, a, b, seed=seed).permutation.indices
     a, b = ({key: tensor.numpy() for key, tensor in weights.items()} for weights in (a, b))
     matrices = {i: np.eye(len(found[LAYERS[i]]))[found[LAYERS[i]].numpy()] for i in range(3)}
     for layer in range(3):
@@ -171,7 +173,7 @@ def test_no_single_group_can_be_assigned_better(spec, random_weights, seed):
 
 def test_the_visiting_order_depends_on_the_seed(spec, random_weights):
     a, b = random_weights(10, seed=30), random_weights(10, seed=31)
-    results = [weight_matching(spec, a, b, seed).objective for seed in (0, 0, 1, 2, 3)]
+    results = [weight_matching(spec, a, b, seed=seed).objective for seed in (0, 0, 1, 2, 3)]
     assert torch.equal(results[0], results[1])
     assert any(not torch.equal(results[0], other) for other in results[2:])
 

@@ -277,7 +277,7 @@ def test_the_reference_is_held_against_the_own_attacks(further, outcome, mean):
         rows += [(*kind, "clean", 0.8), (*kind, "own", 0.5), (*kind, "autoattack", 0.5 - further)]
     plant("mine", {"nodes": pd.DataFrame(rows, columns=[*KIND, "attack", "value"])}, "autoattack")
     facts = attack_checks.autoattack("mine")
-    assert facts.outcome == outcome and facts.values == {"mean": mean, "most": mean, "n": "4"}
+    assert facts.outcome == outcome and facts.values == {"mean": mean, "most": mean, "n": "4", "radius": "4/255"}
     table = attack_checks.autoattack_table("mine")
     assert list(table["models"]) == ["8"] and table["clean (%)"].iloc[0].startswith("80.0")
 

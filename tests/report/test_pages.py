@@ -74,3 +74,18 @@ def test_every_page_of_the_contents_is_there():
         assert [suffix for suffix in (".md", ".ipynb") if (ROOT / f"{page}{suffix}").is_file()], page
     assert len(pages) == len(set(pages))
     assert {f"book/{page}" for page in PAGES} <= set(pages), "a page that no reader can reach"
+
+
+def test_the_bibtex_entry_says_what_the_citation_file_says():
+    (entry,) = re.findall(r"```bibtex\n(.*?)```", source("reproduce"), re.DOTALL)
+    fields = {
+        name: " ".join(value.strip("{}").split())
+        for name, value in re.findall(r"(\w+) = (\{.*?\}),\n", entry, re.DOTALL)
+    }
+    stated = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert fields == {
+        "author": stated["authors"][0]["name"],
+        "title": stated["title"],
+        "year": str(stated["date-released"].year),
+        "version": stated["version"],
+    }

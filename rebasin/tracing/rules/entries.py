@@ -13,7 +13,7 @@ from rebasin.tracing.units import Relations, Value, broadcast, meet, rule
     "rsqrt", "square", "reciprocal", "clamp", "erf", "sin", "cos", "bitwise_not", "logical_not", "isnan", "clone",
     "detach", "alias", "_to_copy", "to", "type_as", "lift_fresh_copy", "contiguous", "dropout",
 )  # fmt: skip
-def each(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
+def entrywise(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """Functions of one entry at a time."""
     return Value(shape, x.labels)
 

@@ -25,47 +25,54 @@ from rebasin.tracing.units import (
 
 
 def product(relations: Relations, shape: tuple[int, ...], a: Value, b: Value, formula: str) -> Value:
-    """The sum of products that an einsum formula like ``nk,km->nm`` tells, of two tensors."""
+    """The sum of products of two tensors that an einsum formula such as ``nk,km->nm`` says.
+
+    Worked example, ``x`` (n, k) times ``w`` (k, m): let both have labels along k, x[n, :] the units 0 1 2 and w[:, m]
+    the units 7 8 9, and w labels along m too, the units 3 4.
+
+    1. Each letter becomes the number of an axis that both tensors share: n is 0, k is 1, m is 2. So x has units along
+       axis 1, and w along axes 1 and 2.
+    2. What meets along a shared axis is tied: 0 with 7, 1 with 8, 2 with 9.
+    3. What the output keeps stays labelled: 3 4 along its axis 1. What is summed over, the units along k, is used as a
+       set: none of them can change places with a unit outside of it.
+
+    Labels along several axes together, as of heads and the units within, are blocks: where only some of their axes are
+    summed over, the heads are left.
+    """
     inputs, out = formula.split("->")
-    names = inputs.split(",")
+    letters_a, letters_b = inputs.split(",")
+    number = {letter: axis for axis, letter in enumerate(dict.fromkeys(letters_a + letters_b + out))}
     why = "multiplied with something that stays"
-    shared = set(names[0]) & set(names[1])
-    named: list[list[tuple[str, np.ndarray]]] = []
-    for position, (value, letters) in enumerate(zip((a, b), names, strict=True)):
-        other = (b, a)[position]
-        named.append([])
-        for found in value.labels:
-            on = "".join(letters[axis] for axis in found.axes)
-            strange = any(
-                letter in shared and other.on(names[1 - position].index(letter)) is None
-                and other.shape[names[1 - position].index(letter)] > 1
-                for letter in on
-            )  # fmt: skip
-            if strange:
-                relations.pin(found.units, why)
-            else:
-                named[-1].append((on, found.units))
-    number = {letter: place for place, letter in enumerate(dict.fromkeys(names[0] + names[1] + out))}
-    every = [
-        renumbered(Labels(tuple(range(len(on))), units), {place: number[letter] for place, letter in enumerate(on)})
-        for each in named
-        for on, units in each
-    ]
-    # What meets along shared axes is tied; what is summed over leaves the heads of its blocks.
-    for one in every[: len(named[0])]:
-        for two in every[len(named[0]) :]:
-            common = tuple(axis for axis in one.axes if axis in two.axes)
-            if common:
-                relations.tie(outer(relations, one, common, why), outer(relations, two, common, why), why)
-    left: list[Labels] = []
-    kept = {number[letter]: place for place, letter in enumerate(out)}
-    for found in every:
-        axes = tuple(axis for axis in found.axes if axis in kept)
+    labels_a = _numbered(relations, a, letters_a, b, letters_b, number, why)
+    labels_b = _numbered(relations, b, letters_b, a, letters_a, number, why)
+    for of_a in labels_a:
+        for of_b in labels_b:
+            shared = tuple(axis for axis in of_a.axes if axis in of_b.axes)
+            if shared:
+                relations.tie(outer(relations, of_a, shared, why), outer(relations, of_b, shared, why), why)
+    kept: list[Labels] = []
+    place = {number[letter]: axis for axis, letter in enumerate(out)}
+    for labels in labels_a + labels_b:
+        axes = tuple(axis for axis in labels.axes if axis in place)
         if axes:
-            left.append(renumbered(Labels(axes, outer(relations, found, axes, why)), kept))
+            kept.append(renumbered(Labels(axes, outer(relations, labels, axes, why)), place))
         else:
-            relations.use(found.units)
-    return Value(shape, join(relations, left, why))
+            relations.use(labels.units)
+    return Value(shape, join(relations, kept, why))
+
+
+def _numbered(
+    relations: Relations, value: Value, letters: str, other: Value, others: str, number: dict[str, int], why: str
+) -> list[Labels]:
+    """A factor's labels with the axes that their letters stand for; pinned where the other factor has none."""
+    numbered = []
+    for labels in value.labels:
+        meets = [others.index(letters[axis]) for axis in labels.axes if letters[axis] in others]
+        if any(other.on(axis) is None and other.shape[axis] > 1 for axis in meets):
+            relations.pin(labels.units, why)
+        else:
+            numbered.append(renumbered(labels, {axis: number[letters[axis]] for axis in labels.axes}))
+    return numbered
 
 
 @rule("einsum")
@@ -160,8 +167,8 @@ def convolution(
     if groups == 1:
         tie_axes(relations, x, 1, weight, 1, "fed by the input or by something that stays")
     else:
-        found = x.on(1)
-        channels = np.full(x.shape[1], FIXED) if found is None or len(found.axes) > 1 else found.units
+        labels = x.on(1)
+        channels = np.full(x.shape[1], FIXED) if labels is None or len(labels.axes) > 1 else labels.units
         why = "blocks of channels of which some stay"
         inside = relations.heads(channels.reshape(groups, -1), 1, why)
         relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)

@@ -17,16 +17,16 @@ def reduced(relations: Relations, shape: tuple[int, ...], x: Value, *arguments: 
     dims = range(len(x.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     dims = {dim % len(x.shape) for dim in dims}
     keep = len(shape) == len(x.shape)
-    labels = []
-    for found in x.labels:
-        left = tuple(axis for axis in found.axes if axis not in dims)
+    out = []
+    for labels in x.labels:
+        left = tuple(axis for axis in labels.axes if axis not in dims)
         if not left:
-            relations.use(found.units)
-        elif left == found.axes:
-            labels.append(found)
+            relations.use(labels.units)
+        elif left == labels.axes:
+            out.append(labels)
         else:
-            labels.append(Labels(left, outer(relations, found, left, "summed in blocks")))
-    whole = Value(tuple(1 if axis in dims else size for axis, size in enumerate(x.shape)), tuple(labels))
+            out.append(Labels(left, outer(relations, labels, left, "summed in blocks")))
+    whole = Value(tuple(1 if axis in dims else size for axis, size in enumerate(x.shape)), tuple(out))
     return whole if keep else without(whole, sorted(dims), shape)
 
 
@@ -79,10 +79,10 @@ def normed_in_groups(
     relations: Relations, shape: tuple[int, ...], x: Value, groups: int, *tensors: Any, **_: Any
 ) -> Value:
     """Blocks of channels brought to mean 0 and deviation 1, then shifted and scaled."""
-    found = x.on(1)
-    if found is not None and found.axes == (1,):
+    labels = x.on(1)
+    if labels is not None and labels.axes == (1,):
         if groups == 1:
-            relations.use(found.units)
+            relations.use(labels.units)
         else:
-            relations.heads(found.units.reshape(groups, -1), 1, "normalised in blocks")
+            relations.heads(labels.units.reshape(groups, -1), 1, "normalised in blocks")
     return normed_by_channel(relations, shape, x, *(tensor for tensor in tensors if isinstance(tensor, Value)))

@@ -1,0 +1,63 @@
+"""How well two models, or all of many, lie on one another: the inner product of their weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rebasin.spec import PermutationSpec, check_spec
+from rebasin.weights import Models, Weights, weights_of
+
+
+def inner_product(spec: PermutationSpec, a: Models, b: Models) -> Tensor:
+    """The inner product of the weights of two models, statistics left out: (*batch,), float64.
+
+    Both are modules, dicts of tensors (*batch, ...), or lists of either. Permuting both models alike does not change
+    it, so that, of all permutations of ``b``, the one with the greatest inner product brings it closest to ``a``.
+
+    >>> spec = rebasin.PermutationSpec.from_axes({"w": torch.zeros(2)}, {"w": ("units",)})
+    >>> inner_product(spec, {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
+    tensor(11., dtype=torch.float64)
+    """
+    check_spec(spec, "inner_product(spec, a, b)")
+    a, b = weights_of(a, "a"), weights_of(b, "b")
+    return sum(
+        (a[key] * b[key]).flatten(a[key].ndim - len(spec.shapes[key])).sum(-1, dtype=torch.float64)
+        if spec.shapes[key]
+        else (a[key] * b[key]).double()
+        for key in spec.weights
+    )
+
+
+def mean_inner_product(spec: PermutationSpec, models: Models) -> Tensor:
+    """The mean inner product over all pairs of n models (*batch, n, ...): (*batch,), float64.
+
+    ``models`` is a list of modules or of dicts of tensors, or their stack. Raises ValueError for fewer than two models,
+    and for models that do not fit the spec.
+
+    >>> spec = rebasin.PermutationSpec.from_axes({"w": torch.zeros(2)}, {"w": ("units",)})
+    >>> mean_inner_product(spec, {"w": torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])})
+    tensor(0.3333, dtype=torch.float64)
+    """
+    check_spec(spec, "mean_inner_product(spec, models)")
+    models = weights_of(models)
+    axis = len(group_shape(spec, models))
+    n = models[next(iter(spec.shapes))].shape[axis]
+    if n < 2:
+        raise ValueError("a mean inner product needs two models or more")
+    total = 0.0
+    for key in spec.weights:
+        tensor = models[key].flatten(axis + 1) if models[key].ndim > axis + 1 else models[key].unsqueeze(-1)
+        total = total + tensor.sum(axis).square().sum(-1, dtype=torch.float64)
+        total = total - tensor.square().sum((axis, -1), dtype=torch.float64)
+    return total / (n * (n - 1))
+
+
+def group_shape(spec: PermutationSpec, models: Weights) -> torch.Size:
+    """``*batch`` of models stacked along a last leading axis, (*batch, n). Raises ValueError if there are none."""
+    shape = spec.batch_shape(models, "models")
+    if not len(shape) or not shape.numel():
+        raise ValueError(
+            "no models to merge: weights need a leading axis of one model or more, or else pass a list of models"
+        )
+    return shape[:-1]
