@@ -119,7 +119,7 @@ def given(
 
 def operator(node: torch.fx.Node) -> str:
     """The plain name of the operator that a node calls."""
-    return node.target.__name__.split(".")[0] if node.op == "call_function" else ""
+    return getattr(node.target, "__name__", "").split(".")[0] if node.op == "call_function" else ""
 
 
 Visit = Callable[[torch.fx.Node, list[Any], Callable[..., Any]], Any]

@@ -21,12 +21,12 @@ def inner_product(spec: PermutationSpec, a: Models, b: Models) -> Tensor:
     """
     check_spec(spec, "inner_product(spec, a, b)")
     a, b = weights_of(a, "a"), weights_of(b, "b")
-    return sum(
-        (a[key] * b[key]).flatten(a[key].ndim - len(spec.shapes[key])).sum(-1, dtype=torch.float64)
-        if spec.shapes[key]
-        else (a[key] * b[key]).double()
-        for key in spec.weights
-    )
+    total = torch.zeros((), dtype=torch.float64)
+    for key in spec.weights:
+        products, axes = a[key] * b[key], len(spec.shapes[key])
+        of_entry = products.flatten(-axes).sum(-1, dtype=torch.float64) if axes else products.double()
+        total = total + of_entry
+    return total
 
 
 def mean_inner_product(spec: PermutationSpec, models: Models) -> Tensor:
@@ -45,7 +45,7 @@ def mean_inner_product(spec: PermutationSpec, models: Models) -> Tensor:
     n = models[next(iter(spec.shapes))].shape[axis]
     if n < 2:
         raise ValueError("a mean inner product needs two models or more")
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     for key in spec.weights:
         tensor = models[key].flatten(axis + 1) if models[key].ndim > axis + 1 else models[key].unsqueeze(-1)
         total = total + tensor.sum(axis).square().sum(-1, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rebasin.spec import Part, PermutationSpec
-from rebasin.weights import Models, like, weights_of
+from rebasin.weights import Kind, like, weights_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +92,7 @@ class Permutation:
         """The permutation of each group's units, those of all blocks taken together: (*batch, units) each."""
         return flatten(self.spec, self.indices)
 
-    def apply(self, models: Models) -> Models:
+    def apply(self, models: Kind) -> Kind:
         """The permuted models: a module, a dict of tensors with any leading axes, or a list of either.
 
         They come back as what they were given as. Leading axes of weights and permutation are broadcast: one
@@ -100,7 +100,12 @@ class Permutation:
         the models do not fit the spec, or if a module would become many.
         """
         weights = weights_of(models)
-        own, flat = self.spec.batch_shape(weights), self.flat
+        own, flat = self.spec.leading_axes(weights), self.flat
+        key, tensor = next(iter(weights.items()))
+        for index in flat.values():
+            if index.device != tensor.device:
+                raise ValueError(f"{key!r} is on {tensor.device}, the permutation on {index.device}")
+        self.spec.check_finite(weights)
         batch = torch.broadcast_shapes(own, self.batch)
         if batch != own and not isinstance(models, Mapping):
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -205,20 +206,21 @@ class PermutationSpec:
             return tensor
         leading, shape = tensor.shape[: tensor.ndim - len(self.shapes[key])], self.view_shape(key)
         whole = tensor.new_zeros(*leading, *shape)
-        whole[(..., *self._own_columns(key, tensor.device), *[slice(None)] * (len(shape) - 2))] = tensor
+        whole[self._own(key, tensor.device)] = tensor
         return whole
 
     def unview(self, key: str, tensor: Tensor) -> Tensor:
         """The inverse of ``view``."""
         if key not in self.blocks:
             return tensor
-        return tensor[(..., *self._own_columns(key, tensor.device), *[slice(None)] * (len(self.shapes[key]) - 2))]
+        return tensor[self._own(key, tensor.device)]
 
-    def _own_columns(self, key: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows (out, 1) and columns (out, in of a block) of a grouped convolution made whole that are not zero."""
+    def _own(self, key: str, device: torch.device) -> tuple[Any, ...]:
+        """The index of what is not zero in a grouped convolution made whole: each row's own columns."""
         rows, own = self.shapes[key][:2]
-        row = torch.arange(rows, device=device).unsqueeze(-1)
-        return row, row // (rows // self.blocks[key]) * own + torch.arange(own, device=device)
+        row = torch.arange(rows, device=device).unsqueeze(-1)  # (out, 1)
+        columns = row // (rows // self.blocks[key]) * own + torch.arange(own, device=device)  # (out, in of a block)
+        return (..., row, columns, *[slice(None)] * (len(self.shapes[key]) - 2))
 
     def batch_shape(self, weights: Weights, what: str = "the weights") -> torch.Size:
         """The leading axes ``*batch`` of weights that fit this spec.
@@ -252,7 +254,7 @@ class PermutationSpec:
                 raise ValueError(f"{what}: {key!r} is on {weights[key].device}, others are on {device}")
         return torch.Size(batch or ())
 
-    def check_finite(self, weights: Weights, what: str) -> None:
+    def check_finite(self, weights: Weights, what: str = "the weights") -> None:
         """Raise ValueError, naming the first key, for NaN or infinite values."""
         for key in self.shapes:
             # A buffer that does not move, such as a mask, may hold what it likes.

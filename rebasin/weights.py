@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 Weights = Mapping[str, Tensor]
 Model = nn.Module | Weights
 Models = Model | Sequence[Model]
+Kind = TypeVar("Kind", bound=Models)  # what is given back is what was given
 
 
 def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
@@ -28,7 +30,7 @@ def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
     raise TypeError(f"{what}: a module, a dict of tensors or a list of them is needed, got {type(models).__name__}")
 
 
-def like(models: Models, weights: Weights) -> Models:
+def like(models: Kind, weights: Weights) -> Kind:
     """Weights as the kind of thing that ``models`` are: a module, a list, or a dict of tensors.
 
     A module is a copy, which keeps its device, its number format, and whether it is training.
@@ -38,11 +40,12 @@ def like(models: Models, weights: Weights) -> Models:
         module.load_state_dict(weights)
         return module
     if isinstance(models, list | tuple):
-        return [like(model, take(weights, number)) for number, model in enumerate(models)]
-    return dict(weights)
+        several = [like(model, take(weights, number)) for number, model in enumerate(models)]
+        return cast(Kind, several if isinstance(models, list) else tuple(several))
+    return cast(Kind, dict(weights))
 
 
-def interpolate(a: Models, b: Models, weight: float) -> Models:
+def interpolate(a: Kind, b: Models, weight: float) -> Kind:
     """The point ``(1 - weight) a + weight b`` between two models, or between many pairs.
 
     Both are modules, dicts of tensors with any leading axes, or lists of either; the answer is what ``a`` is. Whole

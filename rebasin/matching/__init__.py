@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from rebasin.matching.by_activations import activation_matching
@@ -14,7 +15,7 @@ from rebasin.spec import PermutationSpec, check_spec
 from rebasin.weights import Models
 
 Matcher = Literal["weights", "activations", "straight-through", "frank-wolfe"]
-MATCHERS = {
+MATCHERS: dict[str, Callable[..., Matching]] = {
     "weights": weight_matching,
     "activations": activation_matching,
     "straight-through": straight_through_matching,

@@ -180,7 +180,7 @@ def _correlation(sums: Mapping[str, Tensor], precision: float) -> Tensor:
 
 def _worth(scores: Mapping[str, Tensor], flat: Mapping[str, Tensor]) -> Tensor:
     """The sum of the scores that these permutations take, (pairs,); 0 of none."""
-    return sum(
-        torch.take_along_dim(matrix, flat[group].unsqueeze(-1).to(matrix.device), -1).sum((-2, -1))
-        for group, matrix in scores.items()
-    )
+    total = torch.zeros(())
+    for group, matrix in scores.items():
+        total = total + torch.take_along_dim(matrix, flat[group].unsqueeze(-1).to(matrix.device), -1).sum((-2, -1))
+    return total

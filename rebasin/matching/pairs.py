@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec, check_spec
-from rebasin.weights import Models, Weights, check_alike, flat, over, take, weights_of
+from rebasin.weights import Kind, Models, Weights, check_alike, flat, over, take, weights_of
 
 ALL_AT_ONCE = sys.maxsize  # a chunk for matchers that go through their data once, whatever the number of pairs
 
@@ -45,7 +44,7 @@ class Matching:
     maximised_by_sweep: Tensor
     seconds: float
 
-    def apply(self, models: Models) -> Models:
+    def apply(self, models: Kind) -> Kind:
         """The second models, permuted to match the first, as what they are given as."""
         return self.permutation.apply(models)
 
@@ -59,7 +58,8 @@ class Matching:
         )
 
 
-class Solution(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Solution:
     """What a matcher found for some pairs: ``index`` (pairs, *index_shape) by group, and the fields of ``Matching``."""
 
     index: dict[str, Tensor]

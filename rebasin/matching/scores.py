@@ -21,7 +21,7 @@ def assign(spec: PermutationSpec, group: str, scores: Mapping[str, Tensor]) -> d
     if not inner:
         return {group: solve_assignment(scores[group])}
     blocks = spec.sizes[group]
-    total, best = scores.get(group, 0), {}
+    total, best = scores.get(group, torch.zeros(())), {}
     for name in inner:
         n = spec.sizes[name]
         pairs = scores[name].unflatten(-1, (blocks, n)).unflatten(-3, (blocks, n)).transpose(-3, -2)

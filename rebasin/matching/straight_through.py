@@ -90,7 +90,7 @@ def _descend(
         x, y = batch
         basin = weight_matching(spec, {**a, **free}, b, seed=seed, start=basin).permutation
         moved = basin.apply(b)
-        middle = interpolate(a, moved, 0.5)
+        middle = dict(interpolate(a, moved, 0.5))
         statistics = {key: middle.pop(key) for key in spec.statistics}
         gradient, losses = gradient_and_loss(middle, statistics, x, y)
         for key, tensor in free.items():

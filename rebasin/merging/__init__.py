@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from rebasin.spec import PermutationSpec, check_spec
 from rebasin.weights import Models, weights_of
 
 Method = Literal["mean", "many", "hierarchy"]
-METHODS = {"mean": merge_mean, "many": merge_many, "hierarchy": merge_hierarchical}
+METHODS: dict[str, Callable[..., Merge]] = {"mean": merge_mean, "many": merge_many, "hierarchy": merge_hierarchical}
 MendAt = Literal["end", "every stage"]
 
 
@@ -61,5 +62,5 @@ def merge(
     merged = METHODS[by](spec, models, **options)
     if mend is None:
         return merged
-    weights = mend(merged.weights, merged.permutation.apply(weights_of(models)))
+    weights = dict(mend(merged.weights, merged.permutation.apply(weights_of(models))))
     return replace(merged, weights=weights, model=merged_like(models, weights))

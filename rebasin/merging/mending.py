@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, Weights, check_device, check_module, flat, like, unflat, weights_of
+from rebasin.weights import Kind, Models, Weights, check_device, check_module, flat, like, unflat, weights_of
 
-Mend = Callable[[Weights, Weights], dict[str, Tensor]]
+Mend = Callable[[Weights, Weights], Weights]
 UNKNOWN = ("conv_transpose", "rms_norm", "_fused_rms_norm")  # layers that are not in AFFINE
 MOVING = ("movedim", "permute", "transpose")  # axes change places, and values stay
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
@@ -39,7 +39,7 @@ def mender(model: nn.Module, inputs: Tensor) -> Mend:
     return functools.partial(_mend, model, inputs)
 
 
-def _mend(model: nn.Module, inputs: Tensor, merged: Weights, parents: Weights) -> dict[str, Tensor]:
+def _mend(model: nn.Module, inputs: Tensor, merged: Weights, parents: Weights) -> Weights:
     norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
     if any(norm.running_var is not None for norm in norms):
         merged = reset_norms(model, merged, inputs)
@@ -47,7 +47,7 @@ def _mend(model: nn.Module, inputs: Tensor, merged: Weights, parents: Weights) -
 
 
 @torch.no_grad()
-def repair(model: nn.Module, merged: Models, parents: Models, inputs: Tensor) -> Models:
+def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> Kind:
     """Rescale and shift the units of merged networks (REPAIR: Jordan et al. 2023, section 4), of any architecture.
 
     ``merged`` is a module, a dict of tensors (*batch, ...) or a list of either, and comes back as what it is.
@@ -118,7 +118,7 @@ def repair(model: nn.Module, merged: Models, parents: Models, inputs: Tensor) ->
 
 
 @torch.no_grad()
-def reset_norms(model: nn.Module, weights: Models, inputs: Tensor) -> Models:
+def reset_norms(model: nn.Module, weights: Kind, inputs: Tensor) -> Kind:
     """Measure the running means and variances of batch norms anew over ``inputs``.
 
     ``weights`` is a module, a dict of tensors (*batch, ...) or a list of either, and comes back as what it is;
@@ -139,17 +139,22 @@ def reset_norms(model: nn.Module, weights: Models, inputs: Tensor) -> Models:
     batch = _leading(model, given, "the weights", inputs)
     program = export(model, (inputs,))
     keys = weight_keys(program)
-    if not any(operator(node) in BATCH_NORMS and node.args[3] in keys for node in program.graph.nodes):
+    norms: dict[torch.fx.Node, tuple[str, str]] = {}  # the keys of each norm's mean and variance
+    for node in program.graph.nodes:
+        if operator(node) in BATCH_NORMS and node.args[3] in keys:
+            norms[node] = keys[node.args[3]], keys[node.args[4]]
+    if not norms:
         raise ValueError("the model has no norm with running statistics")
 
     def measured(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = dict(weights)
 
         def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
-            if operator(node) in BATCH_NORMS and node.args[3] in keys:
+            if node in norms:
                 mean, std = _moments(args[0], 1)
                 args[3], args[4] = mean, std.square()
-                weights[keys[node.args[3]]], weights[keys[node.args[4]]] = args[3], args[4]
+                for key, statistic in zip(norms[node], args[3:5], strict=True):
+                    weights[key] = statistic
             return compute(*args)
 
         run(program, weights, (inputs,), visit)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rebasin.inner_products import group_shape
 from rebasin.matching.pairs import Matching
@@ -86,7 +87,9 @@ def side_by_side(spec: PermutationSpec, models: Models, call: str) -> tuple[dict
 
 def merged_like(models: Models, weights: Weights) -> Model:
     """A merge's weights as what its models are: a module, or a dict of tensors."""
-    return like(models[0] if isinstance(models, list | tuple) else models, weights)
+    if isinstance(models, nn.Module | Mapping):
+        return like(models, weights)
+    return like(models[0], weights)
 
 
 def unmoved(spec: PermutationSpec, batch: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:

@@ -72,11 +72,13 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str,
             shape = _shape(node.meta["val"])
             known[node] = Value(shape)
             key = keys.get(node)
-            stays = key is None or key in fleeting or not node.meta["val"].is_floating_point()
-            twin = None if stays else same.setdefault(program.state_dict[key].data_ptr(), key)
-            if twin in tensors:  # one tensor under two names
-                known[node] = tensors[key] = Value(shape, tensors[twin].labels, key)
-            elif not stays and (node.users or shared[program.state_dict[key].data_ptr()] > 1):
+            if key is None or key in fleeting or not node.meta["val"].is_floating_point():
+                continue
+            memory = program.state_dict[key].data_ptr()
+            first = same.setdefault(memory, key)
+            if first in tensors:  # one tensor under two names
+                known[node] = tensors[key] = Value(shape, tensors[first].labels, key)
+            elif node.users or shared[memory] > 1:
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
                 known[node] = tensors[key] = Value(shape, tuple(labels), key)
         elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing

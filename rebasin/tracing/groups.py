@@ -125,9 +125,9 @@ def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_P
     free = np.flatnonzero(lies & ~done)
     free = free[np.lexsort((rank[free], block_of[free], kind[free]))]
     alike = np.split(free, 1 + np.flatnonzero((np.diff(kind[free]) != 0) | (np.diff(block_of[free]) != 0)))
-    for units in sorted((units for units in alike if len(units) > 1), key=lambda units: rank[units[0]]):
-        if units[0] not in children:
-            groups.add(names.of(int(units[0])), len(units), units.reshape(-1, 1))
+    for members in sorted((units for units in alike if len(units) > 1), key=lambda units: rank[units[0]]):
+        if members[0] not in children:
+            groups.add(names.of(int(members[0])), len(members), members.reshape(-1, 1))
     return groups
 
 

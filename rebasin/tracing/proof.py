@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class _Replay:
     def _call(node: torch.fx.Node, value_of: Callable[[torch.fx.Node], Any]) -> Any:
         args = torch.fx.map_arg(node.args, value_of)
         kwargs = torch.fx.map_arg(node.kwargs, value_of)
-        return node.target(*args, **kwargs)
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
 def _same(a: Any, b: Any) -> bool:

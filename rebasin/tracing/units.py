@@ -169,14 +169,17 @@ def within(relations: Relations, x: Value, axes: Sequence[int], why: str) -> Non
 
 def tie_axes(relations: Relations, x: Value, axis: int, other: Value, other_axis: int, why: str) -> None:
     """What lies along an axis of one tensor is what lies along an axis of another."""
-    for value, at in ((x, axis), (other, other_axis)):
-        if value.on(at) is not None and len(value.on(at).axes) > 1:
-            relations.pin(value.on(at).units, why)
-    along = [
-        np.full(value.shape[at], FIXED) if value.on(at) is None or len(value.on(at).axes) > 1 else value.on(at).units
-        for value, at in ((x, axis % len(x.shape)), (other, other_axis))
-    ]
-    relations.tie(*along, why)
+    relations.tie(along(relations, x, axis, why), along(relations, other, other_axis, why), why)
+
+
+def along(relations: Relations, value: Value, axis: int, why: str) -> np.ndarray:
+    """The unit of each slice along an axis; FIXED where there is none. Units along several axes together are pinned."""
+    labels = value.on(axis)
+    if labels is not None and len(labels.axes) == 1:
+        return labels.units
+    if labels is not None:
+        relations.pin(labels.units, why)
+    return np.full(value.shape[axis % len(value.shape)], FIXED)
 
 
 def broadcast(relations: Relations, value: Value, shape: tuple[int, ...], why: str) -> Value:

@@ -12,8 +12,8 @@ from lab.measures.paths import walk
 from lab.networks import build
 from lab.training.recipe import Recipe
 from lab.training.train import train
+from rebasin.inner_products import inner_product
 from rebasin.matching.by_weights import weight_matching
-from rebasin.matching.pairs import inner_product
 from rebasin.permutation import Permutation
 from rebasin.tracing import trace
 

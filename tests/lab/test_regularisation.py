@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 import torch
-from rebasin.merging.mean import alignment, average
 from torch.autograd.functional import jacobian
 from torch.func import functional_call
 
@@ -17,7 +16,9 @@ from lab.networks import build
 from lab.outputs import evaluate
 from lab.training.recipe import Recipe
 from lab.training.train import train
+from rebasin.inner_products import mean_inner_product
 from rebasin.tracing import trace
+from rebasin.weights import mean
 
 RECIPE = Recipe(width=16, batch_size=64, learning_rate=3e-3, initial="lecun_normal")
 EPOCHS, MODELS = 3, 16
@@ -199,7 +200,7 @@ def test_networks_that_no_bound_is_proved_for_have_all_the_rest(architecture, di
     pair = {key: tensor.unsqueeze(0) for key, tensor in leaves.items()}
     groups = [
         Group("unmerged", 1, 0.0, (0, 1), model, leaves, torch.full((2,), torch.nan)),
-        Group("naive", 2, 0.0, (0,), model, average(spec, pair), alignment(spec, pair)),
+        Group("naive", 2, 0.0, (0,), model, mean(pair, axis=1), mean_inner_product(spec, pair)),
     ]
     nodes, layers, radii = regularity(groups, leaves, few, 2, "cpu", 2)
     wide = nodes.pivot(index=[*KIND, "node"], columns="metric", values="value")

@@ -12,7 +12,7 @@ from torch import nn
 import rebasin
 
 MODULES = [rebasin.__name__, *(module.name for module in pkgutil.walk_packages(rebasin.__path__, "rebasin."))]
-FOUND = [
+EXAMPLES = [
     example
     for name in MODULES
     for example in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name), name)
@@ -20,7 +20,7 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize("example", FOUND, ids=lambda example: example.name)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_an_example_gives_what_it_shows(example):
     torch.manual_seed(0)
     example.globs.update(torch=torch, nn=nn, rebasin=rebasin)
@@ -31,5 +31,5 @@ def test_every_public_function_has_an_example_that_runs():
     functions = [getattr(rebasin, name) for name in rebasin.__all__]
     functions = [function for function in functions if inspect.isfunction(function)]
     assert len(functions) > 15
-    run = {example.name for example in FOUND}
+    run = {example.name for example in EXAMPLES}
     assert [f.__name__ for f in functions if f"{f.__module__}.{f.__qualname__}" not in run] == []

@@ -185,7 +185,8 @@ def test_activation_matching_agrees_with_its_definition(similarity):
 @pytest.mark.parametrize("similarity", ["inner product", "correlation"])
 def test_five_batches_are_worth_what_one_of_all_is(network, similarity):
     model, spec = network
-    a, b = drawn(model, 2, seed=14), drawn(model, 2, seed=15)
+    a = drawn(model, 2, seed=39)  # drawn so that no unit is dead: which of two such is matched, rounding would tell
+    b = {key: tensor.flip(0) for key, tensor in a.items()}
     x = images(100)
     uneven = [x[:10], x[10:35], x[35:60], x[60:75], x[75:]]
     whole, parts = (

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from rebasin.tracing.rules.entries import elementwise
 from rebasin.tracing.rules.sums import compared, normed_by_channel
 from rebasin.tracing.units import (
-    FIXED,
     Labels,
     Relations,
     Value,
+    along,
     follow,
     join,
     outer,
@@ -83,7 +81,8 @@ def einsum(relations: Relations, shape: tuple[int, ...], formula: str, values: S
     plain = "->" in formula and "." not in formula and all(len(set(letters)) == len(letters) for letters in inputs)
     if len(values) != 2 or not plain:
         return follow(relations, f"einsum of {formula!r}", shape, values, {})
-    return product(relations, shape, *values, formula)
+    a, b = values
+    return product(relations, shape, a, b, formula)
 
 
 @rule("linear")
@@ -162,14 +161,12 @@ def convolution(
     why = "the places of a convolution"
     x = placed(relations, x, range(2, len(x.shape)), why)
     weight = placed(relations, weight, range(2, len(weight.shape)), why)
-    out = weight.on(0)
-    out = np.full(weight.shape[0], FIXED) if out is None else out.units
+    out = along(relations, weight, 0, why)
     if groups == 1:
         tie_axes(relations, x, 1, weight, 1, "fed by the input or by something that stays")
     else:
-        labels = x.on(1)
-        channels = np.full(x.shape[1], FIXED) if labels is None or len(labels.axes) > 1 else labels.units
         why = "blocks of channels of which some stay"
+        channels = along(relations, x, 1, why)
         inside = relations.heads(channels.reshape(groups, -1), 1, why)
         relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)
         if weight.shape[1] > 1:

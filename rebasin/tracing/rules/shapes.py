@@ -205,8 +205,9 @@ def joined(relations: Relations, shape: tuple[int, ...], values: Sequence[Value]
         out.append(Labels(axes, np.concatenate(parts, axes.index(dim))))
     elif along:
         for value in values:
-            if value.on(dim) is not None:
-                relations.pin(value.on(dim).units, why)
+            for labels in value.labels:
+                if dim in labels.axes:
+                    relations.pin(labels.units, why)
     return Value(shape, tuple(out))
 
 
@@ -239,7 +240,7 @@ def flipped(relations: Relations, shape: tuple[int, ...], x: Value, dims: Sequen
     """Axes backwards."""
     out = []
     for labels in x.labels:
-        places = [labels.axes.index(dim % len(shape)) for dim in dims if dim % len(shape) in labels.axes]
+        places = tuple(labels.axes.index(dim % len(shape)) for dim in dims if dim % len(shape) in labels.axes)
         out.append(Labels(labels.axes, np.flip(labels.units, places)))
     return Value(shape, tuple(out))
 
