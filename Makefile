@@ -9,11 +9,6 @@ unexport MPLBACKEND
 # Waiting threads sleep rather than spin: beside another busy process, spinning made small networks ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
-# The same instructions on every x86 machine. Wider ones round otherwise, and training makes other networks of that: the
-# notebooks' stored outputs would be those of one kind of processor alone.
-ifeq ($(shell uname -m),x86_64)
-export ATEN_CPU_CAPABILITY ?= avx2
-endif
 
 BIN := .venv/bin
 SIDE_BY_SIDE := -n auto --dist loadfile

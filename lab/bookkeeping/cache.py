@@ -90,7 +90,9 @@ class Kept:
         returned = self.function.__annotations__.get("return")
         if isinstance(returned, str):
             returned = eval(returned, self.function.__globals__)
-        return returned(**value) if dataclasses.is_dataclass(returned) else value
+        if isinstance(returned, type) and dataclasses.is_dataclass(returned):
+            return returned(**value)
+        return value
 
 
 def write(path: Path, value: Any) -> Any:

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("rebasin", "lab")
@@ -128,7 +128,7 @@ def _written(node: Any, runs: list[tuple[Imported, ...]]) -> str:
         raise ValueError(f"{ast.unparse(node)!r} imports what nobody can know before: write an import statement")
     fields = dict(ast.iter_fields(node))
     documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    if documented and ast.get_docstring(node, clean=False) is not None:
+    if documented and ast.get_docstring(cast(ast.Module, node), clean=False) is not None:
         fields["body"] = fields["body"][1:]
     # Later versions of Python add fields, which are empty for code that earlier ones can read.
     written = (f"{name}={_written(value, runs)}" for name, value in fields.items() if value is not None and value != [])

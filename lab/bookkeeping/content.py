@@ -12,7 +12,7 @@ import inspect
 import platform
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def content(value: Any) -> Any:
     raise TypeError(f"what {value!r} holds cannot be told, so that nothing can be kept by it")
 
 
-def function_fingerprint(function: types.FunctionType, root: Path = ROOT) -> str:
+def function_fingerprint(function: Callable[..., Any], root: Path = ROOT) -> str:
     """What a function does: its name, its module's code with all that it imports, and the versions from elsewhere.
 
     Raises TypeError for a lambda, and for one that holds values of its own, as a function in a function may.

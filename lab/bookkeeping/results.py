@@ -188,9 +188,10 @@ def _provenance(
 def read(run: str, name: str, table: str) -> pd.DataFrame:
     """A table of a run. Raises FileNotFoundError if the run has none, ValueError if it is not the one written."""
     path = results_folder() / run / f"{name}-{table}.parquet"
-    if provenance(run, name) is None or not path.exists():
+    made = provenance(run, name)
+    if made is None or not path.exists():
         raise FileNotFoundError(f"no table {table!r} of notebook {name!r} in run {run!r} ({path.parent})")
-    if _digest(path) != provenance(run, name)["tables"].get(table):
+    if _digest(path) != made["tables"].get(table):
         raise ValueError(f"{path} is not the table that {name}.json was written with: run the notebook again")
     return pd.read_parquet(path)
 
@@ -233,7 +234,7 @@ def _code_cells(name: str) -> list[dict[str, Any]]:
 def _assigned(source: str) -> dict[str, Any]:
     """Names and literal values that a cell of plain assignments sets."""
     statements = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in statements}
+    return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in statements}
 
 
 def _version(package: str) -> str | None:

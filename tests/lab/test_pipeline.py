@@ -1,5 +1,6 @@
 """The pipeline runs what is stale, skips what is current, resumes what was interrupted, and repeats itself exactly."""
 
+import platform
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import nbformat
 import papermill
 import psutil
 import pytest
+import torch
 
 from lab import merges
 from lab.bookkeeping import pipeline, results
@@ -24,7 +26,8 @@ TINY = {
         {"recipe": "tiny", "dataset": "digits", "epochs": [2], "models": 4, "width": 16, "batch_size": 64},
     ],
     "barrier_recipes": [
-        {"recipe": "tiny", "dataset": "digits", "epochs": [1], "models": 2, "width": 8, "batch_size": 256}
+        {"recipe": "tiny", "section": "width", "dataset": "digits", "epochs": [1], "models": 2, "width": 8,
+         "batch_size": 256}
     ], "barrier_test_images": 50,
     "l1_strengths": [0.001], "l2_strengths": [], "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
@@ -280,6 +283,11 @@ def test_threads_are_the_runners_and_no_notebooks_parameter():
     assert pipeline.preset_threads("smoke") == 1
     assert pipeline.preset_threads("cpu") == 2, "with as many the tables of results/cpu were made"
     assert "threads" not in load_preset("cpu")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one kind of instructions")
+def test_torch_computes_with_the_instructions_that_every_x86_machine_has():
+    assert torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
 
 
 def test_the_steps_are_the_notebooks_of_the_book_in_their_order():
