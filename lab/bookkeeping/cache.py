@@ -76,7 +76,7 @@ class Kept:
         """Where the result of this call is kept."""
         call = self.signature.bind(*args, **kwargs)
         call.apply_defaults()
-        around = surroundings(call.arguments.get("device", "cpu"))
+        around = surroundings(str(call.arguments.get("device", "cpu")))
         holds = {name: content(value) for name, value in call.arguments.items() if name not in self.costs}
         key = fingerprint(self.code, reassigned(self.function.__module__), around, holds)
         return cache_folder() / self.function.__name__ / f"{key}.pt"

@@ -94,7 +94,7 @@ def reassigned(module: str) -> list[Any]:
         loaded = sys.modules.get(name)
         if loaded is None:  # it is imported inside a function, later
             continue
-        _check_file(name, str(loaded.__file__))
+        _check_file(name, str(getattr(loaded, "__file__", None)))
         for constant, value in written.items():
             now = vars(loaded).get(constant, value)
             if type(now) is not type(value) or now != value:

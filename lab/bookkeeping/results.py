@@ -253,12 +253,12 @@ def _git(*arguments: str) -> str | None:
 
 
 def _hardware() -> dict[str, Any]:
-    """The kind of machine, never its name."""
+    """The kind of machine, never its name, and how many of its cores torch takes: last bits depend on it."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
     processor = models[0].split(":")[1].strip() if models else platform.machine()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": processor, "cores": os.cpu_count(), "gpu": gpu}
+    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def _peak_memory() -> int:

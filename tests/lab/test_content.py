@@ -122,6 +122,7 @@ def test_plain_values_of_other_types_or_signs_are_told_apart():
     assert all_differ(values)
     assert all_alike([float("nan"), -float("nan"), np.nan])
     assert all_alike([{1, 2, 3}, {3, 2, 1}, frozenset((2, 1, 3))]), "a set has no order"
+    assert all_differ([int, float, dict, nn.Linear, Setting, Other])
 
 
 def test_dataclasses_count_by_class_and_by_every_field_however_deep():

@@ -152,7 +152,8 @@ def test_the_provenance_tells_what_was_measured_on_what_by_which_code(folder):
     assert set(made["tables"]) == {"first", "second"}
     assert made["dataset"] == {"name": data.name, "title": data.title, "fingerprint": data.fingerprint}
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["date"])
-    assert set(made["hardware"]) == {"processor", "cores", "gpu"}
+    assert set(made["hardware"]) == {"processor", "cores", "threads", "gpu"}
+    assert made["hardware"]["threads"] == 1
     assert made["hardware"]["processor"] and made["hardware"]["cores"] >= 1
     assert made["versions"]["python"] == platform.python_version()
     assert {"torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn"} <= set(made["versions"])
