@@ -9,11 +9,6 @@ from lab.bookkeeping.code import ROOT
 from lab.report.verdicts import ZERO
 
 PAGES = sorted(path.relative_to(ROOT / "book").with_suffix("").as_posix() for path in (ROOT / "book").rglob("*.md"))
-# Pages that still have a kernel: to be emptied, and then deleted.
-WITH_KERNEL = {
-    "barriers", "conditions", "disagreement", "hierarchy", "mnist", "perturbations", "regularisation", "robustness",
-    "where",
-}  # fmt: skip
 # Constants of the code, and nothing that was measured: the confidence level, what counts as zero, the oldest Python.
 ALLOWED = {"95 %", *map(str, ZERO.values()), "3.11"}
 
@@ -31,9 +26,10 @@ def prose(page):
     return re.sub(r"`[^`\n]*`|\$[^$\n]*\$", "", text)
 
 
-def test_only_pages_that_wait_have_a_kernel_front_matter_or_tabs():
-    marks = (r"\A---\n", r"\{code-cell\}", r"\{glue:", r"\{tab-set\}", r"\{tab-item\}")
-    assert {page for page in PAGES if any(re.search(mark, source(page)) for mark in marks)} <= WITH_KERNEL
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("mark", [r"\A---\n", r"\{code-cell\}", r"\{glue:", r"\{tab-set\}", r"\{tab-item\}"])
+def test_a_page_has_no_front_matter_kernel_or_tabs(page, mark):
+    assert not re.search(mark, source(page))
 
 
 @pytest.mark.parametrize("page", PAGES)
