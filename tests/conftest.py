@@ -6,7 +6,7 @@ from hypothesis import settings
 from torch import nn
 from torch.func import functional_call
 
-import lab  # noqa: F401  which instructions torch computes with
+import lab.bookkeeping.content  # noqa: F401  which instructions torch computes with
 from rebasin.tracing import trace
 
 # The same examples in every run, and no deadline: the machine may be busy.

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import platform
 import sys
 import types
@@ -30,6 +31,11 @@ from lab.bookkeeping.code import (
     module_source,
     outside_packages,
 )
+
+# The same instructions on every x86 machine: wider ones round otherwise, and training makes other networks of that.
+# With these, tables and stored outputs come out as they are committed. To be set before torch first computes.
+if platform.machine() in ("x86_64", "AMD64"):
+    os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 OWN_TO_EVERY_MODULE = frozenset(vars(nn.Module()))  # what torch keeps in a module besides what its author does

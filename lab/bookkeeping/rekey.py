@@ -68,7 +68,7 @@ def smoke(tree: Path, folder: Path) -> None:
     """Make the smoke run of a checkout, from nothing, its tables in ``folder``."""
     with tempfile.TemporaryDirectory() as cache:
         places = {"REBASIN_RESULTS": str(folder), "REBASIN_CACHE": cache}
-        run_in(tree, "-m", "lab.bookkeeping.pipeline", "smoke", "--script", **places)
+        run_in(tree, "-m", "lab.bookkeeping.pipeline", "smoke", **places)
 
 
 def differences(before: Path, after: Path) -> Iterator[str]:
@@ -106,7 +106,7 @@ def rekey(run: str, notebook: str, commit: str) -> str:
 
 def run_in(tree: Path, *arguments: str, **environment: str) -> str:
     """What this Python, started in a checkout with the checkout's own code, prints."""
-    paths = {"PYTHONPATH": str(tree), **environment}
+    paths = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", **environment}  # numbers depend on threads
     done = subprocess.run(
         [sys.executable, *arguments], cwd=tree, env=os.environ | paths, capture_output=True, text=True
     )
