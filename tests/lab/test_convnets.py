@@ -219,7 +219,7 @@ def test_fresh_weights_are_all_redrawn_and_depend_on_the_seed_alone(digits, arch
 def test_torch_weights_are_exactly_those_of_a_model_built_under_the_seed(digits, architecture):
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        built = ARCHITECTURES[architecture](digits, NARROW[architecture]).state_dict()
+        built = ARCHITECTURES[architecture].build(digits, NARROW[architecture]).state_dict()
     fresh = initial_weights(build(architecture, digits, NARROW[architecture]), "torch", 5)
     assert fresh.keys() == built.keys()
     assert all(torch.equal(fresh[key], built[key]) for key in built)

@@ -59,9 +59,9 @@ def test_instances_are_independent_and_depend_on_the_seed_alone():
 
 
 def test_a_matcher_that_stays_at_the_identity_recovers_nothing(network, monkeypatch):
-    def lazy(spec, a, b, seed):
+    def lazy(spec, a, b, *, seed):
         identity = Permutation.identity(spec)
-        return dataclasses.replace(matched(spec, a, b, seed), permutation=identity)
+        return dataclasses.replace(matched(spec, a, b, seed=seed), permutation=identity)
 
     matched = planted.weight_matching
     monkeypatch.setattr(planted, "weight_matching", lazy)
@@ -110,9 +110,9 @@ def test_times_are_of_independent_pairs(network, monkeypatch):
     pairs = []
     matched = planted.weight_matching
 
-    def watched(spec, a, b, seed):
+    def watched(spec, a, b, *, seed):
         pairs.append((a, b, seed))
-        return matched(spec, a, b, seed)
+        return matched(spec, a, b, seed=seed)
 
     monkeypatch.setattr(planted, "weight_matching", watched)
     table = times_table([network], 2, 5, "cpu")
