@@ -340,7 +340,8 @@ def test_a_key_changes_with_the_code_of_the_modules_it_rests_on_and_not_with_the
 
 
 def test_a_key_does_not_change_with_modules_that_the_notebook_does_not_use(key_with_edited):
-    for module in ("rebasin.matching.frank_wolfe", "lab.report.verdicts", "lab.bookkeeping.results", "rebasin.progress"):
+    unused = ("rebasin.matching.frank_wolfe", "lab.report.verdicts", "lab.bookkeeping.results", "rebasin.progress")
+    for module in unused:
         assert key_with_edited(module, added) == key_with_edited(module, str), module
     plain = key_with_edited("rebasin.merging.mending", str, "conditions")
     assert key_with_edited("rebasin.merging.mending", added, "conditions") != plain
