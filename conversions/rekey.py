@@ -62,7 +62,8 @@ def main(before: Path) -> None:
         print("smoke, before and after ...", flush=True)
         run_in(
             before, "-m", "rebasin.lab.pipeline", "smoke", "--script",
-            REBASIN_RESULTS=f"{made}/before", REBASIN_CACHE=f"{made}/cache", OMP_NUM_THREADS="1",
+            REBASIN_RESULTS=f"{made}/before", REBASIN_CACHE=f"{made}/cache",
+            OMP_NUM_THREADS="1", ATEN_CPU_CAPABILITY="avx2",
         )  # fmt: skip
         smoke(Path.cwd(), Path(made) / "after")
         # Conversions that read the committed run's own paths only rename columns here.
