@@ -76,12 +76,3 @@ def title_of(algorithm: str, mended: str = "none") -> str:
     """What a reader calls a kind of network: ``hierarchy after REPAIR``."""
     title = ALGORITHMS[algorithm].title
     return title if mended == "none" else f"{title} {MENDINGS[mended]}"
-
-
-# The older tables' kinds, whose mending is part of the algorithm's name.
-COLOURS = {name: drawn.colour for name, drawn in ALGORITHMS.items()}
-LABELS = {name: drawn.title for name, drawn in ALGORITHMS.items()}
-MARKERS = {name: drawn.marker for name, drawn in ALGORITHMS.items()}
-for _name in ("tree", "merge_many"):
-    COLOURS[f"{_name}_repaired"], MARKERS[f"{_name}_repaired"] = COLOURS[_name], MARKERS[_name]
-    LABELS[f"{_name}_repaired"] = title_of(_name, "repair")

@@ -15,7 +15,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lab.bookkeeping.vocabulary import COLOURS, Drawn
+from lab.bookkeeping.vocabulary import ALGORITHMS, Drawn
 from lab.report.facts import reads
 from lab.report.statistics import Interval
 
@@ -36,7 +36,7 @@ def house_style(dark: bool = False) -> Iterator[None]:
         "axes.titlesize": 12,
         "legend.fontsize": 11,
         "lines.linewidth": 2,
-        "axes.prop_cycle": cycler(color=list(COLOURS.values())[:8]),
+        "axes.prop_cycle": cycler(color=[drawn.colour for drawn in ALGORITHMS.values()]),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -92,7 +92,7 @@ def hierarchy_scheme() -> Figure:
                 ha="center", va="center", color="white" if stage else "black", zorder=3, fontsize=size,
                 bbox={
                     "boxstyle": "round,pad=0.45", "edgecolor": "none",
-                    "facecolor": COLOURS["tree" if stage else "unmerged"],
+                    "facecolor": ALGORITHMS["tree" if stage else "unmerged"].colour,
                 },
             )  # fmt: skip
             if stage < 3:
