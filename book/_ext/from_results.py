@@ -166,9 +166,8 @@ class MeasuredOn(SphinxDirective):
             rows = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
             command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p run mine"
             shown_nodes += [
-                raw(
-                    f'<details class="fold"><summary>Measured on: {notebook}.ipynb</summary><dl class="measured">{rows}</dl>'
-                ),
+                raw(f'<details class="fold"><summary>Measured on: {notebook}.ipynb</summary>'),
+                raw(f'<dl class="measured">{rows}</dl>'),
                 nodes.paragraph("", "", nodes.Text("The notebook: "), to_notebook(notebook)),
                 nodes.paragraph("", "", nodes.Text("Run it yourself: "), nodes.literal(text=command)),
                 raw(f"<details><summary>All parameters</summary>{page.parameters_table(notebook)}</details></details>"),
