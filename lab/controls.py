@@ -12,7 +12,7 @@ from lab.bookkeeping.cache import kept
 from lab.bookkeeping.vocabulary import KIND
 from lab.device import pick_device
 from lab.images import Dataset
-from lab.merges import Nodes, grouped, merge_all, unmerged
+from lab.merges import Nodes, merge_all, unmerged
 from lab.networks import build
 from lab.outputs import evaluate
 from lab.training.early_stopping import stop_early
@@ -22,7 +22,7 @@ from rebasin.merging.mending import repair
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
 from rebasin.tracing import trace
-from rebasin.weights import Weights
+from rebasin.weights import Weights, grouped, take, to
 
 # One node of each kind is measured in every block of so many leaves, so that kinds are compared block by block.
 BLOCK = 8
@@ -118,7 +118,7 @@ def compared(
 def _one_per_block(nodes: Nodes, model: nn.Module) -> Group:
     every = max(1, BLOCK // nodes.n_leaves)
     numbers = tuple(range(0, len(nodes.effort), every))
-    weights = {key: tensor[::every] for key, tensor in nodes.weights.items()}
+    weights = take(nodes.weights, slice(None, None, every))
     return Group(nodes.algorithm, nodes.n_leaves, 0.0, numbers, model, weights, nodes.alignment[::every])
 
 
@@ -130,20 +130,19 @@ def _repaired_group(
     nodes: Nodes, model: nn.Module, spec: PermutationSpec, leaves: Weights, inputs: Tensor, device: str
 ) -> Group:
     """The group of these nodes after REPAIR."""
-    group = _one_per_block(nodes, model)
-    rows = list(group.nodes)
-    chosen = {key: tensor[rows] for key, tensor in grouped(leaves, nodes.n_leaves).items()}
-    basin = Permutation(spec, {name: index[rows] for name, index in nodes.indices.items()})
-    weights = repaired(model, group.weights, basin.apply(chosen), inputs, device)
-    return replace(group, mended="repair", weights=weights, alignment=_unaligned(len(group.nodes)))
+    as_merged = _one_per_block(nodes, model)
+    rows = torch.tensor(as_merged.nodes)
+    chosen = take(grouped(leaves, nodes.n_leaves), rows)
+    parents = Permutation(spec, take(nodes.indices, rows)).apply(chosen)
+    weights = repaired(model, as_merged.weights, parents, inputs, device)
+    return replace(as_merged, mended="repair", weights=weights, alignment=_unaligned(len(rows)))
 
 
 @kept
 def repaired(model: nn.Module, merged: Weights, parents: Weights, inputs: Tensor, device: str) -> dict[str, Tensor]:
     """The merges (n, ...) of these parents (n, leaves, ...) after REPAIR."""
-    merged, parents = ({key: tensor.to(device) for key, tensor in some.items()} for some in (merged, parents))
-    mended = repair(copy.deepcopy(model).to(device), merged, parents, inputs.to(device))
-    return {key: tensor.cpu() for key, tensor in mended.items()}
+    model = copy.deepcopy(model).to(device)
+    return to(repair(model, to(merged, device), to(parents, device), inputs.to(device)), "cpu")
 
 
 def _ensembles(model: nn.Module, leaves: Weights) -> Group:

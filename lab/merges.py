@@ -19,7 +19,7 @@ from rebasin.merging.many import merge_many
 from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights, mean
+from rebasin.weights import Weights, flat, grouped, mean, take, to
 
 ALGORITHMS = ("tree", "merge_many", "naive")
 
@@ -87,18 +87,18 @@ def merged_trees(
     spec: PermutationSpec, leaves: Weights, tree_leaves: int, seed: int, device: str, chunk: int
 ) -> dict[int, dict[str, Any]]:
     """The fields of ``Nodes`` at each size of the trees of ``tree_leaves`` neighbouring leaves (n, ...)."""
-    models = {key: tensor.to(device) for key, tensor in grouped(leaves, tree_leaves).items()}
+    models = to(grouped(leaves, tree_leaves), device)
     stages = merge_hierarchical(spec, models, seed=seed, chunk=chunk).stages
     nodes = {}
     for number, stage in enumerate(stages, 1):
         permuted = stage.permutation.apply(models)
-        groups = grouped({key: tensor.flatten(0, 1) for key, tensor in permuted.items()}, 2**number)
+        groups = grouped(flat(permuted, 2), 2**number)
         nodes[2**number] = {
-            "weights": {key: tensor.flatten(0, 1).cpu() for key, tensor in stage.weights.items()},
+            "weights": to(flat(stage.weights, 2), "cpu"),
             "alignment": mean_inner_product(spec, groups).cpu(),
             "effort": stage.matching.sweeps.flatten().cpu(),
             # (trees, leaves, ...) to (nodes, n_leaves, ...): a group within blocks has an axis more.
-            "indices": grouped({g: i.cpu().flatten(0, 1) for g, i in stage.permutation.indices.items()}, 2**number),
+            "indices": to(grouped(flat(stage.permutation.indices, 2), 2**number), "cpu"),
         }
     return nodes
 
@@ -112,7 +112,7 @@ def merged_groups(
     parts = []
     with track(count if count > chunk else 0, f"MergeMany of {size}", "group") as bar:
         for start in range(0, count, chunk):
-            some = {key: tensor[start : start + chunk] for key, tensor in groups.items()}
+            some = take(groups, slice(start, start + chunk))
             parts.append(merged_at_once(spec, some, seed, device))
             bar.update(len(parts[-1]["effort"]))
     return Nodes(
@@ -128,16 +128,11 @@ def merged_groups(
 @kept
 def merged_at_once(spec: PermutationSpec, groups: Weights, seed: int, device: str) -> dict[str, Any]:
     """The fields of ``Nodes`` that MergeMany makes of groups of models (groups, size, ...)."""
-    models = {key: tensor.to(device) for key, tensor in groups.items()}
+    models = to(groups, device)
     merged = merge_many(spec, models, seed=seed)
     return {
-        "weights": {key: tensor.cpu() for key, tensor in merged.weights.items()},
+        "weights": to(merged.weights, "cpu"),
         "alignment": mean_inner_product(spec, merged.permutation.apply(models)).cpu(),
         "effort": merged.rounds.cpu(),
-        "indices": {group: index.cpu() for group, index in merged.permutation.indices.items()},
+        "indices": to(merged.permutation.indices, "cpu"),
     }
-
-
-def grouped(leaves: Weights, size: int) -> dict[str, Tensor]:
-    """Neighbouring models (n, ...) in groups: (n / size, size, ...)."""
-    return {key: tensor.unflatten(0, (-1, size)) for key, tensor in leaves.items()}

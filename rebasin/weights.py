@@ -88,7 +88,7 @@ def take(weights: Weights, index: int | slice | Tensor, axis: int = 0) -> dict[s
     return over(weights, lambda tensor: tensor[(*[slice(None)] * axis, index)])
 
 
-def group(weights: Weights, size: int) -> dict[str, Tensor]:
+def grouped(weights: Weights, size: int) -> dict[str, Tensor]:
     """Neighbouring models (n, ...) in groups of ``size``: (n / size, size, ...)."""
     return over(weights, lambda tensor: tensor.unflatten(0, (-1, size)))
 

@@ -1,7 +1,8 @@
 """Directives that put results into a chapter: a finding's words, a table, a figure, the claims, what was measured.
 
 The words stand in the chapter, the facts come from ``lab/report``. A finding names the outcome that its sentence was
-written for; when the results have another, a warning names page, sentence and both outcomes: the strict build fails.
+written for, and so does a caption that says what was found; when the results have another, a warning names page,
+sentence and both outcomes: the strict build fails.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from lab.report import draw, page
+from lab.report.facts import Facts
 from lab.report.verdicts import claims_table
 
 logger = logging.getLogger(__name__)
@@ -47,16 +49,21 @@ class OfResults(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        try:
-            function = shown(self.arguments[0])
-        except ValueError as error:
-            raise self.error(str(error)) from error
-        read = self.env.temp_data.setdefault(READ, [])
-        read.extend(notebook for notebook in function.notebooks if notebook not in read)
+        function = self.named(self.arguments[0])
         missing = [notebook for notebook in function.notebooks if not page.runs(notebook)]
         if missing:
             return [not_run(missing)]
         return self.show(function, [page.shown_run(notebook) for notebook in function.notebooks])
+
+    def named(self, name: str) -> Callable[..., Any]:
+        """The function of lab/report with this name, whose notebooks are noted down for the end of the page."""
+        try:
+            function = shown(name)
+        except ValueError as error:
+            raise self.error(str(error)) from error
+        read = self.env.temp_data.setdefault(READ, [])
+        read.extend(notebook for notebook in function.notebooks if notebook not in read)
+        return function
 
     def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
         raise NotImplementedError
@@ -69,10 +76,18 @@ class OfResults(SphinxDirective):
         )
         return container.children
 
-    def caption(self, kind: type[nodes.TextElement]) -> nodes.Node:
-        """The directive's body as one caption."""
-        paragraph, *_ = self.parsed("\n".join(self.content)) or [nodes.paragraph()]
-        return kind("", "", *paragraph.children)
+    def filled(self, text: str, name: str, facts: Facts, when: str | None) -> list[nodes.Node]:
+        """A text with the values in its slots, with a warning unless it was written for this outcome."""
+        if facts.outcome != when:
+            logger.warning(
+                "%s: the sentence %r was written for the outcome %r, and the results have %r",
+                name, shortened(text), when, facts.outcome, location=self.get_location(),
+            )  # fmt: skip
+        for slot in SLOT.findall(text):
+            if slot not in facts.values:
+                known = ", ".join(facts.values)
+                logger.warning("%s has no value {%s}: there are %s", name, slot, known, location=self.get_location())
+        return self.parsed(SLOT.sub(lambda match: facts.values.get(match[1], match[0]), text))
 
 
 class Finding(OfResults):
@@ -84,20 +99,8 @@ class Finding(OfResults):
         facts = function(*runs)
         if page.own_run() in runs:
             return [bare_facts(self.arguments[0], facts)]
-        text, when = "\n".join(self.content), self.options.get("when")
-        if facts.outcome != when:
-            logger.warning(
-                "%s: the sentence %r was written for the outcome %r, and the results have %r",
-                self.arguments[0], shortened(text), when, facts.outcome, location=self.get_location(),
-            )  # fmt: skip
-        for slot in SLOT.findall(text):
-            if slot not in facts.values:
-                known = ", ".join(facts.values)
-                logger.warning(
-                    "%s has no value {%s}: there are %s", self.arguments[0], slot, known, location=self.get_location()
-                )
-        filled = SLOT.sub(lambda match: facts.values.get(match[1], match[0]), text)
-        return [nodes.container("", *self.parsed(filled), classes=["finding"])]
+        sentence = self.filled("\n".join(self.content), self.arguments[0], facts, self.options.get("when"))
+        return [nodes.container("", *sentence, classes=["finding"])]
 
 
 class ResultTable(OfResults):
@@ -116,19 +119,48 @@ class ResultTable(OfResults):
 
 
 class ResultFigure(OfResults):
-    """A figure of a run, for light and dark pages; its body is the caption. Below: its notebook and its code."""
+    """A figure of a run, for light and dark pages; its body is the caption. Below: its notebook and its code.
 
-    option_spec = {"name": directives.unchanged_required, "alt": directives.unchanged_required}
+    The caption's last paragraph says what is drawn. What was found stands in one before it, with ``finding``, the facts
+    that say so, and ``when``, the outcome that it was written for. It is left out of a reader's own run.
+    """
+
+    option_spec = {
+        "name": directives.unchanged_required,
+        "alt": directives.unchanged_required,
+        "finding": directives.unchanged_required,
+        "when": directives.unchanged_required,
+    }
 
     def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
         if "alt" not in self.options:
             raise self.error("a figure needs :alt:, which says in words what it shows")
         # In a box of its own: the theme hides the caption that follows the image for the other theme.
         image = raw(f"<div>{draw.themed(lambda: function(*runs), self.options['alt']).data}</div>")
-        figure = nodes.figure("", image, self.caption(nodes.caption), align="default")
+        figure = nodes.figure("", image, nodes.caption("", "", *self.caption()), align="default")
         if "name" in self.options:
             self.add_name(figure)
         return [figure, self.sources(function)]
+
+    def caption(self) -> list[nodes.Node]:
+        """The words of the caption: what was found, and what is drawn."""
+        found, _, drawn = "\n".join(self.content).rpartition("\n\n")
+        paragraphs = [*(self.found(found) if found else []), *self.parsed(drawn)]
+        words: list[nodes.Node] = []
+        for paragraph in paragraphs:
+            words += [nodes.Text(" "), *paragraph.children] if words else paragraph.children
+        return words
+
+    def found(self, text: str) -> list[nodes.Node]:
+        """The paragraph that says what was found; nothing of runs for which it was not written."""
+        name = self.options.get("finding")
+        if name is None:
+            raise self.error("a caption that says what was found needs :finding:, the facts that say so, and :when:")
+        function = self.named(name)
+        if not all(map(page.runs, function.notebooks)):
+            return []
+        runs = [page.shown_run(notebook) for notebook in function.notebooks]
+        return [] if page.own_run() in runs else self.filled(text, name, function(*runs), self.options.get("when"))
 
     def sources(self, function: Callable[..., Any]) -> nodes.Node:
         """The notebooks whose tables a figure shows, if any, and, folded, the function that draws it."""

@@ -44,7 +44,7 @@ print(json.dumps(current))
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lab.bookkeeping.rekey", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", help="a committed run: cpu, paper, gpu")
+    parser.add_argument("run", help="a committed run, such as cpu")
     parser.add_argument("--before", type=Path, required=True, help="a checkout in which its tables are current")
     options = parser.parse_args(arguments)
     before = options.before.resolve()

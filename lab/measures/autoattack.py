@@ -18,7 +18,7 @@ from lab.images import Split
 from lab.measures.attacks import Attack, suite, surviving
 from lab.outputs import outputs
 from rebasin.progress import track
-from rebasin.weights import Weights
+from rebasin.weights import Weights, take, to
 
 
 def reference_accuracy(
@@ -41,7 +41,7 @@ def reference_accuracy(
     with track(sum(min(most_nodes, len(group.nodes)) for group in groups), "AutoAttack", "node") as bar:
         for group in groups:
             for position, node in enumerate(group.nodes[:most_nodes]):
-                weights = {key: tensor[position : position + 1] for key, tensor in group.weights.items()}
+                weights = take(group.weights, slice(position, position + 1))
                 model, labels = group.model, split.labels
                 clean = surviving(model, weights, pixels, labels, [0.0], Attack(), seed, device)
                 own = torch.ones_like(clean)
@@ -65,7 +65,7 @@ def autoattack(
     from pyautoattack import AutoAttack
 
     model = copy.deepcopy(model).to(device).eval()
-    one = {key: tensor[0].to(device) for key, tensor in weights.items()}
+    one = to(take(weights, 0), device)
 
     class Bound(nn.Module):
         """The model with these weights, as AutoAttack wants it."""

@@ -22,7 +22,7 @@ from rebasin.merging.mending import repair, reset_norms
 from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.tracing import trace
-from rebasin.weights import Weights, interpolate
+from rebasin.weights import Weights, interpolate, stack, take, to
 
 # By what a path's points are mended: REPAIR gives the midpoint its ends' statistics; reset_norms measures those of
 # BatchNorm anew at every point, the ends included.
@@ -83,9 +83,9 @@ def barriers_of_pairs(
 ) -> list[tuple[str, str, int, int, str, float]]:
     """The rows of ``pair_barriers``."""
     spec, model, inputs = trace(model, inputs[:2]), copy.deepcopy(model).to(device), inputs.to(device)
-    a, b = ({key: tensor[first::2].to(device) for key, tensor in weights.items()} for first in (0, 1))
+    a, b = (to(take(weights, slice(first, None, 2)), device) for first in (0, 1))
     indices = matched_by_weights(spec, a, b, seed, device)
-    matched = Permutation(spec, {group: index.to(device) for group, index in indices.items()}).apply(b)
+    matched = Permutation(spec, to(indices, device)).apply(b)
     has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     mendings = MENDINGS if has_norms else MENDINGS[:2]
     kinds = [(matcher, end, mended) for matcher, end in (("none", b), ("weights", matched)) for mended in mendings]
@@ -139,9 +139,9 @@ def _points(
     if mended == "reset":
         # All at once: every call exports the model.
         along = list(points)
-        reset = reset_norms(model, {key: torch.stack([at[key] for at in along]) for key in a}, inputs)
-        return [{key: tensor[i] for key, tensor in reset.items()} for i in range(len(along))]
+        reset = reset_norms(model, stack(along), inputs)
+        return [take(reset, number) for number in range(len(along))]
     if mended == "repair":
         start, midpoint, end = points
-        return start, repair(model, midpoint, {key: torch.stack([a[key], b[key]], 1) for key in a}, inputs), end
+        return start, repair(model, midpoint, stack([a, b], 1), inputs), end
     return points

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lab.bookkeeping.cache import kept
 from lab.device import pick_device
 from lab.images import Dataset, Split
-from lab.merges import grouped, merge_all
+from lab.merges import merge_all
 from lab.outputs import evaluate
 from lab.training.plan import Planned, train_plan
 from rebasin.merging.hierarchy import merge_hierarchical
@@ -20,7 +20,7 @@ from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
 from rebasin.tracing import trace
-from rebasin.weights import Weights
+from rebasin.weights import Weights, flat, grouped, to
 
 
 def compare(
@@ -123,7 +123,7 @@ def merges(
     for nodes in merge_all(spec, leaves, tree_leaves, tree_leaves, seed, device, chunk, sizes):
         yield nodes.algorithm, "none", nodes.n_leaves, nodes.weights
         parents = Permutation(spec, nodes.indices).apply(grouped(leaves, nodes.n_leaves))
-        yield nodes.algorithm, "repair", nodes.n_leaves, mend(_to(device, nodes.weights), _to(device, parents))
+        yield nodes.algorithm, "repair", nodes.n_leaves, mend(to(nodes.weights, device), to(parents, device))
     if every_stage:
         for size, weights in mended_trees(spec, model, leaves, inputs, tree_leaves, seed, device, chunk).items():
             yield "tree", "repair every stage", size, weights
@@ -142,13 +142,6 @@ def mended_trees(
 ) -> dict[int, dict[str, Tensor]]:
     """The nodes of each size of trees that are mended at every stage."""
     mend = mender(copy.deepcopy(model).to(device), inputs.to(device))
-    groups = _to(device, grouped(leaves, tree_leaves))
+    groups = to(grouped(leaves, tree_leaves), device)
     stages = merge_hierarchical(spec, groups, seed=seed, chunk=chunk, mend=mend).stages
-    return {
-        2**number: {name: tensor.flatten(0, 1).cpu() for name, tensor in stage.weights.items()}
-        for number, stage in enumerate(stages, 1)
-    }
-
-
-def _to(device: str, weights: Weights) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in weights.items()}
+    return {2**number: to(flat(stage.weights, 2), "cpu") for number, stage in enumerate(stages, 1)}

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from lab.images import Split
 from lab.measures.calibration import calibration_error, reliability, temper
-from lab.merges import grouped
 from lab.outputs import outputs
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights, mean
+from rebasin.weights import Weights, grouped, mean, take
 
 ALGORITHMS = ("unmerged", "merge_many", "ensemble", "naive")
 
@@ -33,7 +32,7 @@ def whole_groups(leaves: Weights, size: int) -> dict[str, Tensor]:
     n = len(next(iter(leaves.values())))
     if size < 1 or n < size:
         raise ValueError(f"a group of {size} needs as many models, got {n}")
-    return {name: tensor[: n - n % size] for name, tensor in leaves.items()}
+    return take(leaves, slice(n - n % size))
 
 
 def measure_groups(

@@ -17,7 +17,7 @@ from rebasin.matching.straight_through import straight_through_matching
 from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Weights, take, to
 
 MATCHERS = ("none", "weights", "activations", "straight-through")
 BATCH = 1000  # images whose activations are taken at once
@@ -50,7 +50,7 @@ def permuted(
     with track(pairs if pairs > chunk else 0, f"{matcher} matching", "pair") as bar:
         for start in range(0, pairs, chunk):
             rows = slice(start, start + chunk)
-            some_a, some_b = ({key: tensor[rows] for key, tensor in weights.items()} for weights in (a, b))
+            some_a, some_b = take(a, rows), take(b, rows)
             if matcher == "weights":
                 parts.append(matched_by_weights(spec, some_a, some_b, seed, place))
             else:
@@ -64,9 +64,9 @@ def permuted(
 @kept
 def matched_by_weights(spec: PermutationSpec, a: Weights, b: Weights, seed: int, device: str) -> dict[str, Tensor]:
     """The permutations (pairs, units) that weight matching finds for pairs (pairs, ...)."""
-    a, b = ({key: tensor.to(device) for key, tensor in weights.items()} for weights in (a, b))
+    a, b = to(a, device), to(b, device)
     matching = weight_matching(spec, a, b, seed=seed)
-    return {group: index.cpu() for group, index in matching.permutation.indices.items()}
+    return to(matching.permutation.indices, "cpu")
 
 
 @kept
@@ -83,7 +83,7 @@ def matched_on_images(
 ) -> dict[str, Tensor]:
     """The permutations (pairs, units) that a matcher which looks at images finds for pairs (pairs, ...)."""
     model = copy.deepcopy(model).to(device).eval()
-    a, b = ({key: tensor.to(device) for key, tensor in weights.items()} for weights in (a, b))
+    a, b = to(a, device), to(b, device)
     pixels, labels = images.pixels.to(device), images.labels.to(device)
     if matcher == "activations":
         matching = activation_matching(spec, a, b, model=model, loader=pixels.split(BATCH))
@@ -104,4 +104,4 @@ def matched_on_images(
             seed=seed,
             chunk=len(next(iter(a.values()))),
         )
-    return {group: index.cpu() for group, index in matching.permutation.indices.items()}
+    return to(matching.permutation.indices, "cpu")

@@ -22,7 +22,7 @@ from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
 from rebasin.tracing import trace
-from rebasin.weights import Weights
+from rebasin.weights import Weights, to
 
 RESNET20 = re.compile(r"resnet20 x(\d+)")
 METRICS = ("recovered", "sweeps", "ties")
@@ -100,9 +100,9 @@ def recovered_trial(
 ) -> tuple[int, int, int]:
     """Whether one planted permutation was recovered, in how many sweeps, and how many units are tied."""
     planted = Permutation.random(spec, generator=torch.Generator().manual_seed(_seed(seed, trial, 1)))
-    a, b = ({key: each.to(device) for key, each in one.items()} for one in (weights, planted.apply(weights)))
+    a, b = to(weights, device), to(planted.apply(weights), device)
     found = weight_matching(spec, a, b, seed=seed + trial)
-    back = Permutation(spec, {group: index.cpu() for group, index in found.permutation.indices.items()})
+    back = Permutation(spec, to(found.permutation.indices, "cpu"))
     whole = back.compose(planted)
     recovered = same_bits(whole.apply(weights), weights)
     elsewhere = sum(int((index != torch.arange(index.shape[-1])).sum()) for index in whole.flat.values())
@@ -123,7 +123,7 @@ def run_times(network: Network, repeats: int, seed: int, device: str) -> Iterato
     if network.tracing_seconds is not None:
         yield network.name, "tracing_seconds", 0, network.tracing_seconds
     for repeat in range(repeats):
-        a, b = ({key: each.to(device) for key, each in network.weights(2 * repeat + i).items()} for i in (0, 1))
+        a, b = (to(network.weights(2 * repeat + i), device) for i in (0, 1))
         found = weight_matching(network.spec, a, b, seed=seed + repeat)
         yield network.name, "seconds", repeat, found.seconds
         yield network.name, "sweeps", repeat, float(found.sweeps)

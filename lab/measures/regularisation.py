@@ -28,7 +28,7 @@ from lab.measures.lipschitz import (
 from lab.measures.norms import layer_norms, parameter_norm, predicted_norm
 from lab.outputs import outputs
 from rebasin.progress import track
-from rebasin.weights import Weights
+from rebasin.weights import Weights, take, to
 
 # Grey levels in L2 at which certified accuracy is measured.
 RADII = (0.0, *(round(10 ** (exponent / 8), 4) for exponent in range(-16, 9)))
@@ -113,7 +113,7 @@ def _bounds(model: nn.Module, weights: Weights, device: str) -> tuple[dict[str, 
     spectral = []
     # One network at a time: its matrices in float64 are the largest thing in memory.
     for position in range(len(next(iter(weights.values())))):
-        alone = {key: tensor[position : position + 1].to(device) for key, tensor in weights.items()}
+        alone = to(take(weights, slice(position, position + 1)), device)
         matrices = layer_matrices(model, alone)
         for name, bound in BOUNDS.items():
             bounds[name].append(bound(matrices).cpu())

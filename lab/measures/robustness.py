@@ -19,7 +19,7 @@ from lab.measures.attacks import Attack, fgsm, perturb, suite, surviving, surviv
 from lab.measures.perturbations import PERTURBATIONS, SETTINGS, under_perturbations
 from lab.outputs import evaluate
 from rebasin.progress import track
-from rebasin.weights import Weights
+from rebasin.weights import Weights, take
 
 MERGED = ("tree", "merge_many", "naive")
 DIVISOR = 16  # of the logits, in the check of what their size does; a power of two, so that no digit is lost
@@ -142,7 +142,7 @@ def transfer_accuracy(
                     rows.append((*group.kind, node, "outside", epsilon, value))
                 if group.algorithm in MERGED:
                     for position, node in enumerate(group.nodes):
-                        alone = {key: tensor[position : position + 1] for key, tensor in group.weights.items()}
+                        alone = take(group.weights, slice(position, position + 1))
                         leaf = unmerged.nodes.index(node * group.n_leaves)
                         rows.append((*group.kind, node, "own leaf", epsilon, *correct(group, alone, from_leaves[leaf])))
             bar.update()
@@ -180,7 +180,7 @@ def attack_checks(
     rows = []
     with track(len(groups), "check the attacks", "group") as bar:
         for group in groups:
-            model, weights = group.model, {key: tensor[:1] for key, tensor in group.weights.items()}
+            model, weights = group.model, take(group.weights, slice(1))
             left = partial(_share_left, model, weights, pixels, split.labels, seed=seed, device=device)
             changed = partial(
                 _changed, model, images=pixels, labels=split.labels, radius=radius, seed=seed, device=device

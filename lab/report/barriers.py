@@ -10,7 +10,7 @@ from lab.bookkeeping.pipeline import load_preset
 from lab.bookkeeping.vocabulary import MATCHERS, OPTIMISERS
 from lab.networks import ARCHITECTURES
 from lab.report.claims import FEWEST_FOR_VERDICT, last_snapshots, picked
-from lab.report.facts import FEW, Facts, reads
+from lab.report.facts import FEW, Facts, outcome, reads
 from lab.report.pairs import (
     EITHER,
     FALLS,
@@ -23,7 +23,7 @@ from lab.report.pairs import (
     title_of_networks,
     unsigned,
 )
-from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
+from lab.report.statistics import interval
 from lab.report.verdicts import ZERO, claim
 from lab.report.words import decimal, nats, points, side
 
@@ -246,10 +246,7 @@ def _subset(run: str, subset: str) -> Facts:
         "n": str(loss.n),
         "needed": str(FEWEST_FOR_VERDICT),
     }
-    sides = [
-        FEW if gain.n < FEWEST_FOR_INTERVAL else side(gain, 0.0, "above", "below", EITHER) for gain in (loss, accuracy)
-    ]
-    return Facts(f"loss {sides[0]}, accuracy {sides[1]}", values)
+    return Facts(f"loss {outcome(loss)}, accuracy {outcome(accuracy)}", values)
 
 
 @reads("barriers")

@@ -40,8 +40,8 @@ def reads(*notebooks: str) -> Callable[[Shown], Shown]:
     return mark
 
 
-def outcome(value: Interval, bound: float = 0.0) -> str:
-    """Where an interval lies: ``above`` or ``below`` a bound, ``open``, or ``too few`` nodes for an interval."""
-    if value.n < FEWEST_FOR_INTERVAL:
+def outcome(value: Interval, bound: float = 0.0, fewest: int = FEWEST_FOR_INTERVAL) -> str:
+    """Where an interval lies: ``above`` or ``below`` a bound, ``open``; or ``too few``, of fewer than ``fewest``."""
+    if value.n < fewest:
         return FEW
     return ABOVE if value.low > bound else BELOW if value.high < bound else OPEN

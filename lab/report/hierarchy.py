@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, MATCHERS, Drawn
 from lab.networks import ARCHITECTURES
-from lab.report.claims import FEWEST_FOR_VERDICT, Condition, contrast, picked
+from lab.report.claims import FEWEST_FOR_VERDICT, contrast, picked
 from lab.report.draw import interval_line, legend_below, offsets, shades
-from lab.report.facts import FEW, Facts, outcome, reads
+from lab.report.facts import Facts, outcome, reads
 from lab.report.statistics import Interval, interval
 from lab.report.verdicts import ZERO, claim
 from lab.report.words import decimal, nats, points, side
@@ -53,12 +53,10 @@ def _against(run: str, name: str, condition: str, kinds: dict[str, int]) -> Fact
         "networks": f"{ARCHITECTURES[architecture].title}s of width {width}",
         "data": made["dataset"]["title"],
     }
-    return Facts(_decided(gap), values | {kind: decimal(mean, 1) for kind, mean in means.items()})
-
-
-def _decided(condition: Condition) -> str:
-    """Where a condition's effect lies; ``too few`` where no verdict is given on so few nodes."""
-    return FEW if condition.effect.n < FEWEST_FOR_VERDICT else outcome(condition.effect, condition.bound)
+    return Facts(
+        outcome(gap.effect, gap.bound, FEWEST_FOR_VERDICT),
+        values | {kind: decimal(mean, 1) for kind, mean in means.items()},
+    )
 
 
 @reads("accuracy")
@@ -74,7 +72,10 @@ def growth(run: str) -> Facts:
     largest = max(set(sizes_of(images, "tree")) & set(sizes_of(images, "merge_many")))
     gap = _gap(images, largest)
     values = {"growth": points(grows.effect, signed=True), "models": str(largest)}
-    return Facts(_decided(grows), values | {"gap": points(gap, signed=True), "n": str(gap.n)})
+    return Facts(
+        outcome(grows.effect, grows.bound, FEWEST_FOR_VERDICT),
+        values | {"gap": points(gap, signed=True), "n": str(gap.n)},
+    )
 
 
 @reads("accuracy")
@@ -87,7 +88,7 @@ def cost(run: str) -> Facts:
     if drop is None:
         return Facts(NOT_MEASURED, {})
     values = {"lost": points(drop.effect), "n": str(drop.effect.n), "bound": f"{drop.bound:g}"}
-    return Facts(_decided(drop), values)
+    return Facts(outcome(drop.effect, drop.bound, FEWEST_FOR_VERDICT), values)
 
 
 @reads("accuracy")

@@ -10,8 +10,8 @@ from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import DATASETS, MATCHERS
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
 from lab.report.draw import legend_below
-from lab.report.facts import FEW, Facts, reads
-from lab.report.pairs import EITHER, FALLS, RISES, by_pair, decided, in_nats, in_points, state, unsigned
+from lab.report.facts import FEW, Facts, outcome, reads
+from lab.report.pairs import EITHER, FALLS, RISES, by_pair, in_nats, in_points, state, unsigned
 from lab.report.statistics import interval
 from lab.report.verdicts import ZERO
 from lab.report.words import hundredths, nats, points, side
@@ -112,7 +112,7 @@ def _midpoint(run: str, metric: str, split: str) -> Facts:
         "midpoint": text(mean(table, f"{metric}_midpoint")),
         "n": str(gain.n),
     }
-    return Facts(decided(gain), values)
+    return Facts(outcome(gain, fewest=FEWEST_FOR_VERDICT), values)
 
 
 @reads("mnist")

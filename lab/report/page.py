@@ -13,7 +13,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import INITIALS
 
 # The largest first: a chapter takes the first of these that was run.
-PREFERRED = ("gpu", "paper", "cpu", "smoke")
+PREFERRED = (*reversed(results.REFERENCE), "smoke")
 
 
 def own_run() -> str | None:

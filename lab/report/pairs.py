@@ -13,9 +13,8 @@ from matplotlib.ticker import NullLocator
 
 from lab.bookkeeping.vocabulary import DATASETS
 from lab.networks import ARCHITECTURES
-from lab.report.claims import FEWEST_FOR_VERDICT, picked
+from lab.report.claims import picked
 from lab.report.draw import legend_below
-from lab.report.facts import FEW, outcome
 from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from lab.report.verdicts import ZERO
 from lab.report.words import side
@@ -46,11 +45,6 @@ def in_points(table: pd.DataFrame, metric: str, matcher: str = "weights", mended
 def state(barrier: Interval, zero: float) -> str:
     """Whether a barrier is gone, still there, or neither: where its interval lies beside what counts as zero."""
     return side(barrier, zero, STILL_THERE, GONE, NOT_DECIDED)
-
-
-def decided(value: Interval, bound: float = 0.0) -> str:
-    """Where an interval lies: ``above`` or ``below`` a bound, or ``open``; ``too few`` pairs for a verdict."""
-    return FEW if value.n < FEWEST_FOR_VERDICT else outcome(value, bound)
 
 
 def unsigned(value: Interval) -> Interval:

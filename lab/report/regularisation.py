@@ -16,9 +16,9 @@ from lab.report.claims import contrast, picked
 from lab.report.draw import interval_line, legend_below, offsets, shades
 from lab.report.facts import Facts, outcome, reads
 from lab.report.kinds import UNMERGED, Kind, by_kind, names, percent_by_node, sizes
-from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval, interval
+from lab.report.statistics import Interval, interval
 from lab.report.verdicts import claim
-from lab.report.words import decimal, points
+from lab.report.words import in_words, points
 
 BLOCK = 8  # leaves, over which the claims compare
 # Columns of the table of bounds: label and decimals.
@@ -236,11 +236,7 @@ def _wide(run: str) -> pd.DataFrame:
 
 def _number(values: pd.Series, places: int) -> str:
     """The mean over nodes with its interval; nothing of what was not measured."""
-    if not len(values):
-        return ""
-    value = interval(values.to_numpy())
-    mean, low, high = (decimal(bound, places) for bound in (value.mean, value.low, value.high))
-    return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
+    return in_words(interval(values.to_numpy()), places) if len(values) else ""
 
 
 def _plain_log(axes: plt.Axes) -> None:

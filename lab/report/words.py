@@ -7,24 +7,25 @@ from collections.abc import Iterable
 from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval
 
 
-def points(value: Interval, signed: bool = False) -> str:
+def in_words(value: Interval, places: int, signed: bool = False) -> str:
     """An interval in words: ``45.7 [44.9, 46.5]``, the mean alone where there are too few nodes for an interval."""
-    return _interval(value, 1, signed)
+    mean, low, high = (decimal(bound, places, signed) for bound in (value.mean, value.low, value.high))
+    return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
+
+
+def points(value: Interval, signed: bool = False) -> str:
+    """An interval in words, with one decimal."""
+    return in_words(value, 1, signed)
 
 
 def nats(value: Interval, signed: bool = False) -> str:
     """As ``points``, with the three decimals that a loss needs."""
-    return _interval(value, 3, signed)
+    return in_words(value, 3, signed)
 
 
 def hundredths(value: Interval, signed: bool = False) -> str:
     """As ``points``, with two decimals."""
-    return _interval(value, 2, signed)
-
-
-def _interval(value: Interval, places: int, signed: bool) -> str:
-    mean, low, high = (decimal(bound, places, signed) for bound in (value.mean, value.low, value.high))
-    return mean if value.n < FEWEST_FOR_INTERVAL else f"{mean} [{low}, {high}]"
+    return in_words(value, 2, signed)
 
 
 def side(value: Interval, bound: float, above: str, below: str, neither: str) -> str:

@@ -11,7 +11,7 @@ from lab.controls import compared
 from lab.data import load
 from lab.images import Split
 from lab.measures.norms import layer_norms
-from lab.merges import grouped, merge_all
+from lab.merges import merge_all
 from lab.networks import build
 from lab.outputs import evaluate
 from lab.training import early_stopping
@@ -21,6 +21,7 @@ from lab.training.recipe import Recipe
 from lab.training.train import train
 from rebasin.permutation import Permutation
 from rebasin.tracing import trace
+from rebasin.weights import grouped
 
 RECIPE = Recipe(width=16, batch_size=64, learning_rate=3e-3, initial="lecun_normal")
 SETTING = {

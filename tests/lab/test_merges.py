@@ -9,12 +9,12 @@ from lab import merges
 from lab.bookkeeping.cache import KEPT
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.content import function_fingerprint
-from lab.merges import ALGORITHMS, grouped, merge_all, unmerged
+from lab.merges import ALGORITHMS, merge_all, unmerged
 from rebasin.inner_products import mean_inner_product
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
 from rebasin.permutation import Permutation
-from rebasin.weights import mean
+from rebasin.weights import grouped, mean
 
 # Means of up to eight float64 numbers of order 1, and inner products of order 100, taken in another order.
 ROUNDING = {"rtol": 1e-12, "atol": 1e-11}

@@ -16,7 +16,7 @@ from rebasin.matching import MATCHERS
 from rebasin.merging import METHODS
 from rebasin.progress import track
 from rebasin.spec import Part
-from rebasin.weights import check_device, group, stack, take, to
+from rebasin.weights import check_device, grouped, stack, take, to
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_what_is_printed_fits_a_screen_and_says_what_it_is(spec, modules):
 
 def test_the_verbs_of_a_dict_of_tensors(modules):
     many = stacked(modules)
-    assert same(take(group(many, 2), 1, axis=1), stacked(modules[1::2]))
+    assert same(take(grouped(many, 2), 1, axis=1), stacked(modules[1::2]))
     assert same(take(many, slice(1, 3)), take(many, torch.tensor([1, 2])))
     with pytest.raises(ValueError, match="'bias' is in model 1 and not in the other model"):
         stack([{"weight": torch.ones(2)}, {"weight": torch.ones(2), "bias": torch.ones(2)}])

@@ -127,6 +127,48 @@ def test_a_figure_that_reads_no_notebook_names_none(page):
     assert 'class="from"' not in html and not faults
 
 
+FOUND = """```{{result-figure}} made_up.figure
+:alt: A line.
+:finding: made_up.gap
+:when: {when}
+It is ahead by {{gap}}.
+
+A line through two points.
+```
+"""
+
+
+def test_what_a_caption_found_takes_its_values_and_is_read(page):
+    html, faults = page(FOUND.format(when="above") + "\n```{measured-on}\n```")
+    assert "It is ahead by +1.5. A line through two points." in words(html)
+    assert "Measured on: planted.ipynb" in html and not faults
+
+
+def test_a_caption_for_another_outcome_is_a_fault(page):
+    _, faults = page(FOUND.format(when="below"))
+    (fault,) = faults.strip().splitlines()
+    assert "index.md" in fault and "made_up.gap" in fault
+    assert "'It is ahead by {gap}.' was written for the outcome 'below', and the results have 'above'" in fault
+
+
+def test_a_caption_without_its_facts_is_a_fault(page):
+    _, faults = page("```{result-figure} made_up.figure\n:alt: A line.\nIt rises.\n\nA line.\n```")
+    assert "index.md" in faults and "a caption that says what was found needs :finding:" in faults
+
+
+def test_of_ones_own_run_a_caption_says_what_is_drawn_alone(page, monkeypatch):
+    plant_run("mine")
+    monkeypatch.setenv("REBASIN_RUN", "mine")
+    html, faults = page(FOUND.format(when="below"))
+    assert "It is ahead" not in html and "A line through two points." in html and not faults
+
+
+def test_of_what_was_not_run_a_caption_says_what_is_drawn_alone(page, tmp_path):
+    (tmp_path / "results" / "smoke" / "planted.json").unlink()
+    html, faults = page(FOUND.format(when="below"))
+    assert "It is ahead" not in html and "A line through two points." in html and not faults
+
+
 def test_what_a_page_read_is_said_at_its_end(page):
     html, faults = page("```{result-table} made_up.table\n```\n\n```{measured-on}\n```")
     assert "Measured on" in html and "papermill notebooks/planted.ipynb out.ipynb -p run mine" in words(html)
