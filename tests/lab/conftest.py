@@ -1,10 +1,18 @@
-"""What the fixtures of a whole file compute is kept in a cache of this run's own, not in the user's."""
+"""What several files' fixtures share. What they compute is kept in a cache of this run's own, not in the user's."""
 
 import pytest
 
+from lab.data import load
+
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_the_run(tmp_path_factory):
+def cache(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("cache"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+        patch.setenv("REBASIN_CACHE", folder)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load("digits", held_out=200)

@@ -8,7 +8,6 @@ from torch.func import functional_call
 
 from lab import controls, merges
 from lab.controls import compared
-from lab.data import load
 from lab.images import Split
 from lab.measures.norms import layer_norms
 from lab.merges import merge_all
@@ -37,27 +36,13 @@ ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load("digits", held_out=200)
+def groups(digits):
+    return compared(digits, RECIPE, **SETTING)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def groups(digits, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        return compared(digits, RECIPE, **SETTING)
-
-
-@pytest.fixture(scope="module")
-def leaves(digits, cache, groups):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        trained = train(RECIPE, digits, SETTING["n_models"], (SETTING["epochs"],), "cpu", SETTING["chunk"])
+def leaves(digits, groups):
+    trained = train(RECIPE, digits, SETTING["n_models"], (SETTING["epochs"],), "cpu", SETTING["chunk"])
     return trained.last
 
 

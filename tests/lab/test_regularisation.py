@@ -8,7 +8,6 @@ from torch.func import functional_call
 
 from lab.bookkeeping.vocabulary import KIND
 from lab.controls import Group, compared
-from lab.data import load
 from lab.measures import regularisation
 from lab.measures.attacks import Attack, surviving
 from lab.measures.regularisation import RADII, regularity
@@ -31,20 +30,8 @@ METRICS = {
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load("digits", held_out=200)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def all_groups(digits, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        return compared(digits, RECIPE, EPOCHS, MODELS, 4, 2, [], [0.001], 2, 100, "cpu", MODELS, 32)
+def all_groups(digits):
+    return compared(digits, RECIPE, EPOCHS, MODELS, 4, 2, [], [0.001], 2, 100, "cpu", MODELS, 32)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +40,8 @@ def groups(all_groups):
 
 
 @pytest.fixture(scope="module")
-def leaves(digits, cache, all_groups):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        trained = train(RECIPE, digits, MODELS, (EPOCHS,), "cpu", MODELS)
+def leaves(digits, all_groups):
+    trained = train(RECIPE, digits, MODELS, (EPOCHS,), "cpu", MODELS)
     return {key: tensor[-1] for key, tensor in trained.weights.items()}
 
 
@@ -66,10 +51,8 @@ def split(digits):
 
 
 @pytest.fixture(scope="module")
-def tables(groups, leaves, split, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        return regularity(groups, leaves, split, GRADIENT_IMAGES, "cpu", 2)
+def tables(groups, leaves, split):
+    return regularity(groups, leaves, split, GRADIENT_IMAGES, "cpu", 2)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from torch.func import functional_call
 
 from lab.bookkeeping.vocabulary import KIND
 from lab.controls import Group, compared
-from lab.data import load
 from lab.images import Split
 from lab.measures import attacks, perturbations, robustness
 from lab.measures import autoattack as reference
@@ -39,30 +38,16 @@ IMAGES, FEWER = 61, 43  # neither fills its last byte
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return load("digits", held_out=200)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def groups(digits, cache):
+def groups(digits):
     """Two nodes of each kind, of one or two leaves; an ensemble of eight; and two models with a penalty."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        found = compared(digits, RECIPE, EPOCHS, MODELS, 2, 0, [], [0.001], 2, 100, "cpu", MODELS, 32)
+    found = compared(digits, RECIPE, EPOCHS, MODELS, 2, 0, [], [0.001], 2, 100, "cpu", MODELS, 32)
     return [group for group in found if group.algorithm != "early_stopped"]
 
 
 @pytest.fixture(scope="module")
-def outside(digits, cache, groups):
+def outside(digits, groups):
     """Models that are no leaves."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        trained = train(RECIPE, digits, MODELS + OUTSIDE, (EPOCHS,), "cpu", MODELS)
+    trained = train(RECIPE, digits, MODELS + OUTSIDE, (EPOCHS,), "cpu", MODELS)
     return {key: tensor[-1, MODELS:] for key, tensor in trained.weights.items()}
 
 
@@ -79,32 +64,24 @@ def splits(groups, digits, split):
 
 
 @pytest.fixture(scope="module")
-def attacked(groups, splits, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        return robust_accuracy(groups, splits, "linf", EPSILONS, LOSSES, STEPS, 1, 0, "cpu", 8)
+def attacked(groups, splits):
+    return robust_accuracy(groups, splits, "linf", EPSILONS, LOSSES, STEPS, 1, 0, "cpu", 8)
 
 
 @pytest.fixture(scope="module")
-def transfer(groups, outside, split, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        return transfer_accuracy(groups, outside, split, [0.0, 8.0], STEPS, 0, "cpu", 8)
+def transfer(groups, outside, split):
+    return transfer_accuracy(groups, outside, split, [0.0, 8.0], STEPS, 0, "cpu", 8)
 
 
 @pytest.fixture(scope="module")
-def checks(groups, outside, digits, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        chosen = [group for group in groups if group.kind[:2] in (("unmerged", "none"), ("tree", "none"))]
-        return attack_checks(chosen, outside, digits.test.sample(FEWER), 8.0, LOSSES, STEPS, 0, "cpu")
+def checks(groups, outside, digits):
+    chosen = [group for group in groups if group.kind[:2] in (("unmerged", "none"), ("tree", "none"))]
+    return attack_checks(chosen, outside, digits.test.sample(FEWER), 8.0, LOSSES, STEPS, 0, "cpu")
 
 
 @pytest.fixture(scope="module")
-def harmed(groups, splits, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REBASIN_CACHE", cache)
-        return perturbed_accuracy(groups, splits, 0, "cpu", 8)
+def harmed(groups, splits):
+    return perturbed_accuracy(groups, splits, 0, "cpu", 8)
 
 
 def accuracy(group, split):
