@@ -25,7 +25,7 @@ from lab.data import load
 from lab.measures.attacks import Attack, perturb, surviving
 from lab.merges import merge_all
 from lab.networks import build
-from lab.training.recipe import Recipe
+from lab.training.plan import read_networks
 from lab.training.train import train
 from rebasin.tracing import trace
 
@@ -33,15 +33,14 @@ STEPS, IMAGES, EPSILON, PEERS = 20, 1000, 4 / 255, 6
 
 
 def main() -> None:
-    preset = results.declared_parameters("merge") | load_preset("cpu")
-    data = load(preset["dataset"], preset["held_out"])
-    recipe = Recipe("mlp", preset["width"], preset["batch_size"], preset["learning_rate"])
-    model = build("mlp", data, preset["width"]).eval()
+    preset = load_preset("cpu")
+    networks = read_networks(preset["networks"])
+    data = load(networks.dataset, networks.held_out)
+    model = build("mlp", data, networks.recipe.width).eval()
     spec = trace(model, data.example)
-    n, epochs = preset["n_models"], preset["epochs"]
-    leaves = {key: w[-1] for key, w in train(recipe, data, n, (epochs,), "cpu").weights.items()}
-    merged = merge_all(spec, leaves, preset["tree_leaves"], 0)
-    stages = [leaves, *(nodes.weights for nodes in merged if nodes.algorithm == "tree")]
+    leaves = train(networks.recipe, data, networks.models, networks.epochs, "cpu", networks.chunk).last
+    merged = merge_all(spec, leaves, {"hierarchy": preset["merges"]["hierarchy"]})
+    stages = [leaves, *(nodes.weights for nodes in merged)]
     nodes = {key: torch.cat([stage[key] for stage in stages]) for key in leaves}
     count = len(next(iter(nodes.values())))
     few = data.test.sample(IMAGES)

@@ -96,17 +96,14 @@ def main() -> None:
 
 def _leaves() -> Weights:
     """The 64 trained models of preset cpu: (64, ...)."""
-    from lab.bookkeeping import results
     from lab.bookkeeping.pipeline import load_preset
     from lab.data import load
-    from lab.training.recipe import Recipe
+    from lab.training.plan import read_networks
     from lab.training.train import train
 
-    preset = results.declared_parameters("merge") | load_preset("cpu")
-    data = load(preset["dataset"], preset["held_out"])
-    recipe = Recipe("mlp", preset["width"], preset["batch_size"], preset["learning_rate"])
-    trained = train(recipe, data, preset["n_models"], (preset["epochs"],), "cpu")
-    return {key: w[-1] for key, w in trained.weights.items()}
+    networks = read_networks(load_preset("cpu")["networks"])
+    data = load(networks.dataset, networks.held_out)
+    return train(networks.recipe, data, networks.models, networks.epochs, "cpu", networks.chunk).last
 
 
 def _model() -> nn.Sequential:

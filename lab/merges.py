@@ -1,11 +1,11 @@
-"""Every merge that an experiment compares: the hierarchy, MergeMany and naive averages, of 2, 4, 8, ... leaves.
+"""Every merge that an experiment compares: by any method of ``rebasin.merge``, of 2, 4, 8, ... leaves.
 
-Node ``k`` of size ``s`` owns the leaves ``k s`` to ``(k + 1) s - 1`` under each algorithm, so that nodes pair up.
+Node ``k`` of size ``s`` owns the leaves ``k s`` to ``(k + 1) s - 1`` under each method, so that nodes pair up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 
 from lab.bookkeeping.cache import kept
+from lab.device import pick_device
 from rebasin.inner_products import mean_inner_product
+from rebasin.merging import METHODS, merge
 from rebasin.merging.hierarchy import merge_hierarchical
-from rebasin.merging.many import merge_many
+from rebasin.options import own_options
 from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights, flat, grouped, mean, take, to
-
-ALGORITHMS = ("tree", "merge_many", "naive")
+from rebasin.weights import Weights, flat, grouped, take, to
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """All merges by one algorithm at one size, on the CPU.
+    """All merges by one method at one size, on the CPU.
 
     ``weights`` (nodes, ...); ``alignment`` (nodes,), the mean inner product of pairs of permuted leaves; ``effort``
-    (nodes,), sweeps of the node's own matching for the hierarchy, rounds for MergeMany, 0 for naive averages;
-    ``indices[group]`` (nodes, n_leaves, units) permute each leaf into the node's basin.
+    (nodes,), sweeps of the node's own matching for the hierarchy, rounds for other methods; ``indices[group]`` (nodes,
+    n_leaves, units) permute each leaf into the node's basin.
     """
 
     algorithm: str
@@ -44,32 +44,33 @@ class Nodes:
 def merge_all(
     spec: PermutationSpec,
     leaves: Weights,
-    tree_leaves: int,
-    many_leaves: int,
+    sizes: Mapping[str, Sequence[int]],
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     chunk: int = 32,
-    sizes: Collection[int] | None = None,
 ) -> list[Nodes]:
-    """Merge ``leaves`` (n, ...) by each algorithm into nodes of 2, 4, ..., ``tree_leaves`` leaves, or of ``sizes``.
+    """Merge ``leaves`` (n, ...) by every method of ``sizes``, into nodes of so many leaves: ``{"many": [2, 4, 8]}``.
 
-    MergeMany, the costly one, goes up to ``many_leaves``. ``chunk`` pairs or groups go through at once; what is
-    finished is kept, so that an interrupted run resumes. Raises ValueError if ``tree_leaves`` is no power of two from
-    2, or does not divide n.
+    The hierarchy's nodes are those of one tree of the largest size. ``chunk`` pairs or groups go through at once; what
+    is finished is kept, so that an interrupted run resumes. Raises ValueError for a method that there is not, for a
+    size that does not divide n, and for one of the hierarchy's that is no power of two.
     """
     n = len(leaves[next(iter(spec.shapes))])
-    if tree_leaves < 2 or tree_leaves & (tree_leaves - 1) or n % tree_leaves:
-        raise ValueError(f"tree_leaves must be a power of two from 2 that divides the {n} models, got {tree_leaves}")
-    sizes = sizes or [2**stage for stage in range(1, tree_leaves.bit_length())]
-    tree = merged_trees(spec, leaves, tree_leaves, seed, device, chunk)
-    nodes = [Nodes("tree", size, **tree[size]) for size in sizes]
-    nodes += [merged_groups(spec, leaves, size, seed, device, chunk) for size in sizes if size <= many_leaves]
-    for size in sizes:
-        groups = grouped(leaves, size)
-        as_they_are = Permutation.identity(spec, (n // size, size)).indices
-        effort = torch.zeros(n // size, dtype=torch.int64)
-        aligned = mean_inner_product(spec, groups)
-        nodes.append(Nodes("naive", size, mean(groups, axis=1), aligned, effort, dict(as_they_are)))
+    for method, wanted in sizes.items():
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+        for size in wanted:
+            if size < 2 or n % size:
+                raise ValueError(f"{method!r}: {n} models do not make nodes of {size}")
+            if method == "hierarchy" and size & (size - 1):
+                raise ValueError(f"'hierarchy' makes nodes of 2, 4, 8, ... models, not of {size}")
+    nodes = []
+    for method, wanted in sizes.items():
+        if method == "hierarchy" and wanted:
+            tree = merged_trees(spec, leaves, max(wanted), seed, pick_device(device), chunk)
+            nodes += [Nodes(method, size, **tree[size]) for size in wanted]
+        else:
+            nodes += [merged_groups(spec, leaves, size, method, seed, device, chunk) for size in wanted]
     return nodes
 
 
@@ -104,19 +105,25 @@ def merged_trees(
 
 
 def merged_groups(
-    spec: PermutationSpec, leaves: Weights, size: int, seed: int = 0, device: str = "cpu", chunk: int = 32
+    spec: PermutationSpec,
+    leaves: Weights,
+    size: int,
+    method: str,
+    seed: int = 0,
+    device: str = "auto",
+    chunk: int = 32,
 ) -> Nodes:
-    """MergeMany of neighbouring leaves (n, ...) in groups of ``size``, ``chunk`` of them at once."""
+    """Neighbouring leaves (n, ...) merged in groups of ``size``, ``chunk`` of them at once."""
     groups = grouped(leaves, size)
     count = len(groups[next(iter(groups))])
     parts = []
-    with track(count if count > chunk else 0, f"MergeMany of {size}", "group") as bar:
+    with track(count if count > chunk else 0, f"merge {size} by {method}", "group") as bar:
         for start in range(0, count, chunk):
             some = take(groups, slice(start, start + chunk))
-            parts.append(merged_at_once(spec, some, seed, device))
+            parts.append(merged_at_once(spec, some, method, seed, pick_device(device)))
             bar.update(len(parts[-1]["effort"]))
     return Nodes(
-        "merge_many",
+        method,
         size,
         {key: torch.cat([part["weights"][key] for part in parts]) for key in groups},
         torch.cat([part["alignment"] for part in parts]),
@@ -126,10 +133,11 @@ def merged_groups(
 
 
 @kept
-def merged_at_once(spec: PermutationSpec, groups: Weights, seed: int, device: str) -> dict[str, Any]:
-    """The fields of ``Nodes`` that MergeMany makes of groups of models (groups, size, ...)."""
+def merged_at_once(spec: PermutationSpec, groups: Weights, method: str, seed: int, device: str) -> dict[str, Any]:
+    """The fields of ``Nodes`` that a method makes of groups of models (groups, size, ...)."""
     models = to(groups, device)
-    merged = merge_many(spec, models, seed=seed)
+    options = {"seed": seed} if "seed" in own_options(METHODS[method]) else {}
+    merged = merge(spec, models, by=method, **options)
     return {
         "weights": to(merged.weights, "cpu"),
         "alignment": mean_inner_product(spec, merged.permutation.apply(models)).cpu(),

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lab.device import pick_device
 from lab.images import Split
-from rebasin.weights import Weights
+from rebasin.weights import Weights, take, to
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def outputs(
     of_some = vmap(lambda weights, x: functional_call(model, weights, (x,)), in_dims=(0, None))
     parts = []
     for start in range(0, n, chunk):
-        some = {key: tensor[start : start + chunk].to(device) for key, tensor in weights.items()}
+        some = to(take(weights, slice(start, start + chunk)), device)
         batches = (_pixels(part.to(device)) for part in images.split(batch))
         parts.append(torch.cat([of_some(some, x).cpu() for x in batches], 1))
     logits = torch.cat(parts)

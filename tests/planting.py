@@ -10,6 +10,8 @@ import pandas as pd
 
 from lab.bookkeeping import results
 from lab.data import load
+from lab.measures.paths import path_barriers
+from lab.training.plan import read_networks
 from lab.training.recipe import Recipe
 
 
@@ -26,7 +28,7 @@ def planted_images(accuracy, trees, images=200):
     for (algorithm, size), share in accuracy.items():
         for node in range(trees * 8 // size):
             # MergeMany has the hierarchy's noise with neighbours swapped: equal shares give a mean gap of exactly 0.
-            rng = np.random.default_rng((size, node ^ (algorithm == "merge_many")))
+            rng = np.random.default_rng((size, node ^ (algorithm == "many")))
             nodes[algorithm, size, node] = hardness + rng.normal(0, 0.02, images) < share
     return images_table(nodes)
 
@@ -54,8 +56,8 @@ def clean(experiment):
 
 TREE_WINS = {
     ("unmerged", 1): 0.95,
-    ("tree", 4): 0.85, ("merge_many", 4): 0.80, ("naive", 4): 0.4,
-    ("tree", 8): 0.80, ("merge_many", 8): 0.60, ("naive", 8): 0.2,
+    ("hierarchy", 4): 0.85, ("many", 4): 0.80, ("mean", 4): 0.4,
+    ("hierarchy", 8): 0.80, ("many", 8): 0.60, ("mean", 8): 0.2,
 }  # fmt: skip
 
 
@@ -106,17 +108,17 @@ def plant_regularisation(run, values, blocks, noise=0.01):
     plant(run, {"nodes": pd.DataFrame(rows, columns=[*KIND, "metric", "value"])}, "regularisation")
 
 
-ROBUST = {("unmerged", 1): 0.3, ("tree", 2): 0.4, ("tree", 8): 0.6, ("early_stopped", 8): 0.45}
+ROBUST = {("unmerged", 1): 0.3, ("hierarchy", 2): 0.4, ("hierarchy", 8): 0.6, ("early_stopped", 8): 0.45}
 
 
 REGULAR = {
     (algorithm, size, metric): value
     for metric in ("l2_norm", "lipschitz")
-    for algorithm, size, value in (("unmerged", 1, 10.0), ("tree", 8, 6.0), ("naive", 8, 8.0))
+    for algorithm, size, value in (("unmerged", 1, 10.0), ("hierarchy", 8, 6.0), ("mean", 8, 8.0))
 }
 
 
-SWAPPED = {"tree": "merge_many", "merge_many": "tree"}
+SWAPPED = {"hierarchy": "many", "many": "hierarchy"}
 
 
 TREE_LOSES = {(SWAPPED.get(algorithm, algorithm), size): share for (algorithm, size), share in TREE_WINS.items()}
@@ -160,21 +162,28 @@ def planted_barriers(recipe, pairs=8, mended="none", matcher="weights", **change
     ]
 
 
-# What the midpoint of two leaves has, by (algorithm, metric); the ends have 0.9 and 0.3.
+# What the midpoint of two leaves has, by (matcher, metric); the ends have 0.9 and 0.3.
 HIGH_BARRIERS = {
-    ("tree", "accuracy"): 0.7, ("tree", "loss"): 0.6, ("naive", "accuracy"): 0.2, ("naive", "loss"): 2.0
+    ("weights", "accuracy"): 0.7, ("weights", "loss"): 0.6, ("none", "accuracy"): 0.2, ("none", "loss"): 2.0
 }  # fmt: skip
 
 
 def planted_paths(middle):
     """The table ``paths`` of notebooks/accuracy.ipynb: four pairs of leaves with these midpoints, a little apart."""
     rows = []
-    for (algorithm, metric), value in middle.items():
+    for (matcher, metric), value in middle.items():
         ends = 0.9 if metric == "accuracy" else 0.3
         for node in range(4):
             for lam, at in ((0.0, ends), (0.5, value + 0.001 * node), (1.0, ends)):
-                rows += [(algorithm, 2, node, split, lam, metric, at) for split in ("train", "test")]
-    return pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "lam", "metric", "value"])
+                rows += [(matcher, 2, node, split, lam, metric, at) for split in ("train", "test")]
+    table = pd.DataFrame(rows, columns=["matcher", "n_leaves", "node", "split", "lam", "metric", "value"])
+    return table.assign(epochs=20)
+
+
+def barriers_on(paths):
+    """The table ``barriers`` of notebooks/accuracy.ipynb, of these paths."""
+    networks = read_networks(results.declared_parameters("accuracy")["networks"])
+    return path_barriers(paths).assign(**networks.columns(20))
 
 
 def plant_accuracy(run, accuracy, trees, middle=HIGH_BARRIERS):
@@ -186,7 +195,8 @@ def plant_accuracy(run, accuracy, trees, middle=HIGH_BARRIERS):
         for metric, value in (("accuracy", share), ("loss", 2 * (1 - share))):
             rows += [(node.algorithm, node.n_leaves, node.node, split, metric, value) for split in ("train", "test")]
     nodes = pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "metric", "value"])
-    plant(run, {"images": images, "nodes": nodes, "paths": planted_paths(middle)})
+    paths = planted_paths(middle)
+    plant(run, {"images": images, "nodes": nodes, "paths": paths, "barriers": barriers_on(paths)})
 
 
 def plant_conditions(run, gaps, models=8, initial="torch"):
@@ -200,11 +210,11 @@ def plant_conditions(run, gaps, models=8, initial="torch"):
     for recipe, both in gaps.items():
         rows.append((*recipe, "unmerged", "none", 1, 0, 0.9))
         for mended, gap in zip(("none", "repair"), both, strict=True):
-            for algorithm, value in (("tree", 0.5 + gap / 100), ("merge_many", 0.5), ("naive", 0.2)):
+            for algorithm, value in (("hierarchy", 0.5 + gap / 100), ("many", 0.5), ("mean", 0.2)):
                 rows.append((*recipe, algorithm, mended, 8, 0, value))
     columns = ["width", "initial", "epochs", "weight_decay", "algorithm", "mended", "n_leaves", "node", "value"]
     table = pd.DataFrame(rows, columns=columns).assign(metric="accuracy")
-    given = results.declared_parameters("conditions") | {"run": run, "condition_models": models}
+    given = results.declared_parameters("conditions") | {"run": run, "condition_networks": {"models": models}}
     results.finish(clean(results.begin("conditions", given)), digits(), {"conditions": table})
 
 
@@ -221,13 +231,13 @@ def planted_comparison(recipes, merged, repaired, every_stage, models):
         rows += [recipe | leaves | {"node": node} for node in range(models)]
         for at, size in enumerate((2, 4, 8)):
             values = {
-                ("merge_many", "none"): 50, ("merge_many", "repair"): 60,
-                ("naive", "none"): 10, ("naive", "repair"): 20,
-                ("tree", "none"): 50 + gaps[at], ("tree", "repair"): 60 + repaired[at],
-                ("tree", "repair every stage"): 60 + every_stage[at],
+                ("many", "none"): 50, ("many", "repair"): 60,
+                ("mean", "none"): 10, ("mean", "repair"): 20,
+                ("hierarchy", "none"): 50 + gaps[at], ("hierarchy", "repair"): 60 + repaired[at],
+                ("hierarchy", "repair every stage"): 60 + every_stage[at],
             }  # fmt: skip
             for (algorithm, mended), node in itertools.product(values, reversed(range(models // size))):
-                noise = 0.1 * (-1) ** node if algorithm == "tree" else 0
+                noise = 0.1 * (-1) ** node if algorithm == "hierarchy" else 0
                 kind = {"algorithm": algorithm, "mended": mended, "n_leaves": size, "node": node}
                 rows.append(recipe | kind | {"value": (values[algorithm, mended] + noise) / 100})
     return pd.DataFrame(rows).assign(metric="accuracy", split="test")
@@ -278,10 +288,11 @@ def plant_mnist(heights=MNIST_HEIGHTS, pairs=8, epochs=(1, 100), early=0.6, run=
         paths.append(
             planted_path((0.1, 0.1 + height, 0.1), (0.98, 0.98 - height, 0.98), matcher, epochs[-1], node, split)
         )
-    given = {"mnist_epochs": list(epochs)} | (parameters or {})
     recipe = asdict(Recipe(width=64, batch_size=64, learning_rate=0.003, initial="lecun_normal"))
     columns = {"mended": "none", "points": 25, "n_leaves": 2, "dataset": "digits"} | recipe
     barriers = pd.DataFrame(rows, columns=["matcher", "epochs", "node", "split", "metric", "value"]).assign(**columns)
     begun_once = begun("mnist", run)
-    experiment = dataclasses.replace(begun_once, parameters=begun_once.parameters | given)
+    given = begun_once.parameters | (parameters or {})
+    given["mnist_networks"] = given["mnist_networks"] | {"epochs": list(epochs)}
+    experiment = dataclasses.replace(begun_once, parameters=given)
     results.finish(experiment, digits(), {"paths": pd.concat(paths), "barriers": barriers}, models="planted")

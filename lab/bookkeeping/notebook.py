@@ -99,8 +99,7 @@ def _forms(value: Any) -> dict[str, str]:
     to_html = getattr(type(value), "_repr_html_", None)
     if to_html is not None and (html := to_html(value)) is not None:
         forms["text/html"] = html
-    if hasattr(type(value), "savefig"):  # a figure of matplotlib's
-        picture = io.BytesIO()
-        value.savefig(picture, format="png", bbox_inches="tight")
-        forms["image/png"] = base64.b64encode(picture.getvalue()).decode()
+    to_png = getattr(type(value), "_repr_png_", None)
+    if to_png is not None and (png := to_png(value)) is not None:
+        forms["image/png"] = png if isinstance(png, str) else base64.b64encode(png).decode()
     return forms

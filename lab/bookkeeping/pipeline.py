@@ -107,7 +107,7 @@ def run_steps(
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}] {step}"
         chosen = {name: value for name, value in given.items() if name in declared[step]}
-        parameters = declared[step] | chosen
+        parameters = results.completed(declared[step], chosen)
         if results.is_current(parameters["run"], step, results.step_key(step, parameters)):
             print(f"{label}: up to date", flush=True)
         else:

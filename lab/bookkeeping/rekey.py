@@ -95,7 +95,7 @@ def rekey(run: str, notebook: str, commit: str) -> str:
     """Give a notebook's tables the key of the code as it is now; ``commit`` is where they were current before."""
     path = results.results_folder() / run / f"{notebook}.json"
     made: dict[str, Any] = json.loads(path.read_text())
-    key = results.step_key(notebook, results.declared_parameters(notebook) | made["parameters"])
+    key = results.step_key(notebook, results.completed(results.declared_parameters(notebook), made["parameters"]))
     if key == made["key"]:
         return "is current"
     note = {"from_key": made["key"], "from_commit": commit, "date": datetime.date.today().isoformat()}

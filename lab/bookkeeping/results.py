@@ -47,11 +47,12 @@ class Experiment:
     code: dict[str, Any]
 
 
-def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
-    """Check the parameters that notebook ``name`` was given, found in its ``globals()``.
+def begin(name: str, namespace: dict[str, Any]) -> Experiment:
+    """Check the parameters that notebook ``name`` was given, found in its ``globals()``, and complete them there.
 
-    Raises ValueError for a parameter that the notebook does not have, or of another type than its default, and for
-    a run whose name is no plain folder name.
+    A parameter that is a dict may be given in part, or as a text in YAML (``papermill -p networks "{width: 32}"``): the
+    rest is the default's. Raises ValueError for a parameter that the notebook does not have, or of another type than
+    its default, and for a run whose name is no plain folder name.
     """
     show_progress(sys.stderr.isatty())  # a kernel has no terminal: stored outputs stay clean
     declared = declared_parameters(name)
@@ -59,16 +60,12 @@ def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
         # papermill puts what it was told into a cell of its own, which begins so.
         if source.startswith("# Parameters"):
             check_known(name, _assigned(source))
-    values = {key: namespace[key] for key in declared}
-    for key, default in declared.items():
-        accepted = (float, int) if isinstance(default, float) else type(default)
-        if not isinstance(values[key], accepted) or isinstance(values[key], bool) != isinstance(default, bool):
-            kind = type(default).__name__
-            raise ValueError(f"parameter {key!r} must be of type {kind}, as {default!r} is: got {values[key]!r}")
+    values = completed(declared, {key: namespace[key] for key in declared})
     if not re.fullmatch(r"\w[\w.-]*", values["run"]):
         raise ValueError(
             f"run must be a plain folder name, of letters, digits, '_', '.' and '-': got {values['run']!r}"
         )
+    namespace |= values
     # Read now: the files may be edited while a long run goes on.
     code = {
         "key": step_key(name, values),
@@ -78,6 +75,24 @@ def begin(name: str, namespace: Mapping[str, Any]) -> Experiment:
         "claims": claims_digest(name),
     }
     return Experiment(name, values, time.monotonic(), code)
+
+
+def completed(declared: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a notebook: what was chosen over the defaults, of a dict key by key.
+
+    Raises ValueError for a value of another type than its default.
+    """
+    values = dict(declared)
+    for key, value in chosen.items():
+        default = declared[key]
+        if isinstance(default, dict) and isinstance(value, str):
+            value = yaml.safe_load(value)
+        accepted = (float, int) if isinstance(default, float) else type(default)
+        if not isinstance(value, accepted) or isinstance(value, bool) != isinstance(default, bool):
+            kind = type(default).__name__
+            raise ValueError(f"parameter {key!r} must be of type {kind}, as {default!r} is: got {value!r}")
+        values[key] = {**default, **value} if isinstance(default, dict) and isinstance(value, dict) else value
+    return values
 
 
 def stated() -> dict[str, Any]:

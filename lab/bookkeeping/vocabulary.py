@@ -26,9 +26,9 @@ class Drawn:
 
 # Okabe and Ito's palette, safe for the colour-blind.
 ALGORITHMS = {
-    "tree": Drawn("hierarchy", "#0072B2", "o"),
-    "merge_many": Drawn("MergeMany", "#D55E00", "s"),
-    "naive": Drawn("naive average", "#009E73", "^"),
+    "hierarchy": Drawn("hierarchy", "#0072B2", "o"),
+    "many": Drawn("MergeMany", "#D55E00", "s"),
+    "mean": Drawn("naive average", "#009E73", "^"),
     "unmerged": Drawn("unmerged", "#999999", "D"),
     "early_stopped": Drawn("unmerged, stopped early", "#CC79A7", "v"),
     "l1": Drawn("trained with L1 penalty", "#E69F00", "P"),
@@ -52,6 +52,7 @@ MENDINGS = {
 DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
 OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
+SUBSETS = {"all": "all images", "half": "a random half of the images", "split": "images shared out by class"}
 
 # Pixels are stored in so many steps from black to white; radii of attacks are counted in them, as the field does.
 GREY_LEVELS = 255

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from lab.bookkeeping.cache import kept
 from lab.device import pick_device
 from rebasin.progress import track
-from rebasin.weights import Weights
+from rebasin.weights import Weights, take, to
 
 LOSSES = ("cross_entropy", "margin")
 NORMS = ("linf", "l2")
@@ -255,7 +255,7 @@ def _parts(
     parts = math.ceil(n / chunk) * math.ceil(m / batch)
     with track(parts if parts > 1 else 0, f"attack {n} models on {m} images", "batch") as bar:
         for start in range(0, n, chunk):
-            some = {key: tensor[start : start + chunk].detach().to(device) for key, tensor in weights.items()}
+            some = to(take(weights, slice(start, start + chunk)), device)
             size = min(chunk, n - start)
             for first in range(0, m, batch):
                 window = slice(first, first + batch)
@@ -293,7 +293,7 @@ def _refuse_bad_input(
         raise ValueError(f"each image needs one label: got {m} images and labels of shape {tuple(labels.shape)}")
     if any(module.training for module in model.modules()):
         raise ValueError("the model is in training mode, where its outputs may be random: call model.eval() first")
-    first = {key: tensor[:1].detach().to(device) for key, tensor in weights.items()}
+    first = to(take(weights, slice(1)), device)
     classes = _logits(model.to(device), first, images[:1].unsqueeze(0).to(device)).shape[-1]
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= classes:

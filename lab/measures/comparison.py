@@ -1,59 +1,34 @@
-"""The hierarchy against MergeMany under many recipes, as merged and mended by REPAIR, at the end or at every stage."""
+"""Merges of many recipes tested alike: as merged, and mended by REPAIR at the end or at every stage."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pandas as pd
 from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
 from lab.device import pick_device
-from lab.images import Dataset, Split
-from lab.merges import merge_all
+from lab.images import Split
+from lab.merges import Nodes
 from lab.outputs import evaluate
-from lab.training.plan import Planned, train_plan
+from lab.training.plan import Planned
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.mending import mender
 from rebasin.permutation import Permutation
-from rebasin.progress import track
 from rebasin.spec import PermutationSpec
-from rebasin.tracing import trace
 from rebasin.weights import Weights, flat, grouped, to
 
+Kind = tuple[str, str, int, Weights]  # algorithm, mending, number of leaves, and the weights (nodes, ...)
 
-def compare(
-    plan: Sequence[Planned],
-    sizes: Sequence[int],
-    repair_images: int,
-    test_images: int,
-    seed: int,
-    device: str,
-    merge_chunk: int,
-) -> tuple[pd.DataFrame, list[Dataset], float]:
-    """Train every entry of a plan, merge its models and test the nodes: the table, the data sets, seconds of training.
 
-    The table is that of ``measure_merges``, mended at every stage too, with a column for each part of the recipe.
-    ``repair_images`` training images are what REPAIR takes its statistics on. Raises ValueError before any training as
-    ``sizes_for`` does, and for two entries that are alike.
-    """
-    fitting = {planned: sizes_for(planned, sizes) for planned in plan}
-    if len(fitting) < len(plan):
+def check_plan(plan: Sequence[Planned], sizes: Sequence[int]) -> None:
+    """Raise ValueError, before anything is trained, for two entries that are alike, and as ``sizes_for`` does."""
+    for planned in plan:
+        sizes_for(planned, sizes)
+    if len(set(plan)) < len(plan):
         raise ValueError("two entries of the plan are alike")
-    parts, datasets, training_seconds = [], {}, 0.0
-    with track(sum(len(planned.epochs) for planned in plan), "recipes", "snapshot") as bar:
-        for planned, epochs, data, model, leaves, seconds in train_plan(plan, device):
-            inputs = data.train.sample(repair_images).pixels
-            tested = data.test.sample(test_images)
-            part = measure_merges(
-                model, leaves, inputs, tested, fitting[planned], True, seed, device, planned.chunk, merge_chunk
-            )
-            parts.append(part.assign(**planned.columns(epochs)))
-            datasets[data.fingerprint] = data
-            training_seconds += seconds
-            bar.update()
-    return pd.concat(parts, ignore_index=True), list(datasets.values()), training_seconds
 
 
 def sizes_for(planned: Planned, sizes: Sequence[int]) -> list[int]:
@@ -70,27 +45,14 @@ def sizes_for(planned: Planned, sizes: Sequence[int]) -> list[int]:
     return fitting
 
 
-def measure_merges(
-    model: nn.Module,
-    leaves: Weights,
-    inputs: Tensor,
-    tested: Split,
-    sizes: Sequence[int],
-    every_stage: bool,
-    seed: int,
-    device: str,
-    chunk: int,
-    merge_chunk: int,
-) -> pd.DataFrame:
-    """Accuracy (a share) and loss (nats) of the leaves (n, ...) and of all their ``merges``, on the images ``tested``.
+def accuracy_and_loss(model: nn.Module, kinds: Iterable[Kind], tested: Split, device: str, chunk: int) -> pd.DataFrame:
+    """Accuracy (a share) and loss (nats) of networks of every kind on the images ``tested``.
 
     A row is one metric of one node; node k of ``n_leaves`` = s owns the leaves k s to (k + 1) s - 1. ``chunk`` models
     are tested at once.
     """
     parts = []
-    for algorithm, mended, n_leaves, weights in merges(
-        model, leaves, inputs, sizes, every_stage, seed, pick_device(device), merge_chunk
-    ):
+    for algorithm, mended, n_leaves, weights in kinds:
         answers = evaluate(model, weights, tested, device, chunk)
         kind = {"algorithm": algorithm, "mended": mended, "n_leaves": n_leaves, "stage": n_leaves.bit_length() - 1}
         for metric, of_images in (("accuracy", answers.correct), ("loss", answers.loss)):
@@ -100,33 +62,36 @@ def measure_merges(
     return pd.concat(parts, ignore_index=True)
 
 
-def merges(
-    model: nn.Module,
-    leaves: Weights,
-    inputs: Tensor,
-    sizes: Sequence[int],
-    every_stage: bool,
-    seed: int = 0,
-    device: str = "cpu",
-    chunk: int = 32,
-) -> Iterator[tuple[str, str, int, Weights]]:
-    """Algorithm, mending, number of leaves, and weights (nodes, ...): of the leaves (n, ...), then of every merge.
+def merged_and_repaired(
+    model: nn.Module, spec: PermutationSpec, leaves: Weights, merged: Sequence[Nodes], inputs: Tensor, device: str
+) -> Iterator[Kind]:
+    """The leaves (n, ...), and each of their merges: as it is, and after REPAIR with its leaves as parents.
 
-    Mending is ``none``, ``repair`` with the leaves as parents, or, of the hierarchy and if ``every_stage``,
-    ``repair every stage`` with the two nodes before. ``inputs`` (m, ...) are what REPAIR takes its statistics on;
-    ``chunk`` pairs or groups are merged at once. The largest of ``sizes`` is that of a tree.
+    ``inputs`` (m, ...) are what REPAIR takes its statistics on.
     """
-    spec = trace(model, inputs[:2])
+    device = pick_device(device)
     mend = mender(copy.deepcopy(model).to(device), inputs.to(device))
-    tree_leaves = max(sizes)
     yield "unmerged", "none", 1, leaves
-    for nodes in merge_all(spec, leaves, tree_leaves, tree_leaves, seed, device, chunk, sizes):
+    for nodes in merged:
         yield nodes.algorithm, "none", nodes.n_leaves, nodes.weights
         parents = Permutation(spec, nodes.indices).apply(grouped(leaves, nodes.n_leaves))
         yield nodes.algorithm, "repair", nodes.n_leaves, mend(to(nodes.weights, device), to(parents, device))
-    if every_stage:
-        for size, weights in mended_trees(spec, model, leaves, inputs, tree_leaves, seed, device, chunk).items():
-            yield "tree", "repair every stage", size, weights
+
+
+def repaired_at_every_stage(
+    model: nn.Module,
+    spec: PermutationSpec,
+    leaves: Weights,
+    largest: int,
+    inputs: Tensor,
+    seed: int,
+    device: str,
+    chunk: int,
+) -> Iterator[Kind]:
+    """The hierarchy's nodes, each repaired with the two nodes before as parents; ``chunk`` pairs are merged at once."""
+    trees = mended_trees(spec, model, leaves, inputs, largest, seed, pick_device(device), chunk)
+    for size, weights in trees.items():
+        yield "hierarchy", "repair every stage", size, weights
 
 
 @kept

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from lab.images import Split
 from lab.measures.calibration import calibration_error, reliability, temper
 from lab.outputs import outputs
-from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights, grouped, mean, take
-
-ALGORITHMS = ("unmerged", "merge_many", "ensemble", "naive")
+from rebasin.weights import Weights, take
 
 
 def check_sizes(models: int, sizes: Sequence[int]) -> None:
@@ -37,9 +34,8 @@ def whole_groups(leaves: Weights, size: int) -> dict[str, Tensor]:
 
 def measure_groups(
     model: nn.Module,
-    spec: PermutationSpec,
     leaves: Weights,
-    merged: Weights,
+    merged: Mapping[str, Weights],
     size: int,
     splits: Mapping[str, Split],
     device: str,
@@ -47,37 +43,33 @@ def measure_groups(
 ) -> dict[str, pd.DataFrame]:
     """The tables ``nodes``, ``members`` and ``reliability`` of groups of ``size`` models (n, ...), and of their merges.
 
-    ``unmerged`` is the mean over a group's members, ``ensemble`` the mean of their probabilities, ``naive`` the average
-    of their weights without matching. ``reliability`` is of the split ``test``, where the members' images are counted
+    ``merged`` is the merges (groups, ...) by method. ``unmerged`` is the mean over a group's members, ``ensemble`` the
+    mean of their probabilities. ``reliability`` is of the split ``test``, where the members' images are counted
     together.
     """
     nodes, members, curves = [], [], []
-    naive = mean(grouped(leaves, size), axis=1)
     for split, images in splits.items():
         tempered = split == "test"
-        of_leaves, of_merges, of_averages = (
-            outputs(model, weights, images.images, device, chunk).double().log_softmax(-1)
-            for weights in (leaves, merged, naive)
-        )
+        of_leaves = outputs(model, leaves, images.images, device, chunk).double().log_softmax(-1)
         of_leaves = of_leaves.unflatten(0, (-1, size))  # (groups, size, m, classes)
         # The mean of probabilities, from their logarithms; every group has as many members.
-        of_ensembles = of_leaves.logsumexp(1).log_softmax(-1)
-        answers = {"merge_many": of_merges, "ensemble": of_ensembles, "naive": of_averages}
+        answers = {"ensemble": of_leaves.logsumexp(1).log_softmax(-1)}
+        for method, weights in merged.items():
+            answers[method] = outputs(model, weights, images.images, device, chunk).double().log_softmax(-1)
 
         by_member = measure(of_leaves, images.labels, tempered)
-        measured = {name: measure(given, images.labels, tempered) for name, given in answers.items()}
-        measured["unmerged"] = {metric: values.mean(1) for metric, values in by_member.items()}
-        for algorithm in ALGORITHMS:
-            for metric, values in measured[algorithm].items():
+        measured = {"unmerged": {metric: values.mean(1) for metric, values in by_member.items()}}
+        measured |= {algorithm: measure(given, images.labels, tempered) for algorithm, given in answers.items()}
+        for algorithm, by_metric in measured.items():
+            for metric, values in by_metric.items():
                 nodes += [(algorithm, node, split, metric, value) for node, value in enumerate(values.tolist())]
         for metric, values in by_member.items():
             for node, of_group in enumerate(values.tolist()):
                 members += [(node, member, split, metric, value) for member, value in enumerate(of_group)]
         if split == "test":
-            answers["unmerged"] = of_leaves.flatten(1, 2)
-            for algorithm in ALGORITHMS:
-                labels = images.labels.repeat(size) if algorithm == "unmerged" else images.labels
-                curves += _bins(algorithm, answers[algorithm], labels)
+            curves += _bins("unmerged", of_leaves.flatten(1, 2), images.labels.repeat(size))
+            for algorithm, given in answers.items():
+                curves += _bins(algorithm, given, images.labels)
     tables = {
         "nodes": pd.DataFrame(nodes, columns=["algorithm", "node", "split", "metric", "value"]),
         "members": pd.DataFrame(members, columns=["node", "member", "split", "metric", "value"]),

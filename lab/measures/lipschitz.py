@@ -15,7 +15,7 @@ from torch.func import functional_call, vjp, vmap
 from lab.device import pick_device
 from lab.networks.normalise import Normalise
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights
+from rebasin.weights import Weights, take, to
 
 # What may come after what in a network that the bounds hold for. No subclasses: they could do anything.
 FOLLOWERS = {
@@ -166,7 +166,7 @@ def gradient_norms(
     for first in range(0, len(images), batch):
         x = images[first : first + batch].to(device).double()
         for start in range(0, n, chunk):
-            some = {key: tensor[start : start + chunk].to(device) for key, tensor in weights.items()}
+            some = to(take(weights, slice(start, start + chunk)), device)
             some = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in some.items()}
             rows = vmap(jacobians, in_dims=(0, None))(some, x).flatten(3)
             if not torch.isfinite(rows).all():

@@ -21,7 +21,7 @@ from lab.outputs import evaluate
 from rebasin.progress import track
 from rebasin.weights import Weights, take
 
-MERGED = ("tree", "merge_many", "naive")
+MERGED = ("hierarchy", "many", "mean")
 DIVISOR = 16  # of the logits, in the check of what their size does; a power of two, so that no digit is lost
 
 
@@ -194,7 +194,7 @@ def attack_checks(
                     checks.append(("steps", loss, many, left(radius, Attack(loss, steps=many))))
                 checks.append(("everything", loss, float(GREY_LEVELS), left(1.0, attack)))
                 smaller = _share_left(*divided, pixels, split.labels, radius, attack, seed, device)
-                checks.append((f"logits / {DIVISOR}", loss, steps, smaller))
+                checks.append(("divided logits", loss, DIVISOR, smaller))
                 checks.append(("white box", loss, steps, left(radius, attack)))
                 attacked = changed(weights, attack=attack)
                 checks.append(("ball", loss, epsilon, float((attacked - pixels).abs().max()) * GREY_LEVELS))

@@ -25,7 +25,7 @@ def logit_size(run: str) -> Facts:
     left = 100 * checks.groupby(["loss", "check"])["value"].mean()
     values, fooled = {}, []
     for loss in LOSSES:
-        before, divided = left[loss, "white box"], left[loss, "logits / 16"]
+        before, divided = left[loss, "white box"], left[loss, "divided logits"]
         values |= {loss: f"{before:.1f}", f"{loss}_divided": f"{divided:.1f}"}
         fooled.append(divided - before > 1)
     outcomes = {(True, False): "fools the cross-entropy", (True, True): "fools both", (False, True): "fools the margin"}
@@ -122,7 +122,7 @@ def _checks_of_loss(checks: pd.DataFrame, loss: str, noise: float) -> list[tuple
     curves = steps.pivot(index=[*KIND, "node"], columns="setting", values="value").to_numpy()
     one, best = curves[:, 0], curves[:, 1:].min(1)
     white, transferred, everything, divided = (
-        _values_of(checks, check) for check in ("white box", "transfer", "everything", "logits / 16")
+        _values_of(checks, check) for check in ("white box", "transfer", "everything", "divided logits")
     )
     counts = ", ".join(f"{count:g}" for count in sorted(steps["setting"].unique()))
     rows = [

@@ -30,8 +30,8 @@ from lab.report.words import decimal, listed, points
 SHOWN = (2, 4, 8)  # grey levels
 DRAWN_TO = 8  # grey levels: beyond, next to nothing is left of any network
 # What is drawn in the plane of clean and robust accuracy; lines join the sizes or strengths of the first ones.
-JOINED = [("tree", "none"), ("early_stopped", "none"), ("l2", "none")]
-ALONE = [("tree", "repair"), ("merge_many", "repair"), ("ensemble", "none"), ("unmerged", "none")]
+JOINED = [("hierarchy", "none"), ("early_stopped", "none"), ("l2", "none")]
+ALONE = [("hierarchy", "repair"), ("many", "repair"), ("ensemble", "none"), ("unmerged", "none")]
 
 
 @reads("attack")
@@ -67,7 +67,7 @@ def at_every_stage(run: str) -> Facts:
     below = []
     for epsilon in shown_epsilons(run)[:2]:
         left = _left(run, epsilon)
-        for stage in [kind for kind in left if kind[:2] == ("tree", "none")]:
+        for stage in [kind for kind in left if kind[:2] == ("hierarchy", "none")]:
             below += [left[stage].mean < left[peer].mean for peer in _peers(held_out, stage, ("l2",))]
     outcome = "all" if all(below) else "some" if any(below) else "none"
     return Facts(outcome, {"below": str(sum(below)), "comparisons": str(len(below))})
@@ -124,7 +124,7 @@ def robust_by_clean(run: str) -> Figure:
             bars[0].set_linewidth(1)
             if mended != "none":
                 marks.set_markerfacecolor("none")
-            if algorithm in ("tree", "early_stopped") and mended == "none":
+            if algorithm in ("hierarchy", "early_stopped") and mended == "none":
                 for kind, at in zip(kinds, x, strict=True):
                     up = robust[kind].high if algorithm == "early_stopped" else robust[kind].low
                     _number(axes, kind, at, up if np.isfinite(up) else robust[kind].mean)
@@ -153,8 +153,9 @@ def accuracy_by_radius(run: str) -> Figure:
     epsilons, count = sorted(table["epsilon"].unique()), shared_images(table)
     figure, panels = plt.subplots(2, 1, figsize=(5.6, 7.0), sharex=True, sharey=True)
     for axes, algorithm, title in (
-        (panels[0], "tree", "merged by the hierarchy"), (panels[1], "early_stopped", "unmerged, as accurate as these"),
-    ):  # fmt: skip
+        (panels[0], "hierarchy", "merged by the hierarchy"),
+        (panels[1], "early_stopped", "unmerged, as accurate as these"),
+    ):
         curves = {
             kind: [percent_left(rows[rows["epsilon"] == epsilon], count) for epsilon in epsilons]
             for kind, rows in by_kind(table)
@@ -185,7 +186,7 @@ def matched_table(run: str) -> pd.DataFrame:
     held_out, epsilons = _accuracy(run, "held_out"), shown_epsilons(run)[:2]
     left = {epsilon: _left(run, epsilon) for epsilon in epsilons}
     rows = []
-    for stage in [kind for kind in held_out if kind[:2] == ("tree", "none")]:
+    for stage in [kind for kind in held_out if kind[:2] == ("hierarchy", "none")]:
         for kind in [stage, *_peers(held_out, stage, ("l1", "l2"))]:
             row = names(kind) | {"held-out accuracy (%)": f"{held_out[kind]:.1f}"}
             row |= {f"left at {radius_text(epsilon)} (%)": points(left[epsilon][kind]) for epsilon in epsilons}

@@ -27,12 +27,12 @@ MEASURED = ("algorithm", "mended", "n_leaves", "stage", "node", "split", "metric
 BESIDE = {"none": "none", "repair": "repair", "repair every stage": "repair"}
 # In colours that no algorithm beside has.
 STYLES = {
-    "none": Drawn(MENDINGS["none"], ALGORITHMS["tree"].colour, "o"),
+    "none": Drawn(MENDINGS["none"], ALGORITHMS["hierarchy"].colour, "o"),
     "repair": Drawn(MENDINGS["repair"], ALGORITHMS["l1"].colour, "D"),
     "repair every stage": Drawn(MENDINGS["repair every stage"], ALGORITHMS["l2"].colour, "s"),
 }
 # (algorithm, mended) of every merge after REPAIR.
-MENDED = (("tree", "repair"), ("tree", "repair every stage"), ("merge_many", "repair"), ("naive", "repair"))
+MENDED = (("hierarchy", "repair"), ("hierarchy", "repair every stage"), ("many", "repair"), ("mean", "repair"))
 TIED = 1e-9  # points: what is less is the rounding of a difference of sums
 FEWEST_STAGED = 4  # models: with two, the hierarchy has one stage, and merges a pair as MergeMany does
 ERRS = 0.05  # the share of 95 % intervals that leave out zero by chance
@@ -129,9 +129,9 @@ def _grows_for_certain(condition: pd.DataFrame, mended: str) -> bool:
 def _accuracies(condition: pd.DataFrame, mended: str) -> str:
     """At a condition's largest size, the accuracies that the gap lies between."""
     size = sizes_of(condition)[-1]
-    tree = decimal(percent(condition, "tree", mended, size).mean(), 1)
-    many = decimal(percent(condition, "merge_many", BESIDE[mended], size).mean(), 1)
-    return f"{MENDINGS[mended]}, {tree} against {many} % at {size} models"
+    hierarchy = decimal(percent(condition, "hierarchy", mended, size).mean(), 1)
+    many = decimal(percent(condition, "many", BESIDE[mended], size).mean(), 1)
+    return f"{MENDINGS[mended]}, {hierarchy} against {many} % at {size} models"
 
 
 @reads("comparison")
@@ -142,8 +142,8 @@ def given_back(run: str) -> Facts:
     the mean over conditions, REPAIR at the end gives nothing to the hierarchy or to MergeMany.
     """
     table = _given_back(run)
-    more = int((table["tree repair"] > table["merge_many repair"]).sum())
-    better = int((table["tree repair every stage"] > table["tree repair"]).sum())
+    more = int((table["hierarchy repair"] > table["many repair"]).sum())
+    better = int((table["hierarchy repair every stage"] > table["hierarchy repair"]).sum())
     values = {"conditions": str(len(table)), "more": str(more), "better": str(better)}
     for algorithm, mended in MENDED:
         points_back = table[f"{algorithm} {mended}"]
@@ -151,7 +151,7 @@ def given_back(run: str) -> Facts:
         values[name] = decimal(points_back.mean(), 1, signed=True)
         least, most = (decimal(value, 1, signed=True) for value in (points_back.min(), points_back.max()))
         values[f"{name}_range"] = f"{least} to {most}"
-    if min(table["tree repair"].mean(), table["merge_many repair"].mean()) <= TIED:
+    if min(table["hierarchy repair"].mean(), table["many repair"].mean()) <= TIED:
         return Facts("nothing", values)
     return Facts("every stage" if better > len(table) / 2 else "end", values)
 
@@ -233,9 +233,9 @@ def gaps_table(run: str) -> pd.DataFrame:
             row = {"condition": ", ".join(label), "models": str(size), "unmerged": unmerged}
             for mended, beside in BESIDE.items():
                 value, title = interval(gap(condition, mended, size)), MENDINGS[mended]
-                row[f"hierarchy, {title}"] = decimal(percent(condition, "tree", mended, size).mean(), 1)
+                row[f"hierarchy, {title}"] = decimal(percent(condition, "hierarchy", mended, size).mean(), 1)
                 if beside == mended:
-                    row[f"MergeMany, {title}"] = decimal(percent(condition, "merge_many", beside, size).mean(), 1)
+                    row[f"MergeMany, {title}"] = decimal(percent(condition, "many", beside, size).mean(), 1)
                 star = " *" if lies(value) in (ABOVE, BELOW) else ""
                 row[f"gap, {title}"] = points(value, signed=True) + star
             rows.append(row | {"n": str(value.n)})
@@ -315,7 +315,7 @@ def percent(condition: pd.DataFrame, algorithm: str, mended: str, size: int) -> 
 
 def gap(condition: pd.DataFrame, mended: str, size: int) -> np.ndarray:
     """The hierarchy minus MergeMany on each group of ``size`` leaves (groups,), in points, mended alike."""
-    return percent(condition, "tree", mended, size) - percent(condition, "merge_many", BESIDE[mended], size)
+    return percent(condition, "hierarchy", mended, size) - percent(condition, "many", BESIDE[mended], size)
 
 
 def gap_growth(condition: pd.DataFrame, mended: str, size: int) -> np.ndarray:

@@ -17,14 +17,8 @@ from lab.report.facts import Facts, reads
 from lab.report.words import decimal, listed
 
 LEAVES = 8
-# What the recipes differ in, in the order of tables: a column, and the notebook's parameter that lists its values.
-AXES = {
-    "width": "condition_widths",
-    "initial": "condition_initials",
-    "epochs": "condition_epochs",
-    "weight_decay": "condition_weight_decays",
-}
-COMPARED = ("tree", "merge_many")
+AXES = ("width", "initial", "epochs", "weight_decay")  # what the recipes differ in, in the order of tables
+COMPARED = ("hierarchy", "many")
 Recipe = tuple[int, str, int, float]  # width, initial weights, epochs, weight decay
 
 
@@ -45,7 +39,7 @@ def against_many(run: str) -> Facts:
         values[f"ahead_under{suffix}"] = "; ".join(ahead) or "none"
         values[f"lowest{suffix}"] = decimal(min(gaps.values()), 1, signed=True)
         values[f"highest{suffix}"] = decimal(max(gaps.values()), 1, signed=True)
-    values["n"] = str(results.provenance(run, "conditions")["parameters"]["condition_models"] // LEAVES)
+    values["n"] = str(results.provenance(run, "conditions")["parameters"]["condition_networks"]["models"] // LEAVES)
     values["data"] = results.provenance(run, "conditions")["dataset"]["title"]
     return Facts(", ".join(outcomes), values)
 
@@ -56,13 +50,13 @@ def initial_weights(run: str) -> Facts:
 
     Outcomes: the kind from which it keeps more under any other setting than from the others under their best, such as
     ``torch``; ``mixed`` where the ranges overlap; ``one kind`` where there is nothing to compare. Values are ranges of
-    accuracy in percent, such as ``tree_torch``.
+    accuracy in percent, such as ``hierarchy_torch``.
     """
     by_kind: dict[str, dict[str, list[float]]] = {}
     for (_, initial, _, _), part in recipes(run).items():
-        accuracies = by_kind.setdefault(initial, {"unmerged": [], "tree": []})
+        accuracies = by_kind.setdefault(initial, {"unmerged": [], "hierarchy": []})
         accuracies["unmerged"].append(percent(part, "unmerged", "none", 1).mean())
-        accuracies["tree"].append(percent(part, "tree", "none", LEAVES).mean())
+        accuracies["hierarchy"].append(percent(part, "hierarchy", "none", LEAVES).mean())
     if len(by_kind) < 2:
         return Facts("one kind", {})
     values = {
@@ -70,8 +64,8 @@ def initial_weights(run: str) -> Facts:
         for initial, accuracies in by_kind.items()
         for algorithm, kept in accuracies.items()
     }
-    second, best = sorted(by_kind, key=lambda initial: max(by_kind[initial]["tree"]))[-2:]
-    apart = min(by_kind[best]["tree"]) > max(by_kind[second]["tree"])
+    second, best = sorted(by_kind, key=lambda initial: max(by_kind[initial]["hierarchy"]))[-2:]
+    apart = min(by_kind[best]["hierarchy"]) > max(by_kind[second]["hierarchy"])
     return Facts(best if apart else "mixed", values)
 
 
@@ -82,16 +76,17 @@ def not_run(run: str) -> Facts:
     Outcomes: ``some``, ``none``, or ``other data`` for a run on another data set. ``untried`` names the settings that
     no recipe of the run has; a plan is made of all combinations of its settings.
     """
-    plan = load_preset("gpu")
-    if results.provenance(run, "conditions")["dataset"]["name"] != plan["dataset"]:
+    preset = load_preset("gpu")
+    plan = preset["varied"] | {"epochs": preset["condition_networks"]["epochs"]}
+    if results.provenance(run, "conditions")["dataset"]["name"] != preset["condition_networks"]["dataset"]:
         return Facts("other data", {"data": results.provenance(run, "conditions")["dataset"]["title"]})
     had = list(recipes(run))
     untried, tried = [], 1
-    for position, (column, parameter) in enumerate(AXES.items()):
+    for position, column in enumerate(AXES):
         settings = {recipe[position] for recipe in had}
-        untried += [setting_name(column, value) for value in plan[parameter] if value not in settings]
-        tried *= len(settings & set(plan[parameter]))
-    planned = math.prod(len(plan[parameter]) for parameter in AXES.values())
+        untried += [setting_name(column, value) for value in plan[column] if value not in settings]
+        tried *= len(settings & set(plan[column]))
+    planned = math.prod(len(plan[column]) for column in AXES)
     values = {
         "missing": str(planned - tried),
         "planned": str(planned),
@@ -155,9 +150,8 @@ def recipe_names(run: str) -> dict[Recipe, str]:
     """What readers call each recipe: the settings in which the recipes of the run differ."""
     had = list(recipes(run))
     varied = [position for position in range(len(AXES)) if len({recipe[position] for recipe in had}) > 1]
-    columns = list(AXES)
     return {
-        recipe: ", ".join(setting_name(columns[at], recipe[at]) for at in varied or range(len(AXES))) for recipe in had
+        recipe: ", ".join(setting_name(AXES[at], recipe[at]) for at in varied or range(len(AXES))) for recipe in had
     }
 
 

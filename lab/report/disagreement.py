@@ -12,7 +12,6 @@ from lab.bookkeeping.vocabulary import INITIALS, OPTIMISERS, RECIPE
 from lab.report.claims import picked
 from lab.report.draw import legend_below
 from lab.report.facts import Facts, reads
-from lab.report.hierarchy import barriers as barriers_of_paths
 from lab.report.pairs import FLOOR, NOT_DECIDED, SHAPES, above_floor, networks_title, shade_zero
 from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
 from lab.report.verdicts import ZERO
@@ -32,11 +31,6 @@ SAID = {
     "temperature_ends": ("temperature_ends", "none", 1),
     "temperature_midpoint": ("temperature_midpoint", "none", 1),
 }
-# What of a recipe the notebook accuracy has no parameter for.
-NO_PARAMETER = {
-    "l1": 0.0, "l2": 0.0, "optimiser": "adam", "schedule": "constant", "schedule_epochs": 0, "warmup_epochs": 0,
-    "augmented": False, "subset": "all",
-}  # fmt: skip
 # Test accuracy of LayerNorm ResNet20s on CIFAR-10 in the data that the authors of REPAIR released, by width in units of
 # the usual one: the ends, the midpoint of matched networks, and the same after REPAIR.
 RELEASED = {1: (92.4, 50.7, 68.8), 4: (95.5, 88.5, 91.3), 16: (96.2, 92.6, 94.9), 32: (96.4, 92.3, 94.8)}
@@ -71,17 +65,9 @@ def recipes(barriers: str, mnist: str, accuracy: str) -> pd.DataFrame:
 
 
 def _of_accuracy(run: str) -> pd.DataFrame:
-    """The pairs of the notebook accuracy, whose table has paths, in the columns of a table of barriers."""
-    given = results.provenance(run, "accuracy")["parameters"]
-    paths = picked(results.read(run, "accuracy", "paths"), {"algorithm": "tree", "n_leaves": 2, "split": "test"})
-    heights = barriers_of_paths(paths)
-    heights["value"] = heights["barrier"] / heights["metric"].map({"loss": 1, "accuracy": 100})
-    heights["metric"] += "_barrier"
-    ends = picked(paths[paths["lam"].isin([0, 1])], {"metric": "accuracy"})
-    ends = ends.groupby("node", as_index=False)["value"].mean().assign(metric="accuracy_ends")
-    recipe = NO_PARAMETER | {name: given[name] for name in ("dataset", *RECIPE, "epochs") if name in given}
-    rows = pd.concat([heights[["node", "metric", "value"]], ends], ignore_index=True)
-    return rows.assign(matcher="weights", mended="none", split="test", **recipe)
+    """The pairs of the notebook accuracy, in the columns of a table of barriers."""
+    table = results.read(run, "accuracy", "barriers")
+    return picked(table, {"matcher": "weights", "n_leaves": 2, "split": "test"}).assign(mended="none")
 
 
 def _training(row: pd.Series, whole: pd.DataFrame) -> str:

@@ -29,13 +29,13 @@ def against_many(run: str) -> Facts:
     Outcomes: where the gap's interval lies, ``above``, ``below`` or ``open``; ``too few`` networks for a verdict; ``not
     measured`` where the run has no merges of eight by one of the two.
     """
-    return _against(run, "H2", "at_8", {"tree": BLOCK, "merge_many": BLOCK, "unmerged": 1})
+    return _against(run, "H2", "at_8", {"hierarchy": BLOCK, "many": BLOCK, "unmerged": 1})
 
 
 @reads("accuracy")
 def against_naive(run: str) -> Facts:
     """As ``against_many``, beside the average of the same networks as they are."""
-    return _against(run, "H1", "at_8", {"tree": BLOCK, "naive": BLOCK})
+    return _against(run, "H1", "at_8", {"hierarchy": BLOCK, "mean": BLOCK})
 
 
 def _against(run: str, name: str, condition: str, kinds: dict[str, int]) -> Facts:
@@ -45,12 +45,12 @@ def _against(run: str, name: str, condition: str, kinds: dict[str, int]) -> Fact
         return Facts(NOT_MEASURED, {})
     made, images = results.provenance(run, "accuracy"), results.read(run, "accuracy", "images")
     means = {kind: contrast(images, [term(kind, size)], BLOCK).mean() for kind, size in kinds.items()}
-    architecture, width = made["parameters"]["architecture"], made["parameters"]["width"]
+    networks = made["parameters"]["networks"]
     values = {
         "gap": points(gap.effect, signed=True),
         "lead": decimal(abs(gap.effect.mean), 1),
         "n": str(gap.effect.n),
-        "networks": f"{ARCHITECTURES[architecture].title}s of width {width}",
+        "networks": f"{ARCHITECTURES[networks['architecture']].title}s of width {networks['width']}",
         "data": made["dataset"]["title"],
     }
     return Facts(
@@ -69,7 +69,7 @@ def growth(run: str) -> Facts:
     if grows is None:
         return Facts(NOT_MEASURED, {})
     images = results.read(run, "accuracy", "images")
-    largest = max(set(sizes_of(images, "tree")) & set(sizes_of(images, "merge_many")))
+    largest = max(set(sizes_of(images, "hierarchy")) & set(sizes_of(images, "many")))
     gap = _gap(images, largest)
     values = {"growth": points(grows.effect, signed=True), "models": str(largest)}
     return Facts(
@@ -99,12 +99,12 @@ def cost_by_size(run: str) -> Facts:
     grow``; ``not measured`` where one of the two was not run.
     """
     nodes = results.read(run, "accuracy", "nodes")
-    if not {"tree", "merge_many"} <= set(ways_of(nodes)):
+    if not {"hierarchy", "many"} <= set(ways_of(nodes)):
         return Facts(NOT_MEASURED, {})
     size = max(set.intersection(*(set(sizes_of(nodes, algorithm)) for algorithm in ways_of(nodes))))
     lost = {algorithm: interval(drops(nodes, algorithm, size, "test", "accuracy")) for algorithm in ways_of(nodes)}
-    values = {"models": str(size), "n": str(lost["tree"].n)}
-    grows = all(_loses_more_each_time(nodes, algorithm) for algorithm in ("tree", "merge_many"))
+    values = {"models": str(size), "n": str(lost["hierarchy"].n)}
+    grows = all(_loses_more_each_time(nodes, algorithm) for algorithm in ("hierarchy", "many"))
     return Facts("grows" if grows else "does not grow", values | {name: points(value) for name, value in lost.items()})
 
 
@@ -130,13 +130,10 @@ def barrier_on_train(run: str) -> Facts:
 
 
 def _barrier(run: str, split: str) -> Facts:
-    pairs = picked(barriers(results.read(run, "accuracy", "paths")), {"n_leaves": 2, "split": split})
-
-    def height(algorithm: str, metric: str) -> Interval:
-        return interval(picked(pairs, {"algorithm": algorithm, "metric": metric})["barrier"].to_numpy())
-
-    accuracy, loss = (height("tree", metric) for metric in ("accuracy", "loss"))
-    accuracy_unmatched, loss_unmatched = (height("naive", metric) for metric in ("accuracy", "loss"))
+    pairs = picked(results.read(run, "accuracy", "barriers"), {"n_leaves": 2, "split": split})
+    matched, unmatched = (picked(pairs, {"matcher": matcher}) for matcher in ("weights", "none"))
+    accuracy, loss = _height(matched, "accuracy_barrier"), _height(matched, "loss_barrier")
+    accuracy_unmatched, loss_unmatched = _height(unmatched, "accuracy_barrier"), _height(unmatched, "loss_barrier")
     states = [
         side(value, ZERO[metric], "still there", "gone", "not decided")
         for metric, value in (("accuracy", accuracy), ("loss", loss))
@@ -157,13 +154,19 @@ def _barrier(run: str, split: str) -> Facts:
     return Facts(left, values)
 
 
+def _height(pairs: pd.DataFrame, metric: str) -> Interval:
+    """A barrier of pairs: in accuracy in points, in loss in nats."""
+    scale = 100 if metric.startswith("accuracy") else 1
+    return interval(scale * picked(pairs, {"metric": metric})["value"].to_numpy())
+
+
 @reads("merge")
 def rounds(run: str) -> Facts:
     """Whether MergeMany always came to a round that shortened no distance: ``ended``, or ``stopped``.
 
     Where it was stopped, some groups used up their ``limit`` of rounds: ``stopped`` says how many, of how many models.
     """
-    effort = picked(results.read(run, "merge", "nodes"), {"algorithm": "merge_many", "metric": "effort"})
+    effort = picked(results.read(run, "merge", "nodes"), {"algorithm": "many", "metric": "effort"})
     groups = effort.groupby("n_leaves")["value"]
     stopped = [
         f"{(values >= MOST_ROUNDS).sum()} of {len(values)} groups of {size}"
@@ -194,7 +197,7 @@ def accuracy_table(run: str) -> pd.DataFrame:
             if size in sizes_of(images, algorithm):
                 mean = interval(contrast(images, [term(algorithm, size)], size))
                 row |= {title: points(mean), "n": str(mean.n)}
-        both = all(size in sizes_of(images, algorithm) for algorithm in ("tree", "merge_many"))
+        both = all(size in sizes_of(images, algorithm) for algorithm in ("hierarchy", "many"))
         rows.append(row | {"gap": points(_gap(images, size), signed=True) if both else ""})
     table = pd.DataFrame(rows)
     return table[[column for column in table if column != "n"] + ["n"]]
@@ -220,13 +223,13 @@ def cost_table(run: str) -> pd.DataFrame:
 def barrier_table(run: str) -> pd.DataFrame:
     """Barriers of pairs by both definitions, on test and training images, in accuracy and loss."""
     rows = []
-    heights = barriers(results.read(run, "accuracy", "paths"))
-    for (algorithm, size, split), pairs in heights.groupby(["algorithm", "n_leaves", "split"]):
-        row = {"line": line_title(algorithm, size), "images": split}
+    table = results.read(run, "accuracy", "barriers")
+    # Those as they are come last.
+    for (matcher, size, split), pairs in table.groupby(["matcher", "n_leaves", "split"], sort=False):
+        row = {"line": line_title(matcher, size), "images": split}
         for metric, unit, written in (("accuracy", "points", points), ("loss", "nats", nats)):
-            of_metric = pairs[pairs["metric"] == metric]
-            for column, title in (("barrier", "from mean"), ("above_line", "above line")):
-                row[f"{metric}, {title} ({unit})"] = written(interval(of_metric[column].to_numpy()))
+            for definition, title in (("barrier", "from mean"), ("above_line", "above line")):
+                row[f"{metric}, {title} ({unit})"] = written(_height(pairs, f"{metric}_{definition}"))
         rows.append(row | {"n": str(pairs["node"].nunique())})
     return pd.DataFrame(rows)
 
@@ -298,16 +301,16 @@ def along_the_line(run: str) -> Figure:
     """Test accuracy and loss along the line between two parents, mean over pairs with its 95 % band."""
     test = picked(results.read(run, "accuracy", "paths"), {"split": "test"})
     figure, panels = plt.subplots(2, 1, figsize=(5.6, 6.0), sharex=True)
-    sizes = sizes_of(test, "tree")
-    lines = [("naive", 2, MATCHERS["none"].colour, "--")]
-    lines += [("tree", size, shade, "-") for size, shade in zip(sizes, shades(len(sizes)), strict=True)]
+    sizes = sorted(picked(test, {"matcher": "weights"})["n_leaves"].unique().tolist())
+    lines = [("none", 2, MATCHERS["none"].colour, "--")]
+    lines += [("weights", size, shade, "-") for size, shade in zip(sizes, shades(len(sizes)), strict=True)]
     for metric, axes in zip(("accuracy", "loss"), panels, strict=True):
-        for algorithm, size, colour, style in lines:
-            kind = picked(test, {"algorithm": algorithm, "n_leaves": size, "metric": metric})
+        for matcher, size, colour, style in lines:
+            kind = picked(test, {"matcher": matcher, "n_leaves": size, "metric": metric})
             values = kind.pivot(index="node", columns="lam", values="value")  # (pairs, points)
             scale = 100 if metric == "accuracy" else 1
             bounds = [interval(scale * values[lam].to_numpy()) for lam in values]
-            label = f"{line_title(algorithm, size)} (n = {len(values)})"
+            label = f"{line_title(matcher, size)} (n = {len(values)})"
             axes.plot(values.columns, [bound.mean for bound in bounds], style, color=colour, label=label)
             low, high = ([getattr(bound, end) for bound in bounds] for end in ("low", "high"))
             axes.fill_between(values.columns, low, high, color=colour, alpha=0.25, linewidth=0)
@@ -319,27 +322,9 @@ def along_the_line(run: str) -> Figure:
     return figure
 
 
-def line_title(algorithm: str, n_leaves: int) -> str:
+def line_title(matcher: str, n_leaves: int) -> str:
     """What readers call the line between two parents: of two networks as they are, or matched, into a node."""
-    return "two networks as they are" if algorithm == "naive" else f"matched, into a node of {n_leaves}"
-
-
-def barriers(paths: pd.DataFrame) -> pd.DataFrame:
-    """Both barriers of every path: a row for each algorithm, n_leaves, node, split and metric.
-
-    Accuracy is taken as error, in points; loss in nats. ``barrier`` is measured from the mean of the two ends,
-    ``above_line`` from the straight line between them.
-    """
-    keys = ["algorithm", "n_leaves", "node", "split", "metric"]
-    rows = []
-    for key, path in paths.groupby(keys):
-        path = path.sort_values("lam")
-        lams, values = path["lam"].to_numpy(), path["value"].to_numpy()
-        values = -100 * values if key[-1] == "accuracy" else values
-        start, end = values[0], values[-1]
-        line = (1 - lams) * start + lams * end
-        rows.append((*key, (values - (start + end) / 2).max(), (values - line).max()))
-    return pd.DataFrame(rows, columns=[*keys, "barrier", "above_line"])
+    return "two networks as they are" if matcher == "none" else f"matched, into a node of {n_leaves}"
 
 
 def drops(nodes: pd.DataFrame, algorithm: str, n_leaves: int, split: str, metric: str) -> np.ndarray:
@@ -371,4 +356,4 @@ def term(algorithm: str, n_leaves: int, weight: int = 1) -> dict[str, object]:
 
 def _gap(images: pd.DataFrame, size: int) -> Interval:
     """The hierarchy's accuracy minus MergeMany's on the same groups of ``size``, in points."""
-    return interval(contrast(images, [term("tree", size), term("merge_many", size, -1)], size))
+    return interval(contrast(images, [term("hierarchy", size), term("many", size, -1)], size))

@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
 UNMERGED = Kind("unmerged")
 # The hierarchy, its leaves, and the unmerged networks that were stopped at its accuracy.
-STAGES = [("unmerged", "none"), ("tree", "none"), ("early_stopped", "none")]
+STAGES = [("unmerged", "none"), ("hierarchy", "none"), ("early_stopped", "none")]
 
 
 def by_kind(table: pd.DataFrame) -> list[tuple[Kind, pd.DataFrame]]:
@@ -61,7 +61,7 @@ def label(kind: Kind) -> str:
 
 def sizes(table: pd.DataFrame) -> list[int]:
     """Of how many leaves the hierarchy's nodes are."""
-    return sorted(table[table["algorithm"] == "tree"]["n_leaves"].unique().tolist())
+    return sorted(table[table["algorithm"] == "hierarchy"]["n_leaves"].unique().tolist())
 
 
 def largest_shown(table: pd.DataFrame) -> int:

@@ -147,7 +147,7 @@ def matching_seconds() -> Figure:
     bars = axes.barh(
         [names[key] for key in slowest_first],
         [1e3 * seconds[key] for key in slowest_first],
-        color=[ALGORITHMS["tree" if key in OURS else "unmerged"].colour for key in slowest_first],
+        color=[ALGORITHMS["hierarchy" if key in OURS else "unmerged"].colour for key in slowest_first],
     )
     axes.bar_label(bars, fmt="%.0f", padding=3)
     axes.axvline(1e3 * seconds["floor"], color=plt.rcParams["text.color"], linewidth=1.5, linestyle=":")

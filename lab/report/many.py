@@ -25,9 +25,9 @@ CLOSE = 1.0  # points of calibration error: what claim G4 calls near to the ense
 RAREST = 0.005  # the share of images below which a bin is not drawn: its accuracy is mostly chance
 NAMES = {
     "unmerged": "inputs",
-    "merge_many": ALGORITHMS["merge_many"].title,
+    "many": ALGORITHMS["many"].title,
     "ensemble": "ensemble",
-    "naive": ALGORITHMS["naive"].title,
+    "mean": ALGORITHMS["mean"].title,
 }
 
 
@@ -35,8 +35,9 @@ NAMES = {
 def recipe(run: str) -> Facts:
     """How many networks were trained for how long; ``as long`` as the paper's, or ``shorter``."""
     given = results.provenance(run, "many")["parameters"]
-    epochs = {"five_epochs": given["mnist_epochs"][-1], "half_epochs": given["half_epochs"]}
-    values = epochs | {"half_models": given["half_models"], "paper_epochs": PAPER_EPOCHS}
+    all_images, halves = given["mnist_networks"], given["half_networks"]
+    epochs = {"five_epochs": all_images["epochs"][-1], "half_epochs": halves["epochs"][-1]}
+    values = epochs | {"half_models": halves["models"], "paper_epochs": PAPER_EPOCHS}
     shorter = min(epochs.values()) < PAPER_EPOCHS
     return Facts("shorter" if shorter else "as long", {name: str(value) for name, value in values.items()})
 
@@ -49,7 +50,7 @@ def five(run: str) -> Facts:
     """
     nodes = of_groups(run, "all", 5)
     fall = loss_fall(nodes)
-    price = difference(nodes, "accuracy", "unmerged", "merge_many")
+    price = difference(nodes, "accuracy", "unmerged", "many")
     loss, accuracy = (float(np.mean(PAPER_MEMBERS[metric])) for metric in ("loss", "accuracy"))
     return Facts(
         _side(fall, 0.0, "lower", "higher"),
@@ -84,14 +85,14 @@ def _calibration(run: str, n_leaves: int) -> Facts:
     ``too few, worse, far``.
     """
     nodes = of_groups(run, "half", n_leaves)
-    gain = difference(nodes, "calibration_error", "unmerged", "merge_many")
-    behind = difference(nodes, "calibration_error", "merge_many", "ensemble")
+    gain = difference(nodes, "calibration_error", "unmerged", "many")
+    behind = difference(nodes, "calibration_error", "many", "ensemble")
     beside = _side(gain, 0.0, "better", "worse"), _side(behind, CLOSE, "far", "near").removeprefix(f"{FEW}, ")
     return Facts(
         ", ".join(beside),
         {
             "inputs": hundredths(percent(nodes, "unmerged", "calibration_error")),
-            "merged": hundredths(percent(nodes, "merge_many", "calibration_error")),
+            "merged": hundredths(percent(nodes, "many", "calibration_error")),
             "ensemble": hundredths(percent(nodes, "ensemble", "calibration_error")),
             "size": str(n_leaves),
             "n": str(gain.n),
@@ -106,8 +107,8 @@ def accuracy(run: str) -> Facts:
     Of too few groups ``too few, lower`` or ``too few, higher``.
     """
     nodes = of_groups(run, "half", half_sizes(run)[0])
-    lost = difference(nodes, "accuracy", "unmerged", "merge_many")
-    merged, inputs = (hundredths(percent(nodes, name, "accuracy")) for name in ("merge_many", "unmerged"))
+    lost = difference(nodes, "accuracy", "unmerged", "many")
+    merged, inputs = (hundredths(percent(nodes, name, "accuracy")) for name in ("many", "unmerged"))
     values = {"merged": merged, "inputs": inputs, "lost": hundredths(lost)}
     return Facts(_side(lost, 0.0, "lower", "higher"), values)
 
@@ -119,7 +120,7 @@ def sureness(run: str) -> Facts:
     The outcome says it of the inputs and of the merges, in the mean over groups: ``surer, less sure`` than right.
     """
     bins = of_groups(run, "half", half_sizes(run)[0], "reliability")
-    by = {"inputs": surer(bins, "unmerged"), "merged": surer(bins, "merge_many")}
+    by = {"inputs": surer(bins, "unmerged"), "merged": surer(bins, "many")}
     words = ["surer" if beyond > 0 else "less sure" for beyond in by.values()]
     return Facts(", ".join(words), {name: decimal(abs(beyond), 1) for name, beyond in by.items()})
 
@@ -133,8 +134,8 @@ def tempered(run: str) -> Facts:
     """
     nodes = of_groups(run, "half", half_sizes(run)[0])
     metric = "calibration_error_tempered"
-    merged, inputs = (hundredths(percent(nodes, name, metric)) for name in ("merge_many", "unmerged"))
-    beyond = difference(nodes, metric, "merge_many", "unmerged")
+    merged, inputs = (hundredths(percent(nodes, name, metric)) for name in ("many", "unmerged"))
+    beyond = difference(nodes, metric, "many", "unmerged")
     return Facts(_side(beyond, 0.0, "more", "less"), {"merged": merged, "inputs": inputs})
 
 
@@ -147,7 +148,7 @@ def five_table(run: str) -> pd.DataFrame:
     theirs = {
         "each network": {metric: _range(values, metric) for metric, values in PAPER_MEMBERS.items()},
         "unmerged": {metric: _text(np.mean(values), metric) for metric, values in PAPER_MEMBERS.items()},
-        "merge_many": {metric: _text(value, metric) for metric, value in PAPER_MERGED.items()},
+        "many": {metric: _text(value, metric) for metric, value in PAPER_MERGED.items()},
     }
     rows = []
     for name, table in {"each network": members, **ours}.items():
@@ -193,7 +194,7 @@ def reliability_diagram(run: str) -> Figure:
     for size, axes in zip(sizes, panels[0], strict=True):
         table = of_groups(run, "half", size, "reliability")
         axes.plot([0, 100], [0, 100], color=plt.rcParams["text.color"], linewidth=1, zorder=1)
-        for algorithm in ("unmerged", "merge_many", "ensemble"):
+        for algorithm in ("unmerged", "many", "ensemble"):
             style, bins = ALGORITHMS[algorithm], pooled(table[table["algorithm"] == algorithm])
             axes.plot(
                 100 * bins["confidence"], 100 * bins["accuracy"], color=style.colour, marker=style.marker,
@@ -220,7 +221,7 @@ def of_groups(run: str, subset: str, n_leaves: int, table: str = "nodes") -> pd.
 
 def loss_fall(nodes: pd.DataFrame) -> Interval:
     """By how many percent the merges' test loss lies below the mean of their inputs', in the geometric mean."""
-    terms = [{"algorithm": "unmerged", "weight": 1}, {"algorithm": "merge_many", "weight": -1}]
+    terms = [{"algorithm": "unmerged", "weight": 1}, {"algorithm": "many", "weight": -1}]
     logs = interval(contrast_of_nodes(picked(nodes, {"split": "test", "metric": "loss"}), terms, "%"))
     return Interval(*(100 * (1 - np.exp(-end)) for end in (logs.mean, logs.low, logs.high)), logs.n)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import INITIALS
+from lab.bookkeeping.vocabulary import INITIALS, OPTIMISERS, SUBSETS
+from lab.networks import ARCHITECTURES
 
 # The largest first: a chapter takes the first of these that was run.
 PREFERRED = (*reversed(results.REFERENCE), "smoke")
@@ -40,8 +41,11 @@ def shown_run(notebook: str) -> str:
 
 
 def parameter(notebook: str, name: str) -> Any:
-    """A parameter of the run of a notebook that a chapter speaks of."""
-    return results.provenance(shown_run(notebook), notebook)["parameters"][name]
+    """A parameter of the run of a notebook that a chapter speaks of; ``networks.width`` is an entry of a dict."""
+    value = results.provenance(shown_run(notebook), notebook)["parameters"]
+    for key in name.split("."):
+        value = value[key]
+    return value
 
 
 def measured_on(run: str, notebook: str) -> dict[str, str]:
@@ -51,13 +55,14 @@ def measured_on(run: str, notebook: str) -> dict[str, str]:
     commit = (made["commit"] or "no commit")[:10] + ("" if made["clean"] else " with uncommitted changes")
     if made.get("rekeyed"):
         commit += f", by the code of {made['rekeyed'][-1]['from_commit'][:10]}, which since changed without a number"
-    if made["key"] != results.step_key(notebook, results.declared_parameters(notebook) | parameters):
+    now = results.completed(results.declared_parameters(notebook), parameters)
+    if made["key"] != results.step_key(notebook, now):
         commit += ", the code has changed since"
     if made["claims"] != results.claims_digest(notebook):
         commit += ", the rules of the claims have changed since"
     return {
         "run": run,
-        "networks": made.get("models") or _recipe(parameters),
+        "networks": made.get("models") or "; ".join(_networks(given) for given in plans_in(parameters).values()),
         "data": f"{data['title']} ({data['fingerprint']})" if data["name"] else "none",
         "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
         "commit": commit,
@@ -66,17 +71,21 @@ def measured_on(run: str, notebook: str) -> dict[str, str]:
     }
 
 
-def _recipe(parameters: Mapping[str, Any]) -> str:
-    """How many models there are, and how they were trained, as far as it is one recipe."""
-    n_models = parameters.get("n_models") or parameters["condition_models"]
-    words = [f"{n_models} {parameters['architecture'].upper()}s"]
-    words += [f"width {parameters['width']}, {parameters['epochs']} epochs"] if "epochs" in parameters else []
-    words += [f"batch {parameters['batch_size']}", f"Adam at {parameters['learning_rate']:g}"]
-    if "weight_decay" in parameters:
-        words += [
-            f"weight decay {parameters['weight_decay']:g}",
-            f"initial weights of {INITIALS[parameters['initial']]}",
-        ]
+def plans_in(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The parameters that say which networks are trained, by name."""
+    return {name: value for name, value in parameters.items() if name.endswith("networks") and isinstance(value, dict)}
+
+
+def _networks(plan: Mapping[str, Any]) -> str:
+    """How many networks there are, and how they were trained, as far as the plan says."""
+    words = [f"{plan['models']} {ARCHITECTURES[plan['architecture']].title}s"]
+    words += [f"width {plan['width']}"] if "width" in plan else []
+    epochs = " and ".join(map(str, plan["epochs"]))
+    words += [f"{epochs} epoch{'s' * (plan['epochs'] != [1])}", f"batch {plan['batch_size']}"]
+    words += [f"{OPTIMISERS[plan.get('optimiser', 'adam')]} at {plan['learning_rate']:g}"]
+    words += [f"weight decay {plan['weight_decay']:g}"] if "weight_decay" in plan else []
+    words += [f"initial weights of {INITIALS[plan['initial']]}"] if "initial" in plan else []
+    words += [f"trained on {SUBSETS[plan['subset']]}"] if "subset" in plan else []
     return ", ".join(words)
 
 
@@ -89,15 +98,19 @@ def table(frame: pd.DataFrame) -> str:
 def parameters_table(notebook: str) -> str:
     """The parameters of the shown run of a notebook, as HTML, beside the notebook's own defaults."""
     defaults, given = results.declared_parameters(notebook), results.provenance(shown_run(notebook), notebook)
-    rows = [
-        {
-            "parameter": f"<code>{name}</code>",
-            "shown run": _code(given["parameters"].get(name)),
-            "default": _code(value),
-        }
-        for name, value in defaults.items()
-    ]
+    rows = []
+    for name, default in flat(defaults).items():
+        shown = flat(given["parameters"]).get(name)
+        rows.append({"parameter": f"<code>{name}</code>", "shown run": _code(shown), "default": _code(default)})
     return table(pd.DataFrame(rows))
+
+
+def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with the entries of dicts by themselves, as ``networks.width``."""
+    entries = {}
+    for name, value in parameters.items():
+        entries |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return entries
 
 
 def _code(value: Any) -> str:

@@ -183,4 +183,8 @@ def amounts_table(run: str) -> pd.DataFrame:
 def _compared(table: pd.DataFrame) -> dict[str, Kind]:
     """The leaves, the merged networks that the claim is about, and the unmerged ones as accurate as those."""
     size = largest_shown(table)
-    return {"leaves": UNMERGED, "merged": Kind("tree", n_leaves=size), "equals": Kind("early_stopped", n_leaves=size)}
+    return {
+        "leaves": UNMERGED,
+        "merged": Kind("hierarchy", n_leaves=size),
+        "equals": Kind("early_stopped", n_leaves=size),
+    }

@@ -17,7 +17,7 @@ from lab.report.words import listed, points, seconds
 PAPER = {"mlp": 3, "resnet50": 33, "resnet20 x32": 194}
 PAPER_MLP = 0.9  # million weights: 3 hidden layers of 512 units, for MNIST
 NAMES = {"mlp": "MLP", "resnet50": "ResNet50"}
-STYLES = {"mlp": ALGORITHMS["merge_many"], "resnet50": ALGORITHMS["naive"], "resnet20": ALGORITHMS["tree"]}
+STYLES = {"mlp": ALGORITHMS["many"], "resnet50": ALGORITHMS["mean"], "resnet20": ALGORITHMS["hierarchy"]}
 
 
 @reads("planted")

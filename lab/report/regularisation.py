@@ -27,7 +27,7 @@ COLUMNS = {
     "averaged_bound": ("averaged activations", 1), "lipschitz": ("ECLipsE-Fast", 1),
     "largest_gradient": ("largest gradient", 2), "median_margin": ("margin, median", 2),
 }  # fmt: skip
-DRAWN_NORMS = [("tree", "none"), ("merge_many", "none"), ("naive", "none"), ("tree", "repair")]
+DRAWN_NORMS = [("hierarchy", "none"), ("many", "none"), ("mean", "none"), ("hierarchy", "repair")]
 RELATIVE = {
     "median_margin": "margin of the correct, median", "lipschitz": "Lipschitz bound",
     "largest_gradient": "largest gradient seen", "median_radius": "certified radius, median",
@@ -45,8 +45,8 @@ def shrinking(run: str) -> Facts:
     norm, bound = decided.condition("norm_leaves"), decided.condition("bound_leaves")
     if norm is None or bound is None:
         return Facts("not measured", {})
-    tree = Kind("tree", n_leaves=BLOCK)
-    values = {"norm": points(ratio(run, "l2_norm", tree)), "bound": points(ratio(run, "lipschitz", tree))}
+    merged = Kind("hierarchy", n_leaves=BLOCK)
+    values = {"norm": points(ratio(run, "l2_norm", merged)), "bound": points(ratio(run, "lipschitz", merged))}
     return Facts(f"{norm.verdict}, {bound.verdict}", values | {"n": str(norm.effect.n)})
 
 
@@ -61,7 +61,7 @@ def without_matching(run: str) -> Facts:
     norm, bound = decided.condition("norm_naive"), decided.condition("bound_naive")
     if norm is None or bound is None:
         return Facts("not measured", {})
-    naive = Kind("naive", n_leaves=BLOCK)
+    naive = Kind("mean", n_leaves=BLOCK)
     values = {"norm": points(ratio(run, "l2_norm", naive)), "bound": points(ratio(run, "lipschitz", naive))}
     sides = {"above": "more", "below": "less"}
     found = [outcome(condition.effect, condition.bound) for condition in (norm, bound)]
@@ -102,7 +102,7 @@ def certified(run: str) -> Facts:
     they are multiplied by.
     """
     means = results.read(run, "regularisation", "nodes").groupby([*KIND, "metric"])["value"].mean()
-    merged = Kind("tree", n_leaves=BLOCK)
+    merged = Kind("hierarchy", n_leaves=BLOCK)
     if (*merged, "median_radius") not in means:
         return Facts("not measured", {})
     margin, bound = (means[*merged, metric] / means[*UNMERGED, metric] for metric in ("median_margin", "lipschitz"))
@@ -121,7 +121,7 @@ def mended(run: str) -> Facts:
     The outcome says where the bound lies, beside that of the leaves.
     """
     table = results.read(run, "regularisation", "nodes")
-    kind = Kind("tree", "repair", BLOCK)
+    kind = Kind("hierarchy", "repair", BLOCK)
     if not len(picked(table, kind._asdict() | {"metric": "lipschitz"})):
         return Facts("not measured", {})
     bound = ratio(run, "lipschitz", kind)
@@ -169,7 +169,7 @@ def certified_by_stage(run: str) -> Figure:
     """Share of test images certified at each L2 radius, by stage; below, what the radius is made of."""
     nodes, radii = (results.read(run, "regularisation", table) for table in ("nodes", "radii"))
     figure, panels = plt.subplots(2, 1, figsize=(5.6, 7.2))
-    stages = [(kind, rows) for kind, rows in by_kind(radii[radii["radius"] > 0]) if kind[:2] == ("tree", "none")]
+    stages = [(kind, rows) for kind, rows in by_kind(radii[radii["radius"] > 0]) if kind[:2] == ("hierarchy", "none")]
     leaves = picked(radii[radii["radius"] > 0], UNMERGED._asdict())
     _certified_curve(panels[0], leaves, ALGORITHMS["unmerged"].colour, "leaves", "--")
     for colour, (kind, rows) in zip(shades(len(stages)), stages, strict=True):
@@ -179,7 +179,7 @@ def certified_by_stage(run: str) -> Figure:
     means = nodes.groupby([*KIND, "metric"])["value"].mean()
     known = sizes(nodes)
     for (metric, label), marker in zip(RELATIVE.items(), "osv^", strict=True):
-        values = [means[*kind, metric] for kind in (UNMERGED, *(Kind("tree", n_leaves=size) for size in known))]
+        values = [means[*kind, metric] for kind in (UNMERGED, *(Kind("hierarchy", n_leaves=size) for size in known))]
         panels[1].plot(np.array(values) / values[0], marker=marker, markersize=6, label=label)
     _plain_log(panels[1])
     panels[1].set_xticks(range(len(known) + 1), [1, *known])
@@ -216,7 +216,7 @@ def bounds_table(run: str) -> pd.DataFrame:
 def layers_table(run: str) -> pd.DataFrame:
     """L2 norm and largest singular value of each layer, of the leaves, the hierarchy's stages and naive averages."""
     layers = results.read(run, "regularisation", "layers")
-    shown = layers[layers["algorithm"].isin(["unmerged", "tree", "naive"]) & (layers["mended"] == "none")]
+    shown = layers[layers["algorithm"].isin(["unmerged", "hierarchy", "mean"]) & (layers["mended"] == "none")]
     rows = []
     for kind, own in by_kind(shown):
         for layer, at in own.groupby("layer", sort=False):

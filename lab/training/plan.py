@@ -14,8 +14,9 @@ from lab.images import Dataset
 from lab.networks import ARCHITECTURES, build
 from lab.training.recipe import Recipe
 from lab.training.train import train
+from rebasin.weights import take
 
-OWN = ("recipe", "dataset", "epochs", "models")
+NEEDED = ("dataset", "epochs", "models")
 OPTIONAL = ("held_out", "chunk", "section")
 
 
@@ -36,35 +37,47 @@ class Planned:
         """What a table says of these models after so many epochs: a column for each part of the recipe."""
         return {"recipe": self.name, "dataset": self.dataset, **asdict(self.recipe), "epochs": epochs}
 
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What tables say of these models where a run has no others: the columns that claims and chapters look at."""
+        columns = self.columns(self.epochs[-1])
+        return {name: columns[name] for name in ("dataset", "architecture", "width", "weight_decay", "epochs", "seed")}
+
 
 def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
-    """The entries of a plan, each with ``recipe`` (a name), ``dataset``, ``epochs``, ``models``, and Recipe's fields.
+    """The entries of a plan, each with its name under ``recipe``: see ``read_networks``."""
+    plan = []
+    for entry in entries:
+        rest = dict(entry)
+        name = rest.pop("recipe", None)
+        if not isinstance(name, str):
+            raise ValueError(f"an entry of the plan lacks its name, 'recipe': {rest!r}")
+        plan.append(read_networks(rest, name))
+    return plan
 
-    An entry may have ``held_out``, ``chunk`` and ``section`` besides. Raises ValueError, with the entry's name, for a
-    key that is missing or not known, a value of another type or out of range, and as Recipe does.
+
+def read_networks(entry: Mapping[str, Any], name: str = "networks") -> Planned:
+    """Which networks to train, from ``dataset``, ``epochs``, ``models``, and whatever of Recipe's fields.
+
+    An entry may have ``held_out``, ``chunk`` and ``section`` besides. Raises ValueError, with the ``name``, for a key
+    that is missing or not known, a value of another type or out of range, and as Recipe does.
     """
     known = [field.name for field in fields(Recipe)]
-    types = get_type_hints(Recipe) | {"recipe": str, "dataset": str, "models": int, "held_out": int, "chunk": int}
-    types["section"] = str
-    found = []
-    for entry in entries:
-        name = entry.get("recipe")
-        for key in OWN:
-            if key not in entry:
-                raise ValueError(f"recipe {name!r} of the plan lacks {key!r}")
-        for key in entry:
-            if key not in (*OWN, *OPTIONAL, *known):
-                raise ValueError(
-                    f"recipe {name!r} of the plan has an unknown key {key!r}: there are {', '.join(known)}"
-                )
-            if key != "epochs" and not _is(entry[key], types[key]):
-                kind = types[key].__name__
-                raise ValueError(f"{key!r} of recipe {name!r} of the plan must be of type {kind}: got {entry[key]!r}")
-        _check_ranges(name, entry)
-        recipe = Recipe(**{key: value for key, value in entry.items() if key in known})
-        rest = {key: entry[key] for key in OPTIONAL if key in entry}
-        found.append(Planned(name, entry["dataset"], recipe, tuple(entry["epochs"]), entry["models"], **rest))
-    return found
+    types = get_type_hints(Planned) | get_type_hints(Recipe)
+    for key in NEEDED:
+        if key not in entry:
+            raise ValueError(f"{name!r} lacks {key!r}")
+    for key, value in entry.items():
+        if key not in (*NEEDED, *OPTIONAL, *known):
+            raise ValueError(
+                f"{name!r} has an unknown key {key!r}: there are {', '.join([*NEEDED, *OPTIONAL, *known])}"
+            )
+        if key != "epochs" and not _is(value, types[key]):
+            raise ValueError(f"{key!r} of {name!r} must be of type {types[key].__name__}: got {value!r}")
+    _check_ranges(name, entry)
+    recipe = Recipe(**{key: value for key, value in entry.items() if key in known})
+    rest = {key: entry[key] for key in OPTIONAL if key in entry}
+    return Planned(name, entry["dataset"], recipe, tuple(entry["epochs"]), entry["models"], **rest)
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -77,13 +90,13 @@ def _check_ranges(name: str, entry: Mapping[str, Any]) -> None:
     epochs = entry["epochs"]
     whole = isinstance(epochs, list | tuple) and all(_is(each, int) for each in epochs)
     if not whole or not epochs or min(epochs) < 1 or list(epochs) != sorted(set(epochs)):
-        raise ValueError(f"'epochs' of recipe {name!r} of the plan must be ascending epochs from 1: got {epochs!r}")
+        raise ValueError(f"'epochs' of {name!r} must be a list of ascending epochs from 1: got {epochs!r}")
     for key, known in (("dataset", LOADERS), ("architecture", ARCHITECTURES)):
         if key in entry and entry[key] not in known:
-            raise ValueError(f"unknown {key} {entry[key]!r} of recipe {name!r}: there are {', '.join(known)}")
+            raise ValueError(f"unknown {key} {entry[key]!r} of {name!r}: there are {', '.join(known)}")
     for key in ("models", "chunk", "width", "batch_size"):
         if entry.get(key, 1) < 1:
-            raise ValueError(f"{key!r} of recipe {name!r} of the plan must be 1 at least: got {entry[key]!r}")
+            raise ValueError(f"{key!r} of {name!r} must be 1 at least: got {entry[key]!r}")
 
 
 def train_plan(
@@ -101,6 +114,6 @@ def train_plan(
         trained = train(planned.recipe, data, planned.models, planned.epochs, device, planned.chunk)
         seconds, before = float(trained.seconds.sum()), 0
         for snapshot, epochs in enumerate(planned.epochs):
-            weights = {key: tensor[snapshot] for key, tensor in trained.weights.items()}
+            weights = take(trained.weights, snapshot)
             yield planned, epochs, data, model, weights, seconds * (epochs - before) / planned.epochs[-1]
             before = epochs

@@ -15,6 +15,7 @@ from lab.networks import build
 from lab.training.recipe import Recipe, images_seen
 from lab.training.stack import snapshot, train_stack
 from rebasin.progress import track
+from rebasin.weights import take
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Trained:
     @property
     def last(self) -> dict[str, Tensor]:
         """The weights (n, ...) after the last epoch."""
-        return {key: tensor[-1] for key, tensor in self.weights.items()}
+        return take(self.weights, -1)
 
 
 def train(

@@ -13,10 +13,18 @@ from lab import merges
 from lab.data import load
 from lab.images import Split
 from lab.measures import comparison
-from lab.measures.comparison import compare, measure_merges, sizes_for
+from lab.measures.comparison import (
+    accuracy_and_loss,
+    check_plan,
+    merged_and_repaired,
+    repaired_at_every_stage,
+    sizes_for,
+)
+from lab.merges import merge_all
 from lab.networks import build
 from lab.training.plan import read_plan
 from rebasin.matching.by_weights import weight_matching
+from rebasin.merging import METHODS
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
 from rebasin.merging.mending import mender, repair
@@ -44,7 +52,19 @@ def found(network, tmp_path_factory):
     model, leaves, inputs = network
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return {(a, m, size): w for a, m, size, w in comparison.merges(model, leaves, inputs, [2, 4, 8], True)}
+        return by_kind(kinds_of(model, leaves, inputs, [2, 4, 8]))
+
+
+def kinds_of(model, leaves, inputs, sizes):
+    """Every merge in groups of these sizes, as notebooks/comparison.ipynb composes them."""
+    spec = trace(model, inputs[:2])
+    merged = merge_all(spec, leaves, dict.fromkeys(METHODS, sizes))
+    yield from merged_and_repaired(model, spec, leaves, merged, inputs, "cpu")
+    yield from repaired_at_every_stage(model, spec, leaves, max(sizes), inputs, 0, "cpu", 32)
+
+
+def by_kind(kinds):
+    return {(algorithm, mended, size): weights for algorithm, mended, size, weights in kinds}
 
 
 def groups_of(leaves, size):
@@ -59,9 +79,9 @@ def assert_close(found, expected):
 
 def test_there_are_nodes_of_every_kind_and_size(found):
     mendings = {
-        "tree": ("none", "repair", "repair every stage"),
-        "merge_many": ("none", "repair"),
-        "naive": ("none", "repair"),
+        "hierarchy": ("none", "repair", "repair every stage"),
+        "many": ("none", "repair"),
+        "mean": ("none", "repair"),
     }
     kinds = {(a, mended, size) for a, some in mendings.items() for mended in some for size in (2, 4, 8)}
     assert set(found) == kinds | {("unmerged", "none", 1)}
@@ -77,9 +97,9 @@ def test_nodes_are_those_of_the_merging_functions_called_on_their_leaves(network
     tree = merge_hierarchical(spec, groups)
     many = merge_many(spec, groups)
     direct = {
-        "tree": (tree.weights, tree.permutation.apply(groups)),
-        "merge_many": (many.weights, many.permutation.apply(groups)),
-        "naive": (mean(groups, axis=1), groups),
+        "hierarchy": (tree.weights, tree.permutation.apply(groups)),
+        "many": (many.weights, many.permutation.apply(groups)),
+        "mean": (mean(groups, axis=1), groups),
     }
     for algorithm, (merged, parents) in direct.items():
         assert_close(found[algorithm, "none", size], merged)
@@ -87,10 +107,8 @@ def test_nodes_are_those_of_the_merging_functions_called_on_their_leaves(network
 
 
 def test_merges_of_one_size_are_those_of_all_sizes(network, found):
-    model, leaves, inputs = network
-    some = {(a, mended, size): w for a, mended, size, w in comparison.merges(model, leaves, inputs, [8], False)}
-    kinds = {(a, mended, 8) for a in ("tree", "merge_many", "naive") for mended in ("none", "repair")}
-    assert set(some) == kinds | {("unmerged", "none", 1)}
+    some = by_kind(kinds_of(*network, [8]))
+    assert {kind for kind in found if kind[2] == 8} <= set(some)
     for kind, weights in some.items():
         assert_close(weights, found[kind])
 
@@ -101,16 +119,16 @@ def test_every_kind_of_network_is_merged_mended_and_tested(architecture):
     model = build(architecture, data, 8 if architecture == "vit" else 2)
     leaves = {key: torch.stack([tensor, tensor.clone()]) for key, tensor in model.state_dict().items()}
     inputs = data.train.images[:20].float() / 255
-    table = measure_merges(model, leaves, inputs, data.test.sample(30), [2], True, 0, "cpu", 2, 8)
+    table = accuracy_and_loss(model, kinds_of(model, leaves, inputs, [2]), data.test.sample(30), "cpu", 2)
     kinds = table.groupby(["algorithm", "mended"]).size()
-    assert kinds["unmerged", "none"] == 4 and kinds["tree", "repair every stage"] == 2 and len(kinds) == 8
+    assert kinds["unmerged", "none"] == 4 and kinds["hierarchy", "repair every stage"] == 2 and len(kinds) == 8
     of = table[table["metric"] == "loss"].set_index(["algorithm", "mended"])["value"]
     # Twice the same network: its merge is itself.
-    assert of["tree", "none"] == pytest.approx(of["unmerged", "none"].iloc[0], rel=1e-4)
+    assert of["hierarchy", "none"] == pytest.approx(of["unmerged", "none"].iloc[0], rel=1e-4)
 
 
 def test_of_two_leaves_the_end_is_every_stage(found):
-    assert_close(found["tree", "repair every stage", 2], found["tree", "repair", 2])
+    assert_close(found["hierarchy", "repair every stage", 2], found["hierarchy", "repair", 2])
 
 
 def test_mending_at_every_stage_is_a_plain_loop_that_repairs_each_midpoint_to_its_two_parents(network, found):
@@ -132,7 +150,7 @@ def test_mending_at_every_stage_is_a_plain_loop_that_repairs_each_midpoint_to_it
             torch.testing.assert_close(mine.std(0), torch.stack(theirs).std(1).mean(0), **ROUNDING)
         nodes = above
         expected = {key: torch.stack([node[key] for node in nodes]) for key in leaves}
-        assert_close(found["tree", "repair every stage", size], expected)
+        assert_close(found["hierarchy", "repair every stage", size], expected)
 
 
 def test_a_batch_norm_is_given_its_own_statistics_and_its_parents_outputs():
@@ -160,8 +178,6 @@ def test_a_batch_norm_is_given_its_own_statistics_and_its_parents_outputs():
 def test_of_each_recipe_only_sizes_that_it_has_models_for_are_merged():
     (planned,) = read_plan([ENTRY | {"models": 2, "epochs": [1]}])
     assert sizes_for(planned, [2, 4, 8, 16]) == [2]
-    table, _, _ = compare([planned], [2, 4, 8], 50, 40, 0, "cpu", 32)
-    assert set(table["n_leaves"]) == {1, 2}
     assert sizes_for(read_plan([ENTRY])[0], [2, 4, 8, 16]) == [2, 4]
 
 
@@ -175,34 +191,31 @@ def test_of_each_recipe_only_sizes_that_it_has_models_for_are_merged():
         ([ENTRY, ENTRY], [2], "two entries of the plan are alike"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused_before_anything_is_trained(monkeypatch, entries, sizes, message):
-    monkeypatch.setattr(comparison, "train_plan", lambda *args: pytest.fail("training began"))
+def test_a_plan_that_cannot_be_is_refused(entries, sizes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        compare(read_plan(entries), sizes, 50, 40, 0, "cpu", 32)
+        check_plan(read_plan(entries), sizes)
 
 
-def test_a_run_that_was_killed_finds_its_merges_and_ends_in_the_same_table(monkeypatch):
-    plan = read_plan([ENTRY])
-    first, datasets, seconds = compare(plan, [2, 4], 50, 40, 0, "cpu", 32)
-    for module, name in ((merges, "merge_many"), (merges, "merge_hierarchical"), (comparison, "merge_hierarchical")):
+def test_merges_are_made_once_and_their_table_is_tidy(network, monkeypatch):
+    model, leaves, inputs = network
+    tested = load("digits").test.sample(40)
+    first = accuracy_and_loss(model, kinds_of(model, leaves, inputs, [2, 4]), tested, "cpu", 8)
+    for module, name in ((merges, "merge"), (merges, "merge_hierarchical"), (comparison, "merge_hierarchical")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("merged again"))
-    again, _, _ = compare(plan, [2, 4], 50, 40, 0, "cpu", 32)
+    again = accuracy_and_loss(model, kinds_of(model, leaves, inputs, [2, 4]), tested, "cpu", 8)
     pd.testing.assert_frame_equal(first, again)
-    assert [data.name for data in datasets] == ["digits"] and seconds > 0
-    told = {"recipe", "dataset", "width", "epochs", "algorithm", "mended", "n_leaves", "stage", "node", "split"}
-    assert told | {"metric", "value"} <= set(first.columns)
-    assert set(first["metric"]) == {"accuracy", "loss"} and set(first["epochs"]) == {1, 2}
+    columns = {"algorithm", "mended", "n_leaves", "stage", "node", "split", "metric", "value"}
+    assert set(first.columns) == columns
+    assert not first.duplicated(list(columns - {"value"})).any()
+    assert set(first["metric"]) == {"accuracy", "loss"}
     assert (2 ** first["stage"] == first["n_leaves"]).all()
 
 
 def test_images_for_repair_are_part_of_what_a_mended_tree_is_kept_by(network):
     model, leaves, inputs = network
-    with_all, with_few = (
-        {(a, m, size): w for a, m, size, w in comparison.merges(model, leaves, some, [2], True)}
-        for some in (inputs, inputs[:20])
-    )
+    with_all, with_few = (by_kind(kinds_of(model, leaves, some, [2])) for some in (inputs, inputs[:20]))
     key = "layer1.bias"
-    assert torch.equal(with_all["tree", "none", 2][key], with_few["tree", "none", 2][key])
+    assert torch.equal(with_all["hierarchy", "none", 2][key], with_few["hierarchy", "none", 2][key])
     assert not torch.equal(
-        with_all["tree", "repair every stage", 2][key], with_few["tree", "repair every stage", 2][key]
+        with_all["hierarchy", "repair every stage", 2][key], with_few["hierarchy", "repair every stage", 2][key]
     )

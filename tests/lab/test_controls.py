@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from composing import compared
 from torch.func import functional_call
 
 from lab import controls, merges
-from lab.controls import compared
-from lab.images import Split
+from lab.controls import check_comparison, penalised
 from lab.measures.norms import layer_norms
 from lab.merges import merge_all
 from lab.networks import build
@@ -16,6 +16,7 @@ from lab.outputs import evaluate
 from lab.training import early_stopping
 from lab.training import train as training
 from lab.training.early_stopping import stop_early
+from lab.training.plan import Planned
 from lab.training.recipe import Recipe
 from lab.training.train import train
 from rebasin.permutation import Permutation
@@ -23,27 +24,29 @@ from rebasin.tracing import trace
 from rebasin.weights import grouped
 
 RECIPE = Recipe(width=16, batch_size=64, learning_rate=3e-3, initial="lecun_normal")
-SETTING = {
-    "epochs": 2, "n_models": 16, "tree_leaves": 8, "many_leaves": 4, "l1_strengths": [0.01],
-    "l2_strengths": [0.01, 0.1], "penalised_models": 3, "repair_images": 100, "device": "cpu", "chunk": 16,
-    "merge_chunk": 32,
-}  # fmt: skip
-PLAIN = ("tree", "merge_many", "naive")
+NETWORKS = Planned("networks", "digits", RECIPE, (2,), 16, held_out=200, chunk=16)
+SIZES = {"hierarchy": [2, 4, 8], "many": [2, 4], "mean": [2, 4, 8]}
+PENALTIES = {"l1": [0.01], "l2": [0.01, 0.1]}
+REPAIR_IMAGES = 100
+PLAIN = ("hierarchy", "many", "mean")
 # Two nodes of every size in two blocks of eight leaves.
 NUMBERS = {1: (0, 8), 2: (0, 4), 4: (0, 2), 8: (0, 1)}
 # Sums of up to 64 float32 products of order 1.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 
 
+def made(digits, networks=NETWORKS, sizes=SIZES, penalties=PENALTIES, repair_images=REPAIR_IMAGES):
+    return compared(digits, networks, sizes, penalties, 3, repair_images)
+
+
 @pytest.fixture(scope="module")
 def groups(digits):
-    return compared(digits, RECIPE, **SETTING)
+    return made(digits)
 
 
 @pytest.fixture(scope="module")
 def leaves(digits, groups):
-    trained = train(RECIPE, digits, SETTING["n_models"], (SETTING["epochs"],), "cpu", SETTING["chunk"])
-    return trained.last
+    return train(RECIPE, digits, NETWORKS.models, NETWORKS.epochs, "cpu", NETWORKS.chunk).last
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def merged(spec_of_mlp, leaves, tmp_path_factory):
     """All nodes of every plain merge, by algorithm and size, merged anew."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", str(tmp_path_factory.mktemp("other")))
-        found = merge_all(spec_of_mlp, leaves, SETTING["tree_leaves"], SETTING["many_leaves"], RECIPE.seed)
+        found = merge_all(spec_of_mlp, leaves, SIZES, RECIPE.seed)
     return {(nodes.algorithm, nodes.n_leaves): nodes for nodes in found}
 
 
@@ -94,10 +97,10 @@ def forbid(monkeypatch, module, *names):
 
 
 def test_every_group_comes_out_with_one_node_for_each_block_of_eight_leaves(groups):
-    expected = [("unmerged", 1), ("tree", 2), ("tree", 4), ("tree", 8), ("merge_many", 2), ("merge_many", 4)]
-    expected += [("naive", 2), ("naive", 4), ("naive", 8)]
+    expected = [("unmerged", 1), ("hierarchy", 2), ("hierarchy", 4), ("hierarchy", 8), ("many", 2), ("many", 4)]
+    expected += [("mean", 2), ("mean", 4), ("mean", 8)]
     counted = [(algorithm, "none", size, 0.0, NUMBERS[size]) for algorithm, size in expected]
-    mended = [("tree", 2), ("tree", 4), ("tree", 8), ("merge_many", 2), ("merge_many", 4)]
+    mended = [("hierarchy", 2), ("hierarchy", 4), ("hierarchy", 8), ("many", 2), ("many", 4)]
     counted += [(algorithm, "repair", size, 0.0, NUMBERS[size]) for algorithm, size in mended]
     counted.append(("ensemble", "none", 8, 0.0, (0, 1)))
     counted += [("early_stopped", "none", size, 0.0, NUMBERS[size]) for size in (2, 4, 8)]
@@ -120,13 +123,12 @@ def test_trees_wider_than_a_block_have_all_their_nodes_and_their_first_leaves_ar
     groups, digits, cache, monkeypatch
 ):
     monkeypatch.setenv("REBASIN_CACHE", cache)
-    without = {"many_leaves": 0, "l1_strengths": [], "l2_strengths": []}
-    wide = compared(digits, RECIPE, **SETTING | without | {"tree_leaves": 16})
+    wide = made(digits, sizes={"hierarchy": [2, 4, 8, 16], "mean": [2, 4, 8, 16]}, penalties={})
     numbers = [NUMBERS[2], NUMBERS[4], NUMBERS[8], (0,)]
-    for algorithm in ("tree", "naive", "early_stopped"):
+    for algorithm in ("hierarchy", "mean", "early_stopped"):
         assert [group.nodes for group in of(wide, algorithm)] == numbers
-    assert [group.nodes for group in of(wide, "tree", mended="repair")] == numbers
-    assert not {"merge_many", "l1", "l2"} & {group.algorithm for group in wide}
+    assert [group.nodes for group in of(wide, "hierarchy", mended="repair")] == numbers
+    assert not {"many", "l1", "l2"} & {group.algorithm for group in wide}
     assert all(len(tensor) == 1 for tensor in of(wide, "early_stopped")[-1].weights.values())
 
 
@@ -152,7 +154,7 @@ def test_only_plain_merges_have_an_alignment(groups):
 
 
 def test_a_repaired_node_has_the_statistics_of_its_leaves(groups, leaves, merged, spec_of_mlp, digits, model):
-    pixels = digits.train.sample(SETTING["repair_images"]).pixels
+    pixels = digits.train.sample(REPAIR_IMAGES).pixels
     x = model.normalise(pixels).flatten(1)
 
     def statistics(weights):
@@ -163,7 +165,7 @@ def test_a_repaired_node_has_the_statistics_of_its_leaves(groups, leaves, merged
             here = before.clamp(min=0)
         return torch.stack(found)
 
-    for group in of(groups, "tree", "merge_many", mended="repair"):
+    for group in of(groups, "hierarchy", "many", mended="repair"):
         permuted = permuted_leaves(spec_of_mlp, leaves, merged[group.algorithm, group.n_leaves])
         plain = next(g for g in groups if g.kind == (group.algorithm, "none", group.n_leaves, 0.0))
         for position, node in enumerate(group.nodes):
@@ -183,13 +185,13 @@ def test_an_ensemble_says_the_mean_of_what_its_leaves_say(groups, leaves, digits
 
 
 def test_the_first_leaf_of_each_node_is_stopped_at_the_accuracy_of_the_node(groups, digits):
-    hierarchy, early = of(groups, "tree"), of(groups, "early_stopped")
+    hierarchy, early = of(groups, "hierarchy"), of(groups, "early_stopped")
     assert [group.nodes for group in early] == [group.nodes for group in hierarchy]
     targets = torch.stack(
         [evaluate(group.model, group.weights, digits.held_out, "cpu").correct.double().mean(1) for group in hierarchy]
     )
     # In both blocks, whatever the size, the first leaf is the block's: 0 and 8.
-    stopped = stop_early(RECIPE, digits, [0, 8], targets, SETTING["epochs"], "cpu", SETTING["chunk"])
+    stopped = stop_early(RECIPE, digits, [0, 8], targets, NETWORKS.epochs[-1], "cpu", NETWORKS.chunk)
     for row, group in enumerate(early):
         assert all(torch.equal(group.weights[key], tensor[row]) for key, tensor in stopped.weights.items())
         correct = evaluate(group.model, group.weights, digits.held_out, "cpu").correct
@@ -209,10 +211,10 @@ def test_a_strong_penalty_leaves_smaller_weights(groups):
 def test_a_second_call_trains_merges_repairs_and_stops_nothing(groups, digits, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
     forbid(monkeypatch, training, "train_stack")
-    forbid(monkeypatch, merges, "merge_hierarchical", "merge_many")
+    forbid(monkeypatch, merges, "merge_hierarchical", "merge")
     forbid(monkeypatch, controls, "repair")
     forbid(monkeypatch, early_stopping, "train_epoch")
-    again = compared(digits, RECIPE, **SETTING)
+    again = made(digits)
     assert kinds(again) == kinds(groups)
     for one, other in zip(again, groups, strict=True):
         assert all(torch.equal(one.weights[key], other.weights[key]) for key in one.weights | other.weights)
@@ -221,19 +223,33 @@ def test_a_second_call_trains_merges_repairs_and_stops_nothing(groups, digits, c
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"repair_images": 50}, "repair"), ({"many_leaves": 8}, "merge_many"), ({"epochs": 1}, "train_stack")],
+    [
+        ({"repair_images": 50}, "repair"),
+        ({"sizes": SIZES | {"many": [8]}}, "merge"),
+        ({"networks": replace(NETWORKS, epochs=(1,))}, "train_stack"),
+    ],
 )
 def test_another_setting_is_computed_anew(groups, digits, cache, monkeypatch, change, name):
     monkeypatch.setenv("REBASIN_CACHE", cache)
     forbid(monkeypatch, training, "train_stack")
-    forbid(monkeypatch, merges, "merge_many")
+    forbid(monkeypatch, merges, "merge")
     forbid(monkeypatch, controls, "repair")
     with pytest.raises(AssertionError, match=f"{name} was called again"):
-        compared(digits, RECIPE, **SETTING | change)
+        made(digits, **change)
 
 
-def test_without_held_out_images_there_is_no_comparison(groups, digits, cache, monkeypatch):
-    monkeypatch.setenv("REBASIN_CACHE", cache)
-    none = Split(digits.held_out.images[:0], digits.held_out.labels[:0])
-    with pytest.raises(ValueError, match="on held-out images, and there are none: set held_out"):
-        compared(replace(digits, held_out=none), RECIPE, **SETTING)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"held_out": 0}, "on held-out images, and there are none: set held_out"),
+        ({"models": 12}, "in blocks of 8 leaves, so that 12 models do not come out even"),
+    ],
+)
+def test_networks_that_cannot_be_compared_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_comparison(replace(NETWORKS, **change))
+
+
+def test_a_penalty_that_there_is_not_is_named(digits, model):
+    with pytest.raises(ValueError, match="unknown penalty 'l3': there are l1, l2"):
+        penalised(model, digits, NETWORKS, {"l3": [0.1]}, 1, "cpu")

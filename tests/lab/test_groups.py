@@ -11,12 +11,15 @@ from torch.func import functional_call
 from lab.bookkeeping import results
 from lab.bookkeeping.notebook import execute
 from lab.measures.calibration import calibration_error, temper
-from lab.measures.groups import ALGORITHMS, check_sizes, measure, measure_groups, whole_groups
+from lab.measures.groups import check_sizes, measure, measure_groups, whole_groups
 from lab.merges import merged_groups
 from lab.networks import build
 from lab.networks.initial import initial_weights
 from rebasin.merging.many import merge_many
 from rebasin.tracing import trace
+from rebasin.weights import grouped, mean
+
+ALGORITHMS = {"unmerged", "many", "ensemble", "mean"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def six():
 
 def test_groups_are_merged_as_the_library_merges_each(six):
     _, spec, leaves = six
-    merged = merged_groups(spec, leaves, 3, chunk=1).weights
+    merged = merged_groups(spec, leaves, 3, "many", chunk=1).weights
     for group in range(2):
         alone = merge_many(spec, {key: t[3 * group : 3 * group + 3] for key, t in leaves.items()}, seed=0).weights
         for key, tensor in alone.items():
@@ -60,14 +63,15 @@ def test_sizes_that_cannot_be_are_refused_before_training(sizes, message):
 
 
 def test_groups_are_measured_as_plain_code_does(six):
-    model, spec, leaves = six
+    model, _, leaves = six
     test = digits().test.sample(100)
     merged = {key: tensor[:2] + 0.01 for key, tensor in leaves.items()}
-    tables = measure_groups(model, spec, leaves, merged, 3, {"test": test}, "cpu", 2)
+    averages = mean(grouped(leaves, 3), axis=1)
+    tables = measure_groups(model, leaves, {"many": merged, "mean": averages}, 3, {"test": test}, "cpu", 2)
     nodes, members = tables["nodes"], tables["members"]
     assert all(set(table["n_leaves"]) == {3} for table in tables.values())
     assert not nodes.duplicated(["algorithm", "node", "split", "metric"]).any()
-    assert set(nodes["algorithm"]) == set(ALGORITHMS) and set(nodes["node"]) == {0, 1}
+    assert set(nodes["algorithm"]) == ALGORITHMS and set(nodes["node"]) == {0, 1}
     x, y = test.images.float() / 255, test.labels
 
     def chances(weights):
@@ -81,8 +85,8 @@ def test_groups_are_measured_as_plain_code_does(six):
         plain = {key: t[3 * node : 3 * node + 3].mean(0) for key, t in leaves.items()}
         answers = {
             "ensemble": sum(by_member) / 3,
-            "merge_many": chances({key: t[node] for key, t in merged.items()}),
-            "naive": chances(plain),
+            "many": chances({key: t[node] for key, t in merged.items()}),
+            "mean": chances(plain),
         }
         here = nodes[nodes["node"] == node].set_index(["algorithm", "metric"])["value"]
         for algorithm, p in answers.items():
@@ -97,10 +101,10 @@ def test_groups_are_measured_as_plain_code_does(six):
 
 
 def test_bins_of_a_node_hold_all_its_answers(six):
-    model, spec, leaves = six
+    model, _, leaves = six
     test = digits().test.sample(100)
     merged = {key: tensor[:2] for key, tensor in leaves.items()}
-    tables = measure_groups(model, spec, leaves, merged, 3, {"test": test}, "cpu", 6)
+    tables = measure_groups(model, leaves, {"many": merged}, 3, {"test": test}, "cpu", 6)
     nodes, bins = tables["nodes"].set_index(["algorithm", "metric", "node"])["value"], tables["reliability"]
     for (algorithm, node), part in bins.groupby(["algorithm", "node"]):
         assert part["share"].sum() == pytest.approx(1)
@@ -123,22 +127,16 @@ def test_an_answer_that_is_all_but_impossible_has_a_loss_that_is_a_number():
     assert float(measure(certain, torch.tensor([1]), tempered=False)["loss"]) == pytest.approx(2000)
 
 
-SMALLEST = {
-    "run": "mine",
-    "mnist_models": 5,
-    "mnist_epochs": [1],
-    "mnist_images": 20,
-    "half_models": 2,
-    "half_epochs": 1,
-    "half_sizes": [2],
-}
+SMALLEST = {"run": "mine", "mnist_images": 20, "half_sizes": [2]}
 
 
 @pytest.mark.parametrize(("architecture", "width"), [("mlp1", 4), ("vit", 8)])
 def test_the_notebook_takes_any_architecture(architecture, width, tmp_path, monkeypatch):
     monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
-    execute("many", SMALLEST | {"mnist_architecture": architecture, "mnist_width": width})
+    kind = {"architecture": architecture, "width": width, "epochs": [1]}
+    networks = {"mnist_networks": kind | {"models": 5}, "half_networks": kind | {"models": 2}}
+    execute("many", SMALLEST | networks)
     nodes = results.read("mine", "many", "nodes")
     assert set(zip(nodes["subset"], nodes["n_leaves"], strict=True)) == {("all", 5), ("half", 2)}
-    assert set(nodes["algorithm"]) == set(ALGORITHMS) and set(nodes["architecture"]) == {architecture}
+    assert set(nodes["algorithm"]) == ALGORITHMS and set(nodes["architecture"]) == {architecture}
     assert np.isfinite(nodes["value"]).all()

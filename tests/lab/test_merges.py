@@ -9,8 +9,9 @@ from lab import merges
 from lab.bookkeeping.cache import KEPT
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.content import function_fingerprint
-from lab.merges import ALGORITHMS, merge_all, unmerged
+from lab.merges import merge_all, unmerged
 from rebasin.inner_products import mean_inner_product
+from rebasin.merging import merge
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
 from rebasin.permutation import Permutation
@@ -18,7 +19,8 @@ from rebasin.weights import grouped, mean
 
 # Means of up to eight float64 numbers of order 1, and inner products of order 100, taken in another order.
 ROUNDING = {"rtol": 1e-12, "atol": 1e-11}
-SIZES = (2, 4, 8)
+SIZES = [2, 4, 8]
+ALL = dict.fromkeys(("hierarchy", "many", "mean"), SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,8 @@ def forbid(monkeypatch, *names):
 
 
 def test_every_algorithm_makes_all_nodes_of_every_size(spec, leaves):
-    found = merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
-    assert [(nodes.algorithm, nodes.n_leaves) for nodes in found] == [(a, s) for a in ALGORITHMS for s in SIZES]
+    found = merge_all(spec, leaves, ALL)
+    assert [(nodes.algorithm, nodes.n_leaves) for nodes in found] == [(a, s) for a in ALL for s in SIZES]
     for nodes in found:
         count = 16 // nodes.n_leaves
         assert {key: tensor.shape for key, tensor in nodes.weights.items()} == {
@@ -67,33 +69,27 @@ def test_every_algorithm_makes_all_nodes_of_every_size(spec, leaves):
         }
 
 
-@pytest.mark.parametrize(
-    ("many_leaves", "many"), [(8, [2, 4, 8]), (32, [2, 4, 8]), (7, [2, 4]), (4, [2, 4]), (2, [2]), (1, []), (0, [])]
-)
-def test_mergemany_goes_up_to_its_own_number_of_leaves(spec, leaves, monkeypatch, many_leaves, many):
+@pytest.mark.parametrize("many", [[2, 4, 8], [4], []])
+def test_each_method_makes_the_sizes_that_are_asked_of_it(spec, leaves, monkeypatch, many):
     merged = []
-    monkeypatch.setattr(
-        merges, "merge_many", lambda spec, models, **o: merged.append(1) or merge_many(spec, models, **o)
-    )
-    found = by_kind(merge_all(spec, leaves, tree_leaves=8, many_leaves=many_leaves))
-    assert [size for algorithm, size in found if algorithm == "merge_many"] == many
-    assert len(merged) == len(many), "what is not wanted is not computed"
-    for algorithm in ("tree", "naive"):
-        assert [size for name, size in found if name == algorithm] == [2, 4, 8]
+    monkeypatch.setattr(merges, "merge", lambda spec, models, **o: merged.append(o["by"]) or merge(spec, models, **o))
+    nodes = merge_all(spec, leaves, {"hierarchy": [8], "many": many})
+    assert [(kind.algorithm, kind.n_leaves) for kind in nodes] == [("hierarchy", 8), *(("many", size) for size in many)]
+    assert merged == ["many"] * len(many), "what is not wanted is not computed"
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
 def test_a_node_is_the_merge_of_its_own_leaves(spec, leaves, chunk):
-    found = by_kind(merge_all(spec, leaves, tree_leaves=8, many_leaves=8, seed=3, chunk=chunk))
+    found = by_kind(merge_all(spec, leaves, ALL, seed=3, chunk=chunk))
     for size in SIZES:
         for node in range(16 // size):
             own = leaves_of(leaves, node, size)
             many = merge_many(spec, own, seed=3)
             tree = merge_hierarchical(spec, own, seed=3)
             expected = {
-                "tree": (tree.weights, tree.permutation.apply(own), tree.stages[-1].matching.sweeps[0]),
-                "merge_many": (many.weights, many.permutation.apply(own), many.rounds),
-                "naive": (mean(own), own, torch.tensor(0)),
+                "hierarchy": (tree.weights, tree.permutation.apply(own), tree.stages[-1].matching.sweeps[0]),
+                "many": (many.weights, many.permutation.apply(own), many.rounds),
+                "mean": (mean(own), own, torch.tensor(0)),
             }
             for algorithm, (weights, permuted, effort) in expected.items():
                 nodes = found[algorithm, size]
@@ -105,11 +101,11 @@ def test_a_node_is_the_merge_of_its_own_leaves(spec, leaves, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 3, 32])
 def test_a_node_is_the_mean_of_its_leaves_in_the_order_of_its_indices(spec, leaves, chunk):
-    found = merge_all(spec, leaves, tree_leaves=8, many_leaves=8, seed=3, chunk=chunk)
+    found = merge_all(spec, leaves, ALL, seed=3, chunk=chunk)
     # From the cache the second time.
     for nodes in [
         *found,
-        *merge_all(spec, leaves, tree_leaves=8, many_leaves=8, seed=3),
+        *merge_all(spec, leaves, ALL, seed=3),
         unmerged(spec, leaves),
     ]:
         for group, index in nodes.indices.items():
@@ -121,7 +117,7 @@ def test_a_node_is_the_mean_of_its_leaves_in_the_order_of_its_indices(spec, leav
         if nodes.n_leaves > 1:
             torch.testing.assert_close(nodes.alignment, mean_inner_product(spec, permuted), **ROUNDING)
         as_they_are = all(torch.equal(permuted[key], own[key]) for key in own)
-        assert as_they_are == (nodes.algorithm in ("naive", "unmerged"))
+        assert as_they_are == (nodes.algorithm in ("mean", "unmerged"))
 
 
 def test_the_leaves_are_nodes_of_one_leaf(spec, leaves):
@@ -137,16 +133,16 @@ def test_the_leaves_are_nodes_of_one_leaf(spec, leaves):
 
 
 def test_matching_aligns_leaves_better_than_leaving_them_as_they_are(spec, leaves):
-    found = by_kind(merge_all(spec, leaves, tree_leaves=8, many_leaves=8))
+    found = by_kind(merge_all(spec, leaves, ALL))
     for size in SIZES:
-        for algorithm in ("tree", "merge_many"):
-            assert (found[algorithm, size].alignment > found["naive", size].alignment).all()
+        for algorithm in ("hierarchy", "many"):
+            assert (found[algorithm, size].alignment > found["mean", size].alignment).all()
 
 
 def test_a_second_call_computes_nothing_and_gives_the_same(spec, leaves, monkeypatch):
-    first = merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
-    forbid(monkeypatch, "merge_hierarchical", "merge_many")
-    same(merge_all(spec, leaves, tree_leaves=8, many_leaves=8), first)
+    first = merge_all(spec, leaves, ALL)
+    forbid(monkeypatch, "merge_hierarchical", "merge")
+    same(merge_all(spec, leaves, ALL), first)
 
 
 def other_leaves(leaves):
@@ -158,13 +154,13 @@ def other_leaves(leaves):
 @pytest.mark.parametrize(
     "change", [{"leaves": other_leaves}, {"seed": 1}, {"chunk": 1}], ids=["leaves", "seed", "chunk"]
 )
-@pytest.mark.parametrize("name", ["merge_hierarchical", "merge_many"])
+@pytest.mark.parametrize("name", ["merge_hierarchical", "merge"])
 def test_other_leaves_another_seed_or_chunk_are_computed_anew(spec, leaves, monkeypatch, change, name):
-    merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
+    merge_all(spec, leaves, ALL)
     forbid(monkeypatch, name)
     changed = {key: value(leaves) if key == "leaves" else value for key, value in change.items()}
     with pytest.raises(AssertionError, match=f"{name} was called again"):
-        merge_all(spec, **{"leaves": leaves, "tree_leaves": 8, "many_leaves": 8} | changed)
+        merge_all(spec, **{"leaves": leaves, "sizes": ALL} | changed)
 
 
 def test_other_code_of_the_merges_does_not_read_what_this_code_made(tmp_path):
@@ -182,61 +178,57 @@ def test_other_code_of_the_merges_does_not_read_what_this_code_made(tmp_path):
     assert not set(before) & set(after)
 
 
-def test_smaller_trees_need_no_new_merge_many(spec, leaves, monkeypatch):
-    large = by_kind(merge_all(spec, leaves, tree_leaves=8, many_leaves=8))
-    forbid(monkeypatch, "merge_many")
-    small = merge_all(spec, leaves, tree_leaves=4, many_leaves=8)
+def test_smaller_trees_need_no_other_merge_anew(spec, leaves, monkeypatch):
+    large = by_kind(merge_all(spec, leaves, ALL))
+    forbid(monkeypatch, "merge")
+    small = merge_all(spec, leaves, ALL | {"hierarchy": [2, 4]})
     same(small, [large[nodes.algorithm, nodes.n_leaves] for nodes in small])
 
 
-def test_what_mergemany_merged_before_is_not_merged_again_for_more_leaves(spec, leaves, monkeypatch, tmp_path):
-    whole = merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
-    monkeypatch.setenv("REBASIN_CACHE", str(tmp_path / "another"))
-    merge_all(spec, leaves, tree_leaves=8, many_leaves=4)
-    forbid(monkeypatch, "merge_hierarchical")
-    sizes = []
-    monkeypatch.setattr(
-        merges,
-        "merge_many",
-        lambda spec, models, **o: sizes.append(models["0.bias"].shape[1]) or merge_many(spec, models, **o),
-    )
-    same(merge_all(spec, leaves, tree_leaves=8, many_leaves=8), whole)
-    assert sizes == [8]
-
-
 def test_an_interrupted_merge_keeps_what_was_finished(spec, leaves, monkeypatch, tmp_path):
-    whole = merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
+    whole = merge_all(spec, leaves, ALL)
     monkeypatch.setenv("REBASIN_CACHE", str(tmp_path / "another"))
-    calls = []
+    sizes = []
+
+    def counted(spec, models, **options):
+        sizes.append((options["by"], models["0.bias"].shape[1]))
+        return merge(spec, models, **options)
 
     def interrupted(spec, models, **options):
-        calls.append(models)
-        if len(calls) == 2:
+        if sizes:
             raise KeyboardInterrupt
-        return merge_many(spec, models, **options)
+        return counted(spec, models, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(merges, "merge_many", interrupted)
-        merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
-    calls.clear()
+        patch.setattr(merges, "merge", interrupted)
+        merge_all(spec, leaves, ALL)
+    assert sizes == [("many", 2)]
     forbid(monkeypatch, "merge_hierarchical")
-    monkeypatch.setattr(merges, "merge_many", lambda *a, **o: calls.append(a) or merge_many(*a, **o))
-    same(merge_all(spec, leaves, tree_leaves=8, many_leaves=8), whole)
-    assert len(calls) == 2, "sizes 4 and 8 were left"
+    monkeypatch.setattr(merges, "merge", counted)
+    same(merge_all(spec, leaves, ALL), whole)
+    assert sizes == [("many", 2), ("many", 4), ("many", 8), ("mean", 2), ("mean", 4), ("mean", 8)]
 
 
 def test_the_leaves_are_not_modified(spec, leaves, random_weights):
-    merge_all(spec, leaves, tree_leaves=8, many_leaves=8)
+    merge_all(spec, leaves, ALL)
     assert all(torch.equal(leaves[key], tensor) for key, tensor in random_weights(16).items())
 
 
-@pytest.mark.parametrize("tree_leaves", [-2, 0, 1, 3, 6, 12, 32])
-def test_trees_that_cannot_be_made_are_refused(spec, leaves, tree_leaves):
-    message = f"tree_leaves must be a power of two from 2 that divides the 16 models, got {tree_leaves}"
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"hierarchy": [2, 6]}, "'hierarchy': 16 models do not make nodes of 6"),
+        ({"many": [32]}, "'many': 16 models do not make nodes of 32"),
+        ({"mean": [1]}, "'mean': 16 models do not make nodes of 1"),
+        ({"mean": [-2]}, "'mean': 16 models do not make nodes of -2"),
+        ({"tree": [2]}, "unknown method 'tree': there are mean, many, hierarchy"),
+    ],
+)
+def test_merges_that_cannot_be_made_are_refused(spec, leaves, sizes, message):
     with pytest.raises(ValueError, match=message):
-        merge_all(spec, leaves, tree_leaves, 8)
+        merge_all(spec, leaves, sizes)
 
 
-def test_models_that_do_not_fill_trees_are_refused(spec, random_weights):
-    with pytest.raises(ValueError, match="power of two from 2 that divides the 12 models, got 8"):
-        merge_all(spec, random_weights(12), 8, 8)
+def test_a_hierarchy_has_nodes_of_powers_of_two(spec, random_weights):
+    with pytest.raises(ValueError, match="'hierarchy' makes nodes of 2, 4, 8, ... models, not of 3"):
+        merge_all(spec, random_weights(12), {"many": [3], "hierarchy": [3]})

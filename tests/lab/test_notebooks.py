@@ -51,13 +51,14 @@ def test_the_first_code_cell_is_of_parameters_that_papermill_can_tell(name):
     code = [cell for cell in notebook(name)["cells"] if cell["cell_type"] == "code"]
     tagged = [cell["metadata"].get("tags", []) == ["parameters"] for cell in code]
     assert tagged == [True] + [False] * (len(code) - 1)
-    lines = "".join(code[0]["source"]).splitlines()
     told = papermill.inspect_notebook(ROOT / "notebooks" / f"{name}.ipynb")
     assert list(told) == list(declared_parameters(name)), "a line that papermill cannot read is no parameter"
-    assert len(told) == len(lines)
-    for line, (key, parameter) in zip(lines, told.items(), strict=True):
+    assignments = ast.parse("".join(code[0]["source"])).body
+    assert len(told) == len(assignments), "nothing but parameters stands there"
+    lines = "".join(code[0]["source"]).splitlines()
+    for assignment, (key, parameter) in zip(assignments, told.items(), strict=True):
         assert ast.literal_eval(parameter["default"]) == declared_parameters(name)[key]
-        assert parameter["help"] == line.partition("  # ")[2]
+        assert parameter["help"] == lines[assignment.end_lineno - 1].partition("  # ")[2]
 
 
 @pytest.mark.parametrize("name", NAMES)

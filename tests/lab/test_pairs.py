@@ -115,7 +115,7 @@ def test_a_matcher_that_is_not_there_is_named(pair):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"mnist_models": 5}, "pairs need an even number of models, got 5"),
+        ({"mnist_networks": {"models": 5}}, "pairs need an even number of models, got 5"),
         ({"barrier_points": 24}, "has an odd number of points from 3, got 24"),
     ],
 )

@@ -19,9 +19,10 @@ from lab.bookkeeping.notebook import execute
 from lab.bookkeeping.pipeline import PRESETS, STEPS, load_preset, main, run_steps
 
 TINY = {
-    "run": "tiny", "n_models": 8, "tree_leaves": 4, "many_leaves": 4, "epochs": 2, "width": 16, "barrier_points": 3,
-    "barrier_images": 100, "barrier_pairs": 2, "condition_models": 8, "condition_widths": [16],
-    "condition_epochs": [2], "condition_weight_decays": [0.0], "condition_initials": ["torch"], "repair_images": 100,
+    "run": "tiny", "networks": {"epochs": [2], "width": 16},
+    "merges": {"hierarchy": [2, 4], "many": [2, 4], "mean": [2, 4]}, "barrier_points": 3,
+    "barrier_images": 100, "barrier_pairs": 2, "condition_networks": {"epochs": [2]},
+    "varied": {"width": [16], "initial": ["torch"], "weight_decay": [0.0]}, "repair_images": 100,
     "comparison_sizes": [2, 4], "comparison_test_images": 100, "comparison_recipes": [
         {"recipe": "tiny", "dataset": "digits", "epochs": [2], "models": 4, "width": 16, "batch_size": 64},
     ],
@@ -29,17 +30,17 @@ TINY = {
         {"recipe": "tiny", "section": "width", "dataset": "digits", "epochs": [1], "models": 2, "width": 8,
          "batch_size": 256}
     ], "barrier_test_images": 50,
-    "l1_strengths": [0.001], "l2_strengths": [], "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
+    "penalties": {"l1": [0.001], "l2": []}, "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
     "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
-    "mnist_models": 6, "mnist_width": 16, "mnist_epochs": [1, 2], "mnist_images": 100, "straight_through_epochs": 1,
-    "half_models": 4, "half_epochs": 1, "half_sizes": [2, 4],
+    "mnist_networks": {"width": 16, "epochs": [1, 2]}, "mnist_images": 100, "straight_through_epochs": 1,
+    "half_networks": {"width": 16, "models": 4, "epochs": [1]}, "half_sizes": [2, 4],
 }  # fmt: skip
 TABLES = {
     "train": ["models"],
     "merge": ["nodes"],
-    "accuracy": ["images", "nodes", "paths"],
+    "accuracy": ["barriers", "images", "nodes", "paths"],
     "conditions": ["conditions"],
     "comparison": ["nodes"],
     "barriers": ["barriers"],
@@ -110,8 +111,8 @@ def times(folder):
     [
         (["smok"], "there is no preset 'smok': there are cpu, gpu, smoke"),
         (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
-        (["cpu", "-p", "epochs", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
-        (["smoke", "-p", "epoch", "3"], "unknown parameter 'epoch': the notebooks have architecture, attack_chunk"),
+        (["cpu", "-p", "steps", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
+        (["smoke", "-p", "network", "3"], "unknown parameter 'network': the notebooks have attack_chunk, auto_epsilon"),
     ],
 )
 def test_a_wrong_word_is_named_and_nothing_runs(home, given, arguments, message):
@@ -122,25 +123,24 @@ def test_a_wrong_word_is_named_and_nothing_runs(home, given, arguments, message)
 
 
 def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(home, given):
-    main(["smoke", "-p", "tree_leaves", "4", "-p", "condition_widths", "[16]", "-p", "run", "mine"])
+    main(["smoke", "-p", "merges", "{hierarchy: [2, 4]}", "-p", "varied", "{width: [16]}", "-p", "run", "mine"])
+    merges = {"run": "mine", "merges": {"hierarchy": [2, 4]}}
     assert given == {
         "train": {"run": "mine"},
-        "merge": {"run": "mine", "tree_leaves": 4},
-        "accuracy": {"run": "mine", "tree_leaves": 4},
-        **{step: {"run": "mine", "tree_leaves": 4} for step in COMPARED},
-        "conditions": {"run": "mine", "condition_widths": [16]},
+        **dict.fromkeys(("merge", "accuracy", *COMPARED), merges),
+        "conditions": {"run": "mine", "varied": {"width": [16]}},
         **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
     }
 
 
 @pytest.mark.parametrize("value", ["1e-3", "0.001", "1"])
 def test_a_number_on_the_command_line_is_a_number_however_it_is_written(home, given, value):
-    main(["smoke", "train", "-p", "learning_rate", value])
-    assert given == {"train": {"run": "smoke", "learning_rate": float(value)}}
+    main(["smoke", "autoattack", "-p", "auto_epsilon", value])
+    assert given == {"autoattack": {"run": "smoke", "auto_epsilon": float(value)}}
 
 
 def test_the_steps_may_be_named_after_the_parameters(home, given):
-    main(["smoke", "-p", "epochs", "3", "train"])
+    main(["smoke", "-p", "networks", "{epochs: [3]}", "train"])
     assert list(given) == ["train"]
 
 
@@ -172,15 +172,15 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
     [
         ({"barrier_points": 5}, ["accuracy", "mnist", "barriers"]),
         ({"straight_through_epochs": 2}, ["mnist"]),
-        ({"mnist_epochs": [1]}, ["mnist", "many"]),
+        ({"mnist_networks": {"epochs": [1]}}, ["mnist", "many"]),
         ({"half_sizes": [4]}, ["many"]),
         ({"barrier_test_images": 60}, ["barriers"]),
-        ({"tree_leaves": 2}, ["merge", "accuracy", *COMPARED]),
-        ({"condition_epochs": [1]}, ["conditions"]),
-        ({"epochs": 3}, ["train", "merge", "accuracy", *COMPARED, "planted"]),
+        ({"merges": {"hierarchy": [2]}}, ["merge", "accuracy", *COMPARED]),
+        ({"varied": {"width": [8]}}, ["conditions"]),
+        ({"networks": {"epochs": [3]}}, ["train", "merge", "accuracy", *COMPARED, "planted"]),
         ({"epsilons": [0.0, 1.0]}, ["attack"]),
         ({"stages": [0, 1]}, COMPARED[:3]),
-        ({"seed": 1}, list(STEPS)),
+        ({"seed": 1}, ["barriers", "counterexample", "comparison"]),
         ({"run": "other"}, list(STEPS)),
     ],
 )
@@ -217,7 +217,7 @@ def test_an_interrupted_run_resumes_without_training_or_merging_again(finished, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(merges, "merge_many", interrupted)
+        patch.setattr(merges, "merge", interrupted)
         execute("merge", {name: TINY[name] for name in TINY if name in results.declared_parameters("merge")})
     kept = times(home / "cache")
     assert kept and not (home / "results").exists()
@@ -246,8 +246,8 @@ def test_a_notebook_kernel_gives_the_tables_that_the_pipeline_gives(finished, ho
 
 def test_papermill_refuses_a_parameter_that_the_notebook_does_not_have(home):
     notebook = results.NOTEBOOKS / "train.ipynb"
-    given = {"run": "tiny", "n_modles": 2, "epochs": 1, "width": 8}
-    message = "unknown parameter 'n_modles' of notebooks/train.ipynb: did you mean 'n_models'?"
+    given = {"run": "tiny", "netwroks": {"models": 2}}
+    message = "unknown parameter 'netwroks' of notebooks/train.ipynb: did you mean 'networks'?"
     with pytest.raises(papermill.PapermillExecutionError, match=re.escape(message)):
         papermill.execute_notebook(notebook, home / "executed.ipynb", given, progress_bar=False, log_output=False)
     assert not (home / "results").exists() and not (home / "cache").exists()
@@ -259,7 +259,7 @@ def test_every_step_leaves_a_copy_that_tells_its_parameters_and_what_it_showed(f
     copy = nbformat.read(folder / "train.ipynb", as_version=4)
     nbformat.validate(copy)
     injected = [cell for cell in copy.cells if "injected-parameters" in cell.metadata.get("tags", [])]
-    assert "width = 16" in injected[0].source.splitlines()
+    assert "networks = {'epochs': [2], 'width': 16}" in injected[0].source.splitlines()
     assert any("text/html" in output.data for cell in copy.cells for output in cell.get("outputs", []))
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from lab.training.plan import read_plan, train_plan
+from lab.training.plan import read_networks, read_plan, train_plan
 
 ENTRY = {"recipe": "narrow", "dataset": "digits", "epochs": [1, 2], "models": 2, "width": 8, "batch_size": 64}
 
@@ -33,26 +33,38 @@ def test_models_come_at_each_of_their_epochs_with_what_a_table_says_of_them():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({key: value for key, value in ENTRY.items() if key != "models"}, "recipe 'narrow' of the plan lacks 'models'"),
-        (ENTRY | {"widht": 8}, "recipe 'narrow' of the plan has an unknown key 'widht': there are architecture, width"),
+        ({key: value for key, value in ENTRY.items() if key != "models"}, "'narrow' lacks 'models'"),
+        (ENTRY | {"widht": 8}, "'narrow' has an unknown key 'widht': there are dataset, epochs, models"),
         (ENTRY | {"optimiser": "lion"}, "unknown optimiser 'lion': there are adam, sgd"),
         (
             ENTRY | {"learning_rate": "1e-3"},
-            "'learning_rate' of recipe 'narrow' of the plan must be of type float: got",
+            "'learning_rate' of 'narrow' must be of type float: got",
         ),
-        (ENTRY | {"width": 8.5}, "'width' of recipe 'narrow' of the plan must be of type int: got 8.5"),
-        (ENTRY | {"models": True}, "'models' of recipe 'narrow' of the plan must be of type int: got True"),
-        (ENTRY | {"augmented": 1}, "'augmented' of recipe 'narrow' of the plan must be of type bool: got 1"),
-        (ENTRY | {"epochs": 10}, "'epochs' of recipe 'narrow' of the plan must be ascending epochs from 1: got 10"),
-        (ENTRY | {"epochs": [2, 1]}, "'epochs' of recipe 'narrow' of the plan must be ascending epochs from 1: got [2"),
-        (ENTRY | {"models": 0}, "'models' of recipe 'narrow' of the plan must be 1 at least: got 0"),
-        (ENTRY | {"dataset": "cifar"}, "unknown dataset 'cifar' of recipe 'narrow': there are digits, mnist, cifar10"),
-        (ENTRY | {"architecture": "mlp5"}, "unknown architecture 'mlp5' of recipe 'narrow': there are mlp, mlp1"),
+        (ENTRY | {"width": 8.5}, "'width' of 'narrow' must be of type int: got 8.5"),
+        (ENTRY | {"models": True}, "'models' of 'narrow' must be of type int: got True"),
+        (ENTRY | {"augmented": 1}, "'augmented' of 'narrow' must be of type bool: got 1"),
+        (ENTRY | {"epochs": 10}, "'epochs' of 'narrow' must be a list of ascending epochs from 1: got 10"),
+        (ENTRY | {"epochs": [2, 1]}, "'epochs' of 'narrow' must be a list of ascending epochs from 1: got [2"),
+        (ENTRY | {"models": 0}, "'models' of 'narrow' must be 1 at least: got 0"),
+        (ENTRY | {"dataset": "cifar"}, "unknown dataset 'cifar' of 'narrow': there are digits, mnist, cifar10"),
+        (ENTRY | {"architecture": "mlp5"}, "unknown architecture 'mlp5' of 'narrow': there are mlp, mlp1"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(entry, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         read_plan([entry])
+
+
+def test_an_entry_of_a_plan_has_a_name():
+    with pytest.raises(ValueError, match="an entry of the plan lacks its name, 'recipe': {'dataset': 'digits'"):
+        read_plan([{key: value for key, value in ENTRY.items() if key != "recipe"}])
+
+
+def test_networks_alone_need_no_name_and_tell_their_setting():
+    networks = read_networks({"dataset": "digits", "epochs": [1, 3], "models": 2, "width": 8})
+    assert networks.setting == {
+        "dataset": "digits", "architecture": "mlp", "width": 8, "weight_decay": 0.0, "epochs": 3, "seed": 0,
+    }  # fmt: skip
 
 
 def test_a_whole_number_is_a_float_too_and_a_truth_value_itself():

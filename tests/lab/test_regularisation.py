@@ -3,16 +3,18 @@
 import pandas as pd
 import pytest
 import torch
+from composing import compared
 from torch.autograd.functional import jacobian
 from torch.func import functional_call
 
 from lab.bookkeeping.vocabulary import KIND
-from lab.controls import Group, compared
+from lab.controls import Group
 from lab.measures import regularisation
 from lab.measures.attacks import Attack, surviving
 from lab.measures.regularisation import RADII, regularity
 from lab.networks import build
 from lab.outputs import evaluate
+from lab.training.plan import Planned
 from lab.training.recipe import Recipe
 from lab.training.train import train
 from rebasin.inner_products import mean_inner_product
@@ -22,7 +24,7 @@ from rebasin.weights import mean
 RECIPE = Recipe(width=16, batch_size=64, learning_rate=3e-3, initial="lecun_normal")
 EPOCHS, MODELS = 3, 16
 IMAGES, GRADIENT_IMAGES = 61, 20
-PLAIN = ("tree", "merge_many", "naive")
+PLAIN = ("hierarchy", "many", "mean")
 METRICS = {
     "lipschitz", "averaged_bound", "spectral_product", "l1_norm", "l2_norm", "parameter_norm", "largest_gradient",
     "median_gradient", "median_radius", "median_margin",
@@ -31,7 +33,9 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def all_groups(digits):
-    return compared(digits, RECIPE, EPOCHS, MODELS, 4, 2, [], [0.001], 2, 100, "cpu", MODELS, 32)
+    networks = Planned("networks", "digits", RECIPE, (EPOCHS,), MODELS, held_out=200, chunk=MODELS)
+    sizes = {"hierarchy": [2, 4], "many": [2], "mean": [2, 4]}
+    return compared(digits, networks, sizes, {"l2": [0.001]}, 2)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +187,7 @@ def test_networks_that_no_bound_is_proved_for_have_all_the_rest(architecture, di
     pair = {key: tensor.unsqueeze(0) for key, tensor in leaves.items()}
     groups = [
         Group("unmerged", 1, 0.0, (0, 1), model, leaves, torch.full((2,), torch.nan)),
-        Group("naive", 2, 0.0, (0,), model, mean(pair, axis=1), mean_inner_product(spec, pair)),
+        Group("mean", 2, 0.0, (0,), model, mean(pair, axis=1), mean_inner_product(spec, pair)),
     ]
     nodes, layers, radii = regularity(groups, leaves, few, 2, "cpu", 2)
     wide = nodes.pivot(index=[*KIND, "node"], columns="metric", values="value")
@@ -191,7 +195,7 @@ def test_networks_that_no_bound_is_proved_for_have_all_the_rest(architecture, di
         "l1_norm", "l2_norm", "parameter_norm", "predicted_norm", "largest_gradient", "median_gradient", "median_margin"
     }  # fmt: skip
     assert set(layers["metric"]) == {"l1", "l2"} and not len(radii)
-    merged = wide.loc["naive"].iloc[0]
+    merged = wide.loc["mean"].iloc[0]
     # Trained entries alone, without the norms' statistics: so does the alignment count.
     assert merged.parameter_norm == pytest.approx(merged.predicted_norm, rel=1e-6)
     logits = functional_call(model, {key: tensor[0] for key, tensor in leaves.items()}, (few.images.float() / 255,))

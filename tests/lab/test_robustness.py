@@ -7,10 +7,11 @@ import pandas as pd
 import pyautoattack
 import pytest
 import torch
+from composing import compared
 from torch.func import functional_call
 
 from lab.bookkeeping.vocabulary import KIND
-from lab.controls import Group, compared
+from lab.controls import Group
 from lab.images import Split
 from lab.measures import attacks, perturbations, robustness
 from lab.measures import autoattack as reference
@@ -18,6 +19,7 @@ from lab.measures.attacks import LOSSES, Attack, fgsm, perturb, surviving
 from lab.measures.autoattack import autoattack, reference_accuracy
 from lab.measures.perturbations import PERTURBATIONS, perturbed
 from lab.measures.robustness import (
+    DIVISOR,
     MERGED,
     attack_checks,
     clean_accuracy,
@@ -27,6 +29,7 @@ from lab.measures.robustness import (
 )
 from lab.networks import build
 from lab.outputs import evaluate
+from lab.training.plan import Planned
 from lab.training.recipe import Recipe
 from lab.training.train import train
 
@@ -40,7 +43,8 @@ IMAGES, FEWER = 61, 43  # neither fills its last byte
 @pytest.fixture(scope="module")
 def groups(digits):
     """Two nodes of each kind, of one or two leaves; an ensemble of eight; and two models with a penalty."""
-    found = compared(digits, RECIPE, EPOCHS, MODELS, 2, 0, [], [0.001], 2, 100, "cpu", MODELS, 32)
+    networks = Planned("networks", "digits", RECIPE, (EPOCHS,), MODELS, held_out=200, chunk=MODELS)
+    found = compared(digits, networks, {"hierarchy": [2], "mean": [2]}, {"l2": [0.001]}, 2)
     return [group for group in found if group.algorithm != "early_stopped"]
 
 
@@ -60,7 +64,7 @@ def split(digits):
 def splits(groups, digits, split):
     """Fewer images for the hierarchy after REPAIR and the penalised."""
     fewer = digits.test.sample(FEWER)
-    return [fewer if group.kind[:2] in (("tree", "repair"), ("l2", "none")) else split for group in groups]
+    return [fewer if group.kind[:2] in (("hierarchy", "repair"), ("l2", "none")) else split for group in groups]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ def transfer(groups, outside, split):
 
 @pytest.fixture(scope="module")
 def checks(groups, outside, digits):
-    chosen = [group for group in groups if group.kind[:2] in (("unmerged", "none"), ("tree", "none"))]
+    chosen = [group for group in groups if group.kind[:2] in (("unmerged", "none"), ("hierarchy", "none"))]
     return attack_checks(chosen, outside, digits.test.sample(FEWER), 8.0, LOSSES, STEPS, 0, "cpu")
 
 
@@ -139,7 +143,7 @@ def test_each_node_has_one_row_for_each_attack_loss_and_epsilon(groups, attacked
 def test_the_worst_case_is_what_survives_all_attacks(groups, splits, attacked):
     table, images = attacked
     for group, split in zip(groups, splits, strict=True):
-        if group.algorithm not in ("tree", "ensemble"):
+        if group.algorithm not in ("hierarchy", "ensemble"):
             continue
         left = torch.ones(len(group.nodes), len(EPSILONS), len(split.labels), dtype=torch.bool)
         for attack in [attack for loss in LOSSES for attack in (fgsm(loss), Attack(loss, steps=STEPS))]:
@@ -200,7 +204,7 @@ def test_what_was_attacked_before_is_not_attacked_again(groups, splits, attacked
 def test_another_attack_is_made_anew(groups, split, attacked, cache, monkeypatch, change):
     monkeypatch.setenv("REBASIN_CACHE", cache)
     setting = {"norm": "linf", "epsilons": EPSILONS, "losses": LOSSES, "steps": STEPS, "restarts": 1, "seed": 0}
-    group = named(groups, "tree")
+    group = named(groups, "hierarchy")
     first = robust_accuracy([group], [split], **setting, device="cpu", chunk=8)
     pd.testing.assert_frame_equal(first[0], rows_of(attacked[0], group).reset_index(drop=True))
     monkeypatch.setattr(attacks, "surviving", refuse)
@@ -211,14 +215,14 @@ def test_another_attack_is_made_anew(groups, split, attacked, cache, monkeypatch
 def test_other_images_and_other_nodes_are_attacked_anew(groups, digits, split, attacked, cache, monkeypatch):
     monkeypatch.setenv("REBASIN_CACHE", cache)
     monkeypatch.setattr(attacks, "surviving", refuse)
-    group = named(groups, "tree")
+    group = named(groups, "hierarchy")
     for other, images in ((group, digits.test.sample(IMAGES, seed=1)), (one_node(group, 1), split)):
         with pytest.raises(AssertionError, match="this was done again"):
             robust_accuracy([other], [images], "linf", EPSILONS, LOSSES, STEPS, 1, 0, "cpu", 8)
 
 
 def test_epsilons_are_not_mixed_up_in_the_cache(groups, split, attacked, cache, monkeypatch, tmp_path):
-    group, others = named(groups, "tree"), [0.0, 8.0, 16.0, 32.0]
+    group, others = named(groups, "hierarchy"), [0.0, 8.0, 16.0, 32.0]
     found = []
     for folder in (cache, str(tmp_path / "empty")):
         monkeypatch.setenv("REBASIN_CACHE", folder)
@@ -255,7 +259,7 @@ def test_transferred_images_are_those_attacked_on_the_models_outside_or_the_firs
     monkeypatch.setenv("REBASIN_CACHE", cache)
     leaves = train(RECIPE, digits, MODELS, (EPOCHS,), "cpu", MODELS).weights
     unmerged = named(groups, "unmerged")
-    group, position = named(groups, "tree"), 1
+    group, position = named(groups, "hierarchy"), 1
     assert group.nodes[position] == 4, "of leaves 8 and 9"
     one = {key: tensor[position] for key, tensor in group.weights.items()}
 
@@ -280,10 +284,10 @@ def test_an_attack_on_the_model_itself_is_no_weaker_than_one_that_transfers(grou
 
 def test_every_check_of_the_attacks_is_made_for_each_loss(groups, checks):
     settings = [("steps", many) for many in (1, 5, 10, 20, 50, 100)] + [("everything", 255.0)]
-    settings += [(check, STEPS) for check in ("logits / 16", "white box", "transfer")]
+    settings += [(check, STEPS) for check in ("white box", "transfer")] + [("divided logits", DIVISOR)]
     settings += [("ball", 8.0), ("pixels", 0.0)]
     expected = [("clean", "", 0.0)] + [(check, loss, setting) for check, setting in settings for loss in LOSSES]
-    chosen = [named(groups, algorithm) for algorithm in ("unmerged", "tree")]
+    chosen = [named(groups, algorithm) for algorithm in ("unmerged", "hierarchy")]
     assert len(checks) == 2 * len(expected)
     for group in chosen:
         own = rows_of(checks, group, group.nodes[0])
@@ -299,7 +303,7 @@ def test_attacked_images_stay_in_the_ball_and_are_images(checks):
 
 def test_checks_are_measured_on_the_first_node(groups, digits, checks):
     few = digits.test.sample(FEWER)
-    for algorithm in ("unmerged", "tree"):
+    for algorithm in ("unmerged", "hierarchy"):
         group = named(groups, algorithm)
         assert value_of(checks, group, group.nodes[0], check="clean") == float(accuracy(group, few)[0])
         for loss in LOSSES:
@@ -310,8 +314,8 @@ def test_checks_are_measured_on_the_first_node(groups, digits, checks):
 
 
 def test_the_scale_of_the_logits_is_no_matter_to_the_margin(checks):
-    by_check = checks[checks.loss == "margin"].set_index([*KIND, "check", "setting"])["value"]
-    smaller, white = (by_check.xs(check, level="check") for check in ("logits / 16", "white box"))
+    by_check = checks[checks.loss == "margin"].set_index([*KIND, "check"])["value"]
+    smaller, white = (by_check.xs(check, level="check") for check in ("divided logits", "white box"))
     # A division by 16 does not round.
     pd.testing.assert_series_equal(smaller, white)
 
@@ -360,7 +364,7 @@ def test_every_perturbation_is_told_at_every_severity(groups, harmed):
 def test_perturbed_images_are_counted_right(groups, splits, harmed):
     table, images = harmed
     for group, split in zip(groups, splits, strict=True):
-        if group.algorithm != "tree":
+        if group.algorithm != "hierarchy":
             continue
         counts = torch.zeros(len(group.nodes), len(split.labels), dtype=torch.int64)
         for kind in PERTURBATIONS:
@@ -447,7 +451,7 @@ def test_the_reference_table_puts_autoattack_beside_the_clean_and_the_own(groups
 
     monkeypatch.setattr(reference, "autoattack", stub)
     few, _ = referred
-    chosen = [named(groups, "unmerged"), one_node(named(groups, "tree"), 0)]
+    chosen = [named(groups, "unmerged"), one_node(named(groups, "hierarchy"), 0)]
     table = reference_accuracy(chosen, few, REFERENCE_EPSILON, 2, LOSSES, STEPS, 0, "cpu")
     assert len(table) == 3 * len(asked) == 3 * 3
     for number, (group, position, node) in enumerate(every_node(chosen)):
@@ -493,5 +497,5 @@ def test_no_more_nodes_are_referred_than_asked_for(groups, referred, monkeypatch
     monkeypatch.setattr(reference, "autoattack", lambda model, weights, images, labels, *rest: labels >= 0)
     few = Split(referred[0].images[:3], referred[0].labels[:3])
     table = reference_accuracy(groups[:2], few, 4.0, 1, ["margin"], 1, 0, "cpu")
-    assert sorted(set(zip(table.algorithm, table.node, strict=True))) == [("tree", 0), ("unmerged", 0)]
+    assert sorted(set(zip(table.algorithm, table.node, strict=True))) == [("hierarchy", 0), ("unmerged", 0)]
     assert len(table) == 6

@@ -10,7 +10,10 @@ from lab.bookkeeping import pipeline
 from lab.bookkeeping.pipeline import run_steps
 from lab.bookkeeping.workers import Job, Running, duration, seconds_left
 
-TINY = {"run": "tiny", "n_models": 2, "epochs": 1, "width": 8, "tree_leaves": 2, "many_leaves": 2}
+TINY = {
+    "run": "tiny", "networks": {"models": 2, "epochs": [1], "width": 8},
+    "merges": {"hierarchy": [2], "many": [2], "mean": [2]},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +41,10 @@ def test_what_builds_on_another_waits_for_it_and_the_rest_goes_side_by_side(home
 
 def test_a_failing_notebook_is_told_with_its_error_and_ends_the_others(home):
     with pytest.raises(RuntimeError) as failure:
-        run_steps({"run": "failed", "n_models": 0}, ["conditions", "train"], at_once=2)
+        run_steps({"run": "failed", "networks": {"models": 0}}, ["conditions", "train"], at_once=2)
     copy = home / "_build" / "runs" / "failed" / "train.ipynb"
     assert str(failure.value).splitlines() == [
-        "notebooks/train.ipynb failed: ValueError: "
-        "at least one model at a time can be trained, got n_models=0, chunk=8",
+        "notebooks/train.ipynb failed: ValueError: 'models' of 'networks' must be 1 at least: got 0",
         f"({copy} has the whole story; ended with it: conditions)",
     ]
     assert not multiprocessing.active_children()

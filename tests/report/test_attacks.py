@@ -46,7 +46,7 @@ def test_the_hierarchy_lies_where_it_was_planted(worst, blocks, equals, leaves):
 def test_more_models_are_compared_with_two():
     plant_attack("mine", ROBUST, 8)
     assert attacks.with_more_models("mine").outcome == "above"
-    plant_attack("mine", ROBUST | {("tree", 2): 0.8}, 8)
+    plant_attack("mine", ROBUST | {("hierarchy", 2): 0.8}, 8)
     assert attacks.with_more_models("mine").outcome == "below"
 
 
@@ -62,7 +62,7 @@ def test_mended_merges_do_not_count_as_merges():
     plant_attack("mine", ROBUST, 8)
     before = attacks.against_equals("mine")
     images = results.read("mine", "attack", "images")
-    mended = images[images["algorithm"] == "tree"].assign(mended="repair", correct=bytes(25))
+    mended = images[images["algorithm"] == "hierarchy"].assign(mended="repair", correct=bytes(25))
     plant("mine", {"images": pd.concat([images, mended])}, "attack")
     assert attacks.against_equals("mine") == before
 
@@ -70,10 +70,10 @@ def test_mended_merges_do_not_count_as_merges():
 # (algorithm, mended, leaves, strength): clean accuracy, and what is left at 2 and at 4/255.
 PLANE = {
     ("unmerged", "none", 1, 0.0): (0.9, 0.6, 0.4),
-    ("tree", "none", 2, 0.0): (0.8, 0.5, 0.3),
-    ("tree", "none", 8, 0.0): (0.7, 0.4, 0.2),
-    ("tree", "repair", 8, 0.0): (0.85, 0.55, 0.35),
-    ("naive", "none", 8, 0.0): (0.1, 0.1, 0.1),
+    ("hierarchy", "none", 2, 0.0): (0.8, 0.5, 0.3),
+    ("hierarchy", "none", 8, 0.0): (0.7, 0.4, 0.2),
+    ("hierarchy", "repair", 8, 0.0): (0.85, 0.55, 0.35),
+    ("mean", "none", 8, 0.0): (0.1, 0.1, 0.1),
     ("early_stopped", "none", 2, 0.0): (0.8, 0.7, 0.6),
     ("early_stopped", "none", 8, 0.0): (0.7, 0.65, 0.55),
     ("l2", "none", 1, 0.01): (0.8, 0.7, 0.5),
@@ -90,7 +90,7 @@ def plant_plane(plane=PLANE, nodes=4, classes=10):
     """
     images, curves, clean, transfer = [], [], [], []
     for kind, left in plane.items():
-        count = MANY if kind[:3] in (("unmerged", "none", 1), ("tree", "none", 8)) else FEW
+        count = MANY if kind[:3] in (("unmerged", "none", 1), ("hierarchy", "none", 8)) else FEW
         for node, (epsilon, share) in itertools.product(range(nodes), zip((0.0, 2.0, 4.0), left, strict=True)):
             bits = np.zeros(count, bool)
             bits[: round(share * FEW)] = True
@@ -103,7 +103,7 @@ def plant_plane(plane=PLANE, nodes=4, classes=10):
                 clean += [(*kind, node, split, share, classes) for split in ("held_out", "test")]
             else:
                 transfer += [(*kind, node, "outside", epsilon, share)]
-                transfer += [(*kind, node, "own leaf", epsilon, share)] if kind[0] == "tree" else []
+                transfer += [(*kind, node, "own leaf", epsilon, share)] if kind[0] == "hierarchy" else []
     tables = {
         "images": pd.DataFrame(images, columns=[*KIND, "epsilon", "correct", "images"]),
         "curves": pd.DataFrame(curves, columns=[*KIND, "attack", "loss", "epsilon", "images", "value", "norm"]),
@@ -140,7 +140,7 @@ def test_near_constant_networks_are_named():
     plant_plane()
     facts = attacks.near_constant("mine")
     assert facts.outcome == "some" and facts.values == {"kinds": "naive average (8)", "bound": "20"}
-    plant_plane({kind: left for kind, left in PLANE.items() if kind[0] != "naive"})
+    plant_plane({kind: left for kind, left in PLANE.items() if kind[0] != "mean"})
     assert attacks.near_constant("mine").outcome == "none"
 
 
@@ -148,8 +148,8 @@ def test_near_constant_networks_are_named():
     ("changed", "outcome", "below"),
     [
         ({}, "all", "8"),
-        ({("tree", "none", 8, 0.0): (0.7, 0.9, 0.9)}, "some", "4"),
-        ({("tree", "none", size, 0.0): (0.7, 0.9, 0.9) for size in (2, 8)}, "none", "0"),
+        ({("hierarchy", "none", 8, 0.0): (0.7, 0.9, 0.9)}, "some", "4"),
+        ({("hierarchy", "none", size, 0.0): (0.7, 0.9, 0.9) for size in (2, 8)}, "none", "0"),
     ],
 )
 def test_each_stage_is_held_against_its_equals(changed, outcome, below):
@@ -208,11 +208,11 @@ def checks(**changed):
     for loss in LOSSES:
         values = {
             ("steps", 1.0): 0.5, ("steps", 5.0): 0.4, ("steps", 10.0): 0.4, ("steps", 20.0): 0.4, ("steps", 50.0): 0.39,
-            ("steps", 100.0): 0.39, ("everything", 255.0): 0.0, ("logits / 16", 20.0): 0.4, ("white box", 20.0): 0.4,
+            ("steps", 100.0): 0.39, ("everything", 255.0): 0.0, ("divided logits", 16.0): 0.4, ("white box", 20.0): 0.4,
             ("transfer", 20.0): 0.6, ("ball", 4.0): 4.0, ("pixels", 0.0): 0.0,
         }  # fmt: skip
         for (check, setting), value in values.items():
-            name = f"{check.replace(' / ', '_').replace(' ', '_')}_{setting:g}"
+            name = f"{check.replace(' ', '_')}_{setting:g}"
             rows.append(("unmerged", "none", 1, 0.0, 0, check, loss, setting, changed.get(name, value)))
     return pd.DataFrame(rows, columns=[*KIND, "check", "loss", "setting", "value"])
 
@@ -231,7 +231,7 @@ def test_the_checks_of_a_sound_attack_all_hold():
         ({"steps_1": 0.2}, "many steps"),
         ({"transfer_20": 0.1}, "attacks on the network itself"),
         ({"everything_255": 0.1}, "nothing survives"),
-        ({"logits_16_20": 0.6}, "dividing the logits"),
+        ({"divided_logits_16": 0.6}, "dividing the logits"),
         ({"ball_4": 4.5}, "stays in the ball"),
         ({"pixels_0": 0.01}, "pixels stay"),
     ],
@@ -262,7 +262,7 @@ def test_attacks_that_are_equally_strong_decide_nothing():
 def test_the_size_of_the_logits_fools_which_loss(cross_entropy, margin, outcome):
     table = checks()
     for loss, value in (("cross_entropy", cross_entropy), ("margin", margin)):
-        table.loc[(table["loss"] == loss) & (table["check"] == "logits / 16"), "value"] = value
+        table.loc[(table["loss"] == loss) & (table["check"] == "divided logits"), "value"] = value
     plant("mine", {"checks": table}, "attack")
     facts = attack_checks.logit_size("mine")
     assert facts.outcome == outcome
@@ -273,7 +273,7 @@ def test_the_size_of_the_logits_fools_which_loss(cross_entropy, margin, outcome)
 @pytest.mark.parametrize(("further", "outcome", "mean"), [(0.02, "further", "2.0"), (-0.01, "no further", "−1.0")])
 def test_the_reference_is_held_against_the_own_attacks(further, outcome, mean):
     rows = []
-    for kind, _ in one_node_per_block("tree", 8, 4):
+    for kind, _ in one_node_per_block("hierarchy", 8, 4):
         rows += [(*kind, "clean", 0.8), (*kind, "own", 0.5), (*kind, "autoattack", 0.5 - further)]
     plant("mine", {"nodes": pd.DataFrame(rows, columns=[*KIND, "attack", "value"])}, "autoattack")
     facts = attack_checks.autoattack("mine")

@@ -20,7 +20,6 @@ from planting import (
 
 from lab.bookkeeping import results
 from lab.bookkeeping.pipeline import PRESETS, load_preset
-from lab.merges import ALGORITHMS
 from lab.report.claims import (
     FEWEST_FOR_VERDICT,
     INCONCLUSIVE,
@@ -36,6 +35,7 @@ from lab.report.claims import (
     stated_claims,
 )
 from lab.report.statistics import Interval, interval
+from rebasin.merging import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -55,18 +55,18 @@ def test_a_contrast_is_the_weighted_sum_of_accuracies_by_block_and_image():
             ("unmerged", 1, 1): [1, 0, 0],
             ("unmerged", 1, 2): [0, 1, 1],
             ("unmerged", 1, 3): [0, 1, 1],
-            ("tree", 2, 0): [0, 1, 0],
-            ("tree", 2, 1): [1, 1, 0],
+            ("hierarchy", 2, 0): [0, 1, 0],
+            ("hierarchy", 2, 1): [1, 1, 0],
         }
     )
-    found = contrast(images, [term("unmerged", 1), term("tree", 2, -1)], 2)
+    found = contrast(images, [term("unmerged", 1), term("hierarchy", 2, -1)], 2)
     assert found.tolist() == [[100, -50, 0], [-100, 0, 100]]
-    assert contrast(images, [term("tree", 2, 0.5)], 2).tolist() == [[0, 50, 0], [50, 50, 0]]
+    assert contrast(images, [term("hierarchy", 2, 0.5)], 2).tolist() == [[0, 50, 0], [50, 50, 0]]
 
 
 def test_a_contrast_pairs_nodes_by_their_numbers_in_whatever_order_the_table_has_them():
     images = planted_images(TREE_WINS, trees=4)
-    terms = [term("unmerged", 1), term("tree", 8, -1), term("merge_many", 4)]
+    terms = [term("unmerged", 1), term("hierarchy", 8, -1), term("many", 4)]
     shuffled = images.sample(frac=1, random_state=0)
     assert (contrast(shuffled, terms, 8) == contrast(images, terms, 8)).all()
 
@@ -74,34 +74,36 @@ def test_a_contrast_pairs_nodes_by_their_numbers_in_whatever_order_the_table_has
 def test_a_contrast_takes_the_blocks_that_all_its_terms_have():
     images = planted_images(TREE_WINS, trees=4)
     few = images[(images["algorithm"] != "unmerged") | (images["node"] < 23)]
-    terms = [term("unmerged", 1), term("tree", 8, -1)]
+    terms = [term("unmerged", 1), term("hierarchy", 8, -1)]
     assert (contrast(few, terms, 8) == contrast(images, terms, 8)[:2]).all()
 
 
 def test_a_node_larger_than_the_block_is_refused():
     with pytest.raises(ValueError, match="nodes of 8 leaves do not fill blocks of 4"):
-        contrast(planted_images(TREE_WINS, trees=1), [term("tree", 8)], 4)
+        contrast(planted_images(TREE_WINS, trees=1), [term("hierarchy", 8)], 4)
 
 
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (term("tree", 2), "no block of 8 leaves has the nodes of all terms: tree of 8, tree of 2"),
-        (term("pleas", 8), "no block of 8 leaves has the nodes of all terms: tree of 8, pleas of 8"),
+        (term("hierarchy", 2), "no block of 8 leaves has the nodes of all terms: hierarchy of 8, hierarchy of 2"),
+        (term("pleas", 8), "no block of 8 leaves has the nodes of all terms: hierarchy of 8, pleas of 8"),
     ],
 )
 def test_nodes_that_were_not_made_are_refused(missing, message):
     with pytest.raises(ValueError, match=message):
-        contrast(planted_images(TREE_WINS, trees=1), [term("tree", 8), missing], 8)
+        contrast(planted_images(TREE_WINS, trees=1), [term("hierarchy", 8), missing], 8)
 
 
 def test_terms_that_share_no_whole_block_are_refused():
     images = planted_images(TREE_WINS, trees=2)
     # Of the second block a leaf is missing, of the first the tree.
     apart = images[~((images["algorithm"] == "unmerged") & (images["node"] == 8))]
-    apart = apart[~((apart["algorithm"] == "tree") & (apart["n_leaves"] == 8) & (apart["node"] == 0))]
-    with pytest.raises(ValueError, match="no block of 8 leaves has the nodes of all terms: unmerged of 1, tree of 8"):
-        contrast(apart, [term("unmerged", 1), term("tree", 8, -1)], 8)
+    apart = apart[~((apart["algorithm"] == "hierarchy") & (apart["n_leaves"] == 8) & (apart["node"] == 0))]
+    with pytest.raises(
+        ValueError, match="no block of 8 leaves has the nodes of all terms: unmerged of 1, hierarchy of 8"
+    ):
+        contrast(apart, [term("unmerged", 1), term("hierarchy", 8, -1)], 8)
 
 
 def test_a_block_counts_one_node_of_each_term_where_no_more_were_measured():
@@ -109,14 +111,14 @@ def test_a_block_counts_one_node_of_each_term_where_no_more_were_measured():
         {
             ("unmerged", 1, 0): [1, 1],
             ("unmerged", 1, 8): [1, 0],
-            ("tree", 2, 0): [0, 1],
-            ("tree", 2, 4): [0, 0],
-            ("tree", 8, 0): [0, 0],
-            ("tree", 8, 1): [1, 1],
+            ("hierarchy", 2, 0): [0, 1],
+            ("hierarchy", 2, 4): [0, 0],
+            ("hierarchy", 8, 0): [0, 0],
+            ("hierarchy", 8, 1): [1, 1],
         }
     )
-    assert contrast(images, [term("unmerged", 1), term("tree", 8, -1)], 8).tolist() == [[100, 100], [0, -100]]
-    assert contrast(images, [term("tree", 8), term("tree", 2, -1)], 8).tolist() == [[0, -100], [100, 100]]
+    assert contrast(images, [term("unmerged", 1), term("hierarchy", 8, -1)], 8).tolist() == [[100, 100], [0, -100]]
+    assert contrast(images, [term("hierarchy", 8), term("hierarchy", 2, -1)], 8).tolist() == [[0, -100], [100, 100]]
 
 
 def test_only_the_images_that_all_terms_have_count():
@@ -124,42 +126,45 @@ def test_only_the_images_that_all_terms_have_count():
         {
             ("unmerged", 1, 0): [1, 1, 0, 1, 1, 1, 1, 1, 0, 1],
             ("unmerged", 1, 1): [1, 0, 0, 1, 1, 1, 1, 1, 0, 1],
-            ("tree", 2, 0): [0, 1, 0],
+            ("hierarchy", 2, 0): [0, 1, 0],
         }
     )
-    assert contrast(images, [term("unmerged", 1), term("tree", 2, -1)], 2).tolist() == [[100, -50, 0]]
+    assert contrast(images, [term("unmerged", 1), term("hierarchy", 2, -1)], 2).tolist() == [[100, -50, 0]]
     assert contrast(images, [term("unmerged", 1)], 2).shape == (1, 10)
 
 
 def test_counts_are_read_out_of_what_they_were_counted_out_of():
     rows = [
-        ("tree", 8, 0, [45, 0, 9], 45),
-        ("tree", 8, 1, [0, 18, 45], 45),
+        ("hierarchy", 8, 0, [45, 0, 9], 45),
+        ("hierarchy", 8, 1, [0, 18, 45], 45),
         ("unmerged", 1, 0, [0, 5, 10, 10], 10),
         ("unmerged", 1, 8, [1, 0, 2, 10], 10),
     ]
     table = pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "correct", "out_of"])
     table["images"] = table["correct"].map(len)
     table["correct"] = table["correct"].map(lambda counts: np.array(counts, np.uint8).tobytes())
-    assert contrast(table, [term("tree", 8)], 8).tolist() == [[100, 0, 20], [0, 40, 100]]
-    assert contrast(table, [term("tree", 8), term("unmerged", 1, -1)], 8).tolist() == [[100, -50, -80], [-10, 40, 80]]
+    assert contrast(table, [term("hierarchy", 8)], 8).tolist() == [[100, 0, 20], [0, 40, 100]]
+    assert contrast(table, [term("hierarchy", 8), term("unmerged", 1, -1)], 8).tolist() == [
+        [100, -50, -80],
+        [-10, 40, 80],
+    ]
 
 
 def test_values_of_nodes_are_contrasted_as_logarithms():
-    rows = [("unmerged", 1, 0, 1.0), ("unmerged", 1, 1, 4.0), ("tree", 2, 0, 1.0)]
+    rows = [("unmerged", 1, 0, 1.0), ("unmerged", 1, 1, 4.0), ("hierarchy", 2, 0, 1.0)]
     table = pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "value"])
     # The geometric mean of 1 and 4 is 2.
-    found = contrast(table, [term("unmerged", 1), term("tree", 2, -1)], 2)
+    found = contrast(table, [term("unmerged", 1), term("hierarchy", 2, -1)], 2)
     assert found == pytest.approx(np.log([[2.0]]))
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
 def test_a_value_without_a_logarithm_is_refused(value):
-    planted = [("unmerged", 1, node, 2.0) for node in range(32)] + [("tree", 8, node, 1.0) for node in range(3)]
+    planted = [("unmerged", 1, node, 2.0) for node in range(32)] + [("hierarchy", 8, node, 1.0) for node in range(3)]
     columns = ["algorithm", "n_leaves", "node", "value"]
-    table = pd.DataFrame([*planted, ("tree", 8, 3, value)], columns=columns)
+    table = pd.DataFrame([*planted, ("hierarchy", 8, 3, value)], columns=columns)
     with np.errstate(divide="ignore", invalid="ignore"), pytest.raises(ValueError, match="needs finite values"):
-        interval(contrast(table, [term("unmerged", 1), term("tree", 8, -1)], 8))
+        interval(contrast(table, [term("unmerged", 1), term("hierarchy", 8, -1)], 8))
 
 
 @pytest.mark.parametrize(
@@ -271,9 +276,9 @@ def test_the_claims_are_read_once_for_all_verdicts(monkeypatch):
     [
         (TREE_WINS, 8, {"H1": REPLICATED, "H2": REPLICATED, "H3": REPLICATED}),
         (TREE_LOSES, 8, {"H1": REPLICATED, "H2": NOT_REPLICATED, "H3": REPLICATED}),
-        (TREE_WINS | {("merge_many", 4): 0.55}, 8, {"H2": PARTLY}),
-        (TREE_WINS | {("tree", 8): 0.95}, 8, {"H3": NOT_REPLICATED}),
-        (TREE_WINS | {("naive", 8): 0.9}, 8, {"H1": NOT_REPLICATED}),
+        (TREE_WINS | {("many", 4): 0.55}, 8, {"H2": PARTLY}),
+        (TREE_WINS | {("hierarchy", 8): 0.95}, 8, {"H3": NOT_REPLICATED}),
+        (TREE_WINS | {("mean", 8): 0.9}, 8, {"H1": NOT_REPLICATED}),
         (TREE_WINS, 7, {"H1": INCONCLUSIVE, "H2": INCONCLUSIVE, "H3": INCONCLUSIVE}),
         (TREE_WINS, 1, {"H1": INCONCLUSIVE, "H2": INCONCLUSIVE, "H3": INCONCLUSIVE}),
     ],
@@ -317,11 +322,11 @@ Y, N, Q = REPLICATED, NOT_REPLICATED, INCONCLUSIVE
         (ROBUST | {("early_stopped", 8, 4.0): 0.9}, 8, (NOT_REPLICATED, [Y, Y, Y, N, Y])),
         (ROBUST | {("early_stopped", 8): 0.9}, 8, (NOT_REPLICATED, [Y, Y, N, N, Y])),
         (ROBUST | {("early_stopped", 8): 0.6}, 8, (PARTLY, [Y, Y, Q, Q, Y])),
-        (ROBUST | {("tree", 2): 0.9}, 8, (PARTLY, [Y, Y, Y, Y, N])),
+        (ROBUST | {("hierarchy", 2): 0.9}, 8, (PARTLY, [Y, Y, Y, Y, N])),
         (ROBUST | {("unmerged", 1, 2.0): 0.9}, 8, (PARTLY, [N, Y, Y, Y, Y])),
-        (ROBUST | {("tree", 8): 0.1}, 8, (NOT_REPLICATED, [N, N, N, N, N])),
+        (ROBUST | {("hierarchy", 8): 0.1}, 8, (NOT_REPLICATED, [N, N, N, N, N])),
         (ROBUST, 7, (INCONCLUSIVE, [Q, Q, Q, Q, Q])),
-        (ROBUST | {("tree", 8): 0.1}, 7, (INCONCLUSIVE, [Q, Q, Q, Q, Q])),
+        (ROBUST | {("hierarchy", 8): 0.1}, 7, (INCONCLUSIVE, [Q, Q, Q, Q, Q])),
     ],
     ids=[
         "robust", "a decisive one fails", "both decisive ones fail", "as robust as equals", "more at 2 leaves",
@@ -378,7 +383,7 @@ def test_conditions_on_nodes_that_were_not_attacked_are_left_out(missing):
         (ROBUST | {("early_stopped", 8): 0.6}, 8, (PARTLY, [Y, Q, Y])),
         (ROBUST | {("unmerged", 1): 0.9}, 8, (PARTLY, [N, Y, Y])),
         (ROBUST, 7, (INCONCLUSIVE, [Q, Q, Q])),
-        ({kind: share for kind, share in ROBUST.items() if kind != ("tree", 2)}, 8, (PARTLY, [Y, Y])),
+        ({kind: share for kind, share in ROBUST.items() if kind != ("hierarchy", 2)}, 8, (PARTLY, [Y, Y])),
     ],
     ids=["robust", "the decisive one fails", "as robust as equals", "leaves better", "seven blocks", "no pairs"],
 )
@@ -397,7 +402,9 @@ def test_the_effect_on_perturbed_images_is_in_percentage_points():
 
 def changed(**factors):
     """``REGULAR`` with the tree's norm, bound or both times a factor."""
-    return REGULAR | {("tree", 8, name): REGULAR["tree", 8, name] * factor for name, factor in factors.items()}
+    return REGULAR | {
+        ("hierarchy", 8, name): REGULAR["hierarchy", 8, name] * factor for name, factor in factors.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -419,7 +426,7 @@ def test_planted_norms_and_bounds_get_the_verdict_that_was_planted(values, block
 
 def test_the_effect_of_a_norm_is_in_percent_of_the_larger():
     # In every block, whose own scale varies, the tree is 20 % below its leaves and 50 % above the naive average.
-    values = {("unmerged", 1, "l2_norm"): 10, ("tree", 8, "l2_norm"): 8, ("naive", 8, "l2_norm"): 8 / 1.5}
+    values = {("unmerged", 1, "l2_norm"): 10, ("hierarchy", 8, "l2_norm"): 8, ("mean", 8, "l2_norm"): 8 / 1.5}
     plant_regularisation("planted", values, 8, noise=0)
     leaves, naive = next(claim for claim in decide("planted") if claim.id == "H6").conditions
     assert leaves.unit == naive.unit == "%"
@@ -478,7 +485,9 @@ def test_every_contrast_is_of_nodes_that_an_experiment_makes():
     presets = [load_preset(path.stem) for path in PRESETS.glob("*.yaml")]
     for rule in rules:
         notebook = results.stated()["measures"][rule["measure"]]["notebook"]
-        for given in [results.declared_parameters(notebook) | preset for preset in presets]:
+        declared = results.declared_parameters(notebook)
+        for preset in presets:
+            given = results.completed(declared, {key: preset[key] for key in preset if key in declared})
             assert rule.get("epsilon", given.get("epsilons", [None])[0]) in given.get("epsilons", [None])
             # Which stages are measured: two leaves are stage 1, eight are stage 3.
             sizes = [2**stage for stage in given.get("stages", [0, 1, 2, 3])]
@@ -486,7 +495,7 @@ def test_every_contrast_is_of_nodes_that_an_experiment_makes():
         assert sum(part["weight"] for part in rule["contrast"]) == 0, rule["name"]
         for part in rule["contrast"]:
             assert set(part) == {"algorithm", "n_leaves", "weight"}
-            assert part["algorithm"] in ("unmerged", *ALGORITHMS, "early_stopped")
+            assert part["algorithm"] in ("unmerged", *METHODS, "early_stopped")
             # Trees have 2, 4, 8, ... leaves, and only a leaf itself is unmerged.
             assert (part["n_leaves"] == 1) == (part["algorithm"] == "unmerged")
             assert part["n_leaves"].bit_count() == 1

@@ -5,7 +5,7 @@ import pytest
 from planting import plant_conditions
 
 from lab.bookkeeping import results
-from lab.bookkeeping.pipeline import PRESETS, load_preset
+from lab.bookkeeping.pipeline import load_preset
 from lab.bookkeeping.vocabulary import INITIALS
 from lab.networks.initial import INITIAL
 from lab.report import conditions
@@ -76,7 +76,7 @@ def test_initial_weights_are_told_apart_only_where_their_ranges_are(gaps, outcom
     facts = conditions.initial_weights("mine")
     assert facts.outcome == outcome
     if len(gaps) > 1:
-        assert facts.values["tree_torch"] == "49.0 to 53.0" and facts.values["unmerged_torch"] == "90.0 to 90.0"
+        assert facts.values["hierarchy_torch"] == "49.0 to 53.0" and facts.values["unmerged_torch"] == "90.0 to 90.0"
 
 
 def test_recipes_stand_in_the_order_of_the_vocabulary_in_table_and_figure():
@@ -112,12 +112,9 @@ def test_of_other_data_than_the_plans_nothing_is_missing():
 
 
 def test_recipes_of_the_plan_that_a_run_did_not_reach_are_counted_and_named(monkeypatch):
-    plan = load_preset("gpu") | {
-        "dataset": "digits",
-        "condition_widths": [32, 64],
-        "condition_initials": ["torch"],
-        "condition_epochs": [3, 30],
-        "condition_weight_decays": [0.0],
+    plan = {
+        "condition_networks": {"dataset": "digits", "epochs": [3, 30]},
+        "varied": {"width": [32, 64], "initial": ["torch"], "weight_decay": [0.0]},
     }
     monkeypatch.setattr(conditions, "load_preset", lambda name: plan)
     plant_conditions("mine", [(1, 1)])
@@ -132,6 +129,5 @@ def test_recipes_of_the_plan_that_a_run_did_not_reach_are_counted_and_named(monk
 
 
 def test_the_plan_has_every_axis_of_the_notebook():
-    axes = {name for name in results.declared_parameters("conditions") if name.startswith("condition_")}
-    assert set(conditions.AXES.values()) == axes - {"condition_models"}
-    assert all(set(conditions.AXES.values()) <= set(load_preset(path.stem)) for path in PRESETS.glob("*pu.yaml"))
+    for given in (results.declared_parameters("conditions"), load_preset("cpu"), load_preset("gpu")):
+        assert set(conditions.AXES) == {*given["varied"], "epochs"}

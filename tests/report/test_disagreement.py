@@ -1,17 +1,14 @@
 """Barriers in loss and in accuracy of all notebooks stand side by side, as the planted tables have them."""
 
-import dataclasses
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from planting import barriers_of_all, begun, digits, plant_barriers, plant_mnist
+from planting import barriers_of_all, barriers_on, begun, digits, plant_barriers, plant_mnist
 
 from lab.bookkeeping import results
 from lab.report import disagreement
 from lab.report.disagreement import recipes
-from lab.training.recipe import Recipe
 
 RUNS = ("mine", "mine", "mine")
 HIGH = dict.fromkeys(("none", "weights", "activations", "straight-through"), 0.9)
@@ -25,18 +22,17 @@ def own_results(tmp_path, monkeypatch):
     plant_accuracy()
 
 
-def plant_accuracy(**given):
+def plant_accuracy(**changes):
     """Four pairs that lie 2 points and 0.1 nats lower at the midpoint than at the ends."""
     rows = [
-        ("tree", 2, node, "test", lam, metric, end + (lam == 0.5) * drop + 0.001 * node)
+        ("weights", 2, node, "test", lam, metric, end + (lam == 0.5) * drop + 0.001 * node)
         for node in range(4)
         for lam in (0.0, 0.5, 1.0)
         for metric, end, drop in (("accuracy", 0.5, -0.02), ("loss", 1.0, 0.1))
     ]
-    columns = ["algorithm", "n_leaves", "node", "split", "lam", "metric", "value"]
-    experiment = begun("accuracy", "mine")
-    experiment = dataclasses.replace(experiment, parameters=experiment.parameters | given)
-    results.finish(experiment, digits(), {"paths": pd.DataFrame(rows, columns=columns)})
+    paths = pd.DataFrame(rows, columns=["matcher", "n_leaves", "node", "split", "lam", "metric", "value"])
+    barriers = barriers_on(paths.assign(epochs=20)).assign(**changes)
+    results.finish(begun("accuracy", "mine"), digits(), {"barriers": barriers})
 
 
 def plant_widths(changes):
@@ -59,13 +55,6 @@ def test_every_recipe_of_every_notebook_stands_once_the_lowest_barrier_in_accura
     assert table["at the best temperature"].iloc[0] == "" and table["at the best temperature"].iloc[1] != ""
     assert table["accuracy of the ends (%)"].iloc[0].startswith("50.")
     assert list(table["networks"].iloc[:2]) == ["digits MLP, width 64", "digits MLP, width 16"]
-
-
-def test_parts_of_a_recipe_that_a_notebook_has_no_parameter_for_are_those_of_training():
-    assert {name: getattr(Recipe(), name) for name in disagreement.NO_PARAMETER} == disagreement.NO_PARAMETER
-    assert set(disagreement.RECIPE) == {field.name for field in dataclasses.fields(Recipe)}
-    given = results.declared_parameters("accuracy")
-    assert set(disagreement.NO_PARAMETER) | set(given) >= set(disagreement.RECIPE)
 
 
 def test_networks_in_two_notebooks_count_once_with_what_was_measured_the_most():

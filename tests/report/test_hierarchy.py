@@ -5,14 +5,11 @@ import inspect
 import re
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import pytest
-import torch
-from planting import HIGH_BARRIERS, SWAPPED, TREE_LOSES, TREE_WINS, plant, plant_accuracy, planted_paths
+from planting import HIGH_BARRIERS, SWAPPED, TREE_LOSES, TREE_WINS, barriers_on, plant, plant_accuracy, planted_paths
 
 from lab.bookkeeping import results
-from lab.measures.paths import barrier
 from lab.report import hierarchy
 from lab.report.claims import decide
 from lab.report.draw import themed
@@ -20,8 +17,8 @@ from lab.report.words import points
 from rebasin.merging.many import merge_many
 
 # MergeMany of four networks at most, the others of eight.
-NO_MANY_AT_8 = {kind: share for kind, share in TREE_WINS.items() if kind != ("merge_many", 8)}
-NO_MANY = {kind: share for kind, share in NO_MANY_AT_8.items() if kind[0] != "merge_many"}
+NO_MANY_AT_8 = {kind: share for kind, share in TREE_WINS.items() if kind != ("many", 8)}
+NO_MANY = {kind: share for kind, share in NO_MANY_AT_8.items() if kind[0] != "many"}
 NO_EIGHT = {kind: share for kind, share in TREE_WINS.items() if kind[1] < 8}
 EVEN = {kind: (0.8 if kind[0] in SWAPPED else share) for kind, share in TREE_WINS.items()}
 ANOTHER = TREE_WINS | {("ensemble", 4): 0.9, ("ensemble", 8): 0.92}
@@ -55,7 +52,7 @@ def test_the_gap_to_mergemany_turns_with_the_results(accuracy, trees, outcome):
     assert facts.values["lead"] == f"{abs(gap.mean):.1f}"
     assert facts.values["networks"] == "MLPs of width 64" and facts.values["data"] == "scikit-learn's digits"
     nodes = results.read("mine", "accuracy", "nodes").query("split == 'test' and metric == 'accuracy'")
-    for algorithm, size in (("tree", 8), ("merge_many", 8), ("unmerged", 1)):
+    for algorithm, size in (("hierarchy", 8), ("many", 8), ("unmerged", 1)):
         kind = (nodes["algorithm"] == algorithm) & (nodes["n_leaves"] == size)
         mean = 100 * nodes[kind]["value"].mean()
         assert facts.values[algorithm] == f"{mean:.1f}"
@@ -64,12 +61,12 @@ def test_the_gap_to_mergemany_turns_with_the_results(accuracy, trees, outcome):
 
 @pytest.mark.parametrize(
     ("accuracy", "outcome"),
-    [(TREE_WINS, "above"), (TREE_WINS | {("tree", 8): 0.2, ("naive", 8): 0.8}, "below")],
+    [(TREE_WINS, "above"), (TREE_WINS | {("hierarchy", 8): 0.2, ("mean", 8): 0.8}, "below")],
 )
 def test_the_gap_to_the_naive_average_turns_with_the_results(accuracy, outcome):
     plant_accuracy("mine", accuracy, 8)
     assert hierarchy.against_naive("mine").outcome == outcome
-    assert {"tree", "naive", "gap"} <= set(hierarchy.against_naive("mine").values)
+    assert {"hierarchy", "mean", "gap"} <= set(hierarchy.against_naive("mine").values)
 
 
 @pytest.mark.parametrize("fact", [hierarchy.against_many, hierarchy.growth])
@@ -100,7 +97,7 @@ def test_the_gap_grows_as_it_was_planted(accuracy, outcome, sign):
     ("share", "trees", "outcome"), [(0.8, 8, "above"), (0.94, 8, "open"), (0.96, 8, "below"), (0.8, 4, "too few")]
 )
 def test_the_cost_is_held_against_the_bound_of_the_claim(share, trees, outcome):
-    plant_accuracy("mine", TREE_WINS | {("tree", 8): share}, trees)
+    plant_accuracy("mine", TREE_WINS | {("hierarchy", 8): share}, trees)
     facts = hierarchy.cost("mine")
     assert facts.outcome == outcome and facts.values["bound"] == "1" and facts.values["n"] == str(trees)
 
@@ -109,13 +106,13 @@ def test_the_cost_is_held_against_the_bound_of_the_claim(share, trees, outcome):
     ("accuracy", "outcome", "models"),
     [
         (TREE_WINS, "grows", "8"),
-        (TREE_WINS | {("tree", 4): 0.7}, "does not grow", "8"),
-        (TREE_WINS | {("merge_many", 4): 0.5}, "does not grow", "8"),
+        (TREE_WINS | {("hierarchy", 4): 0.7}, "does not grow", "8"),
+        (TREE_WINS | {("many", 4): 0.5}, "does not grow", "8"),
         (NO_MANY_AT_8, "grows", "4"),
-        (NO_MANY_AT_8 | {("tree", 8): 0.9}, "does not grow", "4"),
-        (NO_MANY_AT_8 | {("merge_many", 4): 0.99}, "does not grow", "4"),
+        (NO_MANY_AT_8 | {("hierarchy", 8): 0.9}, "does not grow", "4"),
+        (NO_MANY_AT_8 | {("many", 4): 0.99}, "does not grow", "4"),
     ],
-    ids=["grows", "tree", "MergeMany", "MergeMany to 4", "tree gets better", "MergeMany loses nothing"],
+    ids=["grows", "hierarchy", "MergeMany", "MergeMany to 4", "tree gets better", "MergeMany loses nothing"],
 )
 def test_the_cost_grows_only_where_it_does_and_is_given_where_all_algorithms_have_been(accuracy, outcome, models):
     plant_accuracy("mine", accuracy, trees=4)
@@ -123,7 +120,7 @@ def test_the_cost_grows_only_where_it_does_and_is_given_where_all_algorithms_hav
     assert facts.outcome == outcome
     assert facts.values["models"] == models and facts.values["n"] == str(32 // int(models))
     table = hierarchy.cost_table("mine").set_index(["", "models"])["accuracy, test (points)"]
-    for algorithm, title in (("tree", "hierarchy"), ("merge_many", "MergeMany"), ("naive", "naive average")):
+    for algorithm, title in (("hierarchy", "hierarchy"), ("many", "MergeMany"), ("mean", "naive average")):
         assert facts.values[algorithm] == table[title, models]
 
 
@@ -145,7 +142,7 @@ def test_without_mergemany_nothing_is_said_of_a_growing_cost():
     ],
 )
 def test_the_barrier_is_said_to_vanish_only_where_it_does(accuracy, loss, outcome):
-    matched = {("tree", "accuracy"): accuracy, ("tree", "loss"): loss}
+    matched = {("weights", "accuracy"): accuracy, ("weights", "loss"): loss}
     plant_accuracy("mine", TREE_WINS, 1, HIGH_BARRIERS | matched)
     for fact in (hierarchy.barrier_on_test, hierarchy.barrier_on_train):
         assert fact("mine").outcome == outcome
@@ -154,9 +151,9 @@ def test_the_barrier_is_said_to_vanish_only_where_it_does(accuracy, loss, outcom
 
 def test_barriers_on_test_and_training_images_are_told_apart():
     paths = planted_paths(HIGH_BARRIERS)
-    middle = (paths["split"] == "test") & (paths["lam"] == 0.5) & (paths["algorithm"] == "tree")
+    middle = (paths["split"] == "test") & (paths["lam"] == 0.5) & (paths["matcher"] == "weights")
     paths.loc[middle & (paths["metric"] == "loss"), "value"] = 0.3
-    plant("mine", {"paths": paths})
+    plant("mine", {"barriers": barriers_on(paths)})
     assert hierarchy.barrier_on_test("mine").outcome == "accuracy still there, loss gone"
     assert hierarchy.barrier_on_train("mine").outcome == "accuracy still there, loss still there"
     # From ends of 0.9 and 0.3 to midpoints of 0.7 to 0.703 and of 0.6 to 0.603.
@@ -165,27 +162,13 @@ def test_barriers_on_test_and_training_images_are_told_apart():
     assert mean == pytest.approx({"accuracy": 19.85, "loss": 0.3015, "loss_unmatched": 1.7015}, abs=0.06)
 
 
-def test_barriers_are_those_of_the_measure():
-    values = np.random.default_rng(0).random((2, 5))
-    lams = np.linspace(0, 1, 5)
-    rows = [("tree", 2, node, "test", lam, "loss", values[node, at]) for node in (1, 0) for at, lam in enumerate(lams)]
-    table = pd.DataFrame(rows, columns=["algorithm", "n_leaves", "node", "split", "lam", "metric", "value"])
-    from_mean, above_line = barrier(torch.tensor(values), torch.tensor(lams))
-    heights = hierarchy.barriers(table.sample(frac=1, random_state=0))
-    assert heights["barrier"].tolist() == pytest.approx(from_mean.tolist())
-    assert heights["above_line"].tolist() == pytest.approx(above_line.tolist())
-    heights = hierarchy.barriers(table.assign(metric="accuracy"))
-    from_mean, _ = barrier(-100 * torch.tensor(values), torch.tensor(lams))
-    assert heights["barrier"].tolist() == pytest.approx(from_mean.tolist()), "accuracy counts as error, in points"
-
-
 @pytest.mark.parametrize(
     ("rounds", "outcome", "stopped"), [([7, 99], "ended", "none"), ([7, 100], "stopped", "1 of 2 groups of 4")]
 )
 def test_it_is_told_where_mergemany_used_up_its_rounds(rounds, outcome, stopped):
-    many = pd.DataFrame({"value": rounds, "node": [0, 1]}).assign(algorithm="merge_many")
+    many = pd.DataFrame({"value": rounds, "node": [0, 1]}).assign(algorithm="many")
     # The hierarchy's sweeps are another matter, however many there were.
-    table = pd.concat([many, many.assign(algorithm="tree", value=100)])
+    table = pd.concat([many, many.assign(algorithm="hierarchy", value=100)])
     plant("mine", {"nodes": table.assign(metric="effort", n_leaves=4)}, "merge")
     facts = hierarchy.rounds("mine")
     assert facts.outcome == outcome and facts.values["stopped"] == stopped
@@ -213,7 +196,7 @@ def test_the_accuracy_table_has_the_planted_accuracies():
     plant_accuracy("mine", TREE_WINS, 8)
     table = hierarchy.accuracy_table("mine").set_index("models")
     nodes = results.read("mine", "accuracy", "nodes").query("split == 'test' and metric == 'accuracy'")
-    for column, algorithm in (("hierarchy", "tree"), ("MergeMany", "merge_many"), ("naive average", "naive")):
+    for column, algorithm in (("hierarchy", "hierarchy"), ("MergeMany", "many"), ("naive average", "mean")):
         mean = 100 * nodes[(nodes["algorithm"] == algorithm) & (nodes["n_leaves"] == 8)]["value"].mean()
         assert table.loc["8", column].startswith(f"{mean:.1f} [")
     assert list(table["n"]) == ["64", "16", "8"]
@@ -221,11 +204,11 @@ def test_the_accuracy_table_has_the_planted_accuracies():
 
 def test_a_negative_cost_is_a_merge_that_is_better_than_its_leaves():
     nodes = pd.DataFrame(
-        [("unmerged", 1, 0, 0.8), ("unmerged", 1, 1, 0.6), ("tree", 2, 0, 0.9)],
+        [("unmerged", 1, 0, 0.8), ("unmerged", 1, 1, 0.6), ("hierarchy", 2, 0, 0.9)],
         columns=["algorithm", "n_leaves", "node", "value"],
     ).assign(split="test")
-    assert hierarchy.drops(nodes.assign(metric="accuracy"), "tree", 2, "test", "accuracy") == pytest.approx([-20])
-    assert hierarchy.drops(nodes.assign(metric="loss"), "tree", 2, "test", "loss") == pytest.approx([0.2])
+    assert hierarchy.drops(nodes.assign(metric="accuracy"), "hierarchy", 2, "test", "accuracy") == pytest.approx([-20])
+    assert hierarchy.drops(nodes.assign(metric="loss"), "hierarchy", 2, "test", "loss") == pytest.approx([0.2])
 
 
 @pytest.mark.parametrize("trees", [1, 8])
@@ -253,7 +236,7 @@ def test_figures_show_mergemany_as_far_as_it_was_run(accuracy, trees):
 
 def test_a_fourth_way_of_merging_takes_its_place_in_tables_and_figures():
     plant_accuracy("mine", ANOTHER, 4)
-    assert hierarchy.ways_of(results.read("mine", "accuracy", "nodes")) == ["tree", "merge_many", "naive", "ensemble"]
+    assert hierarchy.ways_of(results.read("mine", "accuracy", "nodes")) == ["hierarchy", "many", "mean", "ensemble"]
     assert "ensemble of the leaves" in hierarchy.accuracy_table("mine")
     for draw in (hierarchy.accuracy_by_leaves, hierarchy.drop_by_leaves):
         labels = [text.get_text() for text in draw("mine").legends[0].get_texts()]

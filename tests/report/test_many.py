@@ -12,7 +12,7 @@ from lab.bookkeeping import results
 from lab.report import many
 from lab.report.claims import NOT_REPLICATED, REPLICATED, decide
 
-ALGORITHMS = ("unmerged", "merge_many", "ensemble", "naive")
+ALGORITHMS = ("unmerged", "many", "ensemble", "mean")
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +28,12 @@ def plant_many(groups=8, loss=0.6, price=0.003, errors=(0.02, 0.008, 0.005), tem
     0.004.
     """
     rows, members, bins = [], [], []
-    error_of = dict(zip(("unmerged", "merge_many", "ensemble", "naive"), (*errors, 0.3), strict=True))
+    error_of = dict(zip(("unmerged", "many", "ensemble", "mean"), (*errors, 0.3), strict=True))
     for kind in (("all", 5), ("half", 4), ("half", 8)):
         for node in range(groups):
             small = 1 + spread * (node - (groups - 1) / 2)
             for algorithm in ALGORITHMS:
-                merged = algorithm == "merge_many"
+                merged = algorithm == "many"
                 metrics = {
                     "loss": 0.1 * (loss * small if merged else 1),
                     "accuracy": 0.98 - (price * small if merged else 0),
@@ -134,10 +134,10 @@ def test_what_temperatures_leave(tempered, groups, outcome):
 @pytest.mark.parametrize(
     ("accuracy", "outcome"),
     [
-        ({"merge_many": 1.0}, "surer, less sure"),
+        ({"many": 1.0}, "surer, less sure"),
         ({}, "surer, surer"),
         ({"unmerged": 1.0}, "less sure, surer"),
-        ({"unmerged": 1.0, "merge_many": 1.0}, "less sure, less sure"),
+        ({"unmerged": 1.0, "many": 1.0}, "less sure, less sure"),
     ],
 )
 def test_how_sure_networks_are_beside_how_right(accuracy, outcome):

@@ -101,7 +101,9 @@ def test_a_parameter_is_that_of_the_run_that_is_shown():
     plant_accuracy("smoke", TREE_WINS, 8)
     made = results.provenance("smoke", "accuracy")
     assert page.parameter("accuracy", "barrier_points") == made["parameters"]["barrier_points"]
-    assert f"<code>{made['parameters']['barrier_points']}</code>" in page.parameters_table("accuracy")
+    assert page.parameter("accuracy", "networks.width") == made["parameters"]["networks"]["width"]
+    shown = page.parameters_table("accuracy")
+    assert f"<code>{made['parameters']['barrier_points']}</code>" in shown and "<code>networks.width</code>" in shown
 
 
 @pytest.mark.parametrize(

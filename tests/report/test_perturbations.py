@@ -26,7 +26,7 @@ def own_results(tmp_path, monkeypatch):
     [
         (ROBUST, 8, "above", "above", "above"),
         (ROBUST | {EQUALS: 0.8}, 8, "above", "below", "above"),
-        (ROBUST | {LEAVES: 0.8, EQUALS: 0.6, ("tree", 2): 0.8}, 8, "below", "open", "below"),
+        (ROBUST | {LEAVES: 0.8, EQUALS: 0.6, ("hierarchy", 2): 0.8}, 8, "below", "open", "below"),
         (ROBUST, 3, "too few", "too few", "too few"),
         ({LEAVES: 0.5}, 8, "not measured", "not measured", "not measured"),
     ],
@@ -43,9 +43,9 @@ def test_the_hierarchy_lies_where_it_was_planted(accuracy, blocks, leaves, equal
 # (algorithm, mended, leaves, strength): accuracy on clean images, and on perturbed ones, and how many images.
 KINDS = {
     ("unmerged", "none", 1, 0.0): (0.9, 0.8, 240),
-    ("tree", "none", 4, 0.0): (0.7, 0.6, 100),
-    ("tree", "none", 8, 0.0): (0.6, 0.5, 240),
-    ("tree", "repair", 8, 0.0): (0.8, 0.7, 100),
+    ("hierarchy", "none", 4, 0.0): (0.7, 0.6, 100),
+    ("hierarchy", "none", 8, 0.0): (0.6, 0.5, 240),
+    ("hierarchy", "repair", 8, 0.0): (0.8, 0.7, 100),
     ("early_stopped", "none", 8, 0.0): (0.6, 0.5, 240),
     ("l1", "none", 1, 0.01): (0.75, 0.7, 100),
 }
@@ -62,7 +62,7 @@ def plant_kinds(ahead=(), behind=(), nodes=4):
             curves.append((*kind, node, "clean", 0, np.nan, count, clean))
             for perturbation, severity in itertools.product(PERTURBATIONS, range(1, 6)):
                 gap = (perturbation in ahead) - 1.0 * (perturbation in behind)
-                value = harmed + 0.001 * node + (0.1 * gap if kind[:3] == ("tree", "none", 8) else 0)
+                value = harmed + 0.001 * node + (0.1 * gap if kind[:3] == ("hierarchy", "none", 8) else 0)
                 amount = PERTURBATIONS[perturbation][severity - 1]
                 curves.append((*kind, node, perturbation, severity, amount, count, value))
             counts = np.zeros(count, np.uint8)

@@ -20,10 +20,10 @@ def own_results(tmp_path, monkeypatch):
     ("changed", "shrinking", "without_matching"),
     [
         ({}, "replicated, replicated", "more, more"),
-        ({("naive", 8): 2.0}, "replicated, replicated", "less, less"),
-        ({("tree", 8): 20.0}, "not replicated, not replicated", "less, less"),
-        ({("tree", 8, "lipschitz"): 20.0}, "replicated, not replicated", "more, less"),
-        ({("tree", 8): 10.0, ("naive", 8): 10.0}, "inconclusive, inconclusive", "open, open"),
+        ({("mean", 8): 2.0}, "replicated, replicated", "less, less"),
+        ({("hierarchy", 8): 20.0}, "not replicated, not replicated", "less, less"),
+        ({("hierarchy", 8, "lipschitz"): 20.0}, "replicated, not replicated", "more, less"),
+        ({("hierarchy", 8): 10.0, ("mean", 8): 10.0}, "inconclusive, inconclusive", "open, open"),
     ],
     ids=["falls", "the naive average falls more", "rises", "the norm alone falls", "level"],
 )
@@ -40,7 +40,7 @@ def test_shares_are_those_of_what_the_leaves_have():
         "norm": "60.0 [60.0, 60.0]", "bound": "60.0 [60.0, 60.0]", "n": "8"
     }  # fmt: skip
     assert regularisation.without_matching("mine").values["norm"] == "80.0 [80.0, 80.0]"
-    ratio = regularisation.ratio("mine", "l2_norm", Kind("tree", n_leaves=8))
+    ratio = regularisation.ratio("mine", "l2_norm", Kind("hierarchy", n_leaves=8))
     assert ratio.mean == pytest.approx(60) and ratio.n == 8
 
 
@@ -57,7 +57,7 @@ def test_what_was_not_measured_is_no_fact():
 def test_repair_changes_norm_and_bound(bound, outcome):
     plant_regularisation("mine", REGULAR, 8, noise=0)
     nodes = results.read("mine", "regularisation", "nodes")
-    mended = nodes[nodes["algorithm"] == "tree"].assign(mended="repair")
+    mended = nodes[nodes["algorithm"] == "hierarchy"].assign(mended="repair")
     mended["value"] *= np.where(mended["metric"] == "lipschitz", bound / 6, 1)
     plant("mine", {"nodes": pd.concat([nodes, mended])}, "regularisation")
     facts = regularisation.mended("mine")
@@ -70,7 +70,7 @@ def test_repair_changes_norm_and_bound(bound, outcome):
 @pytest.mark.parametrize(("margin", "outcome", "after"), [(0.1, "shrinks", "18.03/255"), (0.9, "grows", "162.28/255")])
 def test_what_is_certified_follows_margin_and_bound(margin, outcome, after):
     values = {}
-    for (algorithm, size), (m, bound) in {("unmerged", 1): (1.0, 2.0), ("tree", 8): (margin, 1.0)}.items():
+    for (algorithm, size), (m, bound) in {("unmerged", 1): (1.0, 2.0), ("hierarchy", 8): (margin, 1.0)}.items():
         values |= {(algorithm, size, name): v for name, v in (("median_margin", m), ("lipschitz", bound))}
         values[algorithm, size, "median_radius"] = m / bound / 2**0.5
     rows = [
@@ -86,16 +86,16 @@ def test_what_is_certified_follows_margin_and_bound(margin, outcome, after):
 
 @pytest.mark.parametrize(("off", "outcome", "digits"), [(2e-8, "holds", "7"), (1e-3, "fails", "3")])
 def test_the_identity_is_said_to_hold_where_it_does(off, outcome, digits):
-    plant_regularisation("mine", {("tree", 8, "parameter_norm"): 10.0, ("unmerged", 1, "parameter_norm"): 20.0}, 4)
+    plant_regularisation("mine", {("hierarchy", 8, "parameter_norm"): 10.0, ("unmerged", 1, "parameter_norm"): 20.0}, 4)
     nodes = results.read("mine", "regularisation", "nodes")
-    predicted = nodes[nodes["algorithm"] == "tree"].assign(metric="predicted_norm")
+    predicted = nodes[nodes["algorithm"] == "hierarchy"].assign(metric="predicted_norm")
     predicted["value"] *= 1 + off
     plant("mine", {"nodes": pd.concat([nodes, predicted])}, "regularisation")
     facts = regularisation.identity("mine")
     assert facts.outcome == outcome and facts.values == {"digits": digits, "n": "4"}
 
 
-SIZES = {("unmerged", 1): 1.0, ("tree", 2): 0.8, ("tree", 8): 0.6, ("naive", 8): 0.3}
+SIZES = {("unmerged", 1): 1.0, ("hierarchy", 2): 0.8, ("hierarchy", 8): 0.6, ("mean", 8): 0.3}
 METRICS = [
     "l2_norm", "l1_norm", "spectral_product", "averaged_bound", "lipschitz", "largest_gradient", "median_margin",
     "median_radius",

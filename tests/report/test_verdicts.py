@@ -34,7 +34,7 @@ def test_a_verdict_stands_beside_its_effect_its_bound_and_n():
 
 
 def test_a_claim_that_holds_in_part_says_in_how_many_of_its_conditions():
-    plant_accuracy("mine", TREE_WINS | {("merge_many", 4): 0.55}, 8)
+    plant_accuracy("mine", TREE_WINS | {("many", 4): 0.55}, 8)
     verdicts = claims_table().set_index("")["verdict"]
     assert verdicts["H2"] == "<strong>partly</strong> <small>(1 of 2 conditions)</small>"
 
