@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.graph import AFFINE, NORMS, export, operator, weight_keys
+from rebasin.merging.slots import Slots
 from rebasin.spec import PermutationSpec, check_spec
 
 Measure = Literal["structured", "dense", "parameters"]
@@ -115,23 +116,26 @@ def _units_of_vector(spec: PermutationSpec, key: str) -> dict[str | None, int]:
     return {group: slices * elsewhere for group, slices in _units(spec, key, axis).items()}
 
 
-def count_cost(costs: Iterable[LayerCost], owners: Mapping[str, Tensor], *, by: Measure = "structured") -> int:
-    """The cost of a merge whose units belong to these models.
+def count_cost(costs: Iterable[LayerCost], slots: Slots, *, by: Measure = "structured") -> int:
+    """The cost of a merge: what each layer costs for a pair of units, times the pairs of the merge's units.
 
-    ``owners[group]`` is bool (n, width): which models have units in each unit of the merge, as ``Slots.owners`` has it.
-    ``by="structured"`` counts the multiply-adds of pairs of units that have a model in common, as no other pair is
-    multiplied; ``"dense"`` those of all pairs; ``"parameters"`` the weights of pairs with a model in common.
+    ``by="structured"`` counts the multiply-adds of pairs of units that have a model in common, as no other pair needs
+    to be multiplied; ``"dense"`` those of all pairs; ``"parameters"`` the weights of pairs with a model in common.
 
-    >>> costs = [LayerCost("0.weight", "a", "b", 9, 1)]
-    >>> apart = {"a": torch.eye(2, dtype=torch.bool), "b": torch.eye(2, dtype=torch.bool)}
-    >>> count_cost(costs, apart), count_cost(costs, apart, by="dense")
-    (18, 36)
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> x = torch.ones(1, 3)
+    >>> spec = rebasin.trace(model, x)
+    >>> ensemble = Slots.apart(spec, 2)
+    >>> costs = layer_costs(spec, model, x)
+    >>> [count_cost(costs, ensemble, by=measure) for measure in ("structured", "dense", "parameters")]
+    [208, 336, 242]
     """
-    some = next(iter(owners.values()))
-    shared = {None: some.new_ones(len(some), 1)}
+    owners: dict[str | None, Tensor] = {None: torch.ones(slots.n, 1, dtype=torch.float64)}
+    for group, owns in slots.owners.items():
+        owners[group] = owns.double().cpu()
     total = 0
     for cost in costs:
-        out, reads = ({**owners, **shared}[side].double() for side in (cost.out, cost.reads))
-        pairs = out.shape[1] * reads.shape[1] if by == "dense" else int((out.T @ reads > 0).sum())
+        common = owners[cost.out].T @ owners[cost.reads]  # (out, in), how many models two units have in common
+        pairs = common.numel() if by == "dense" else int((common > 0).sum())
         total += pairs * (cost.parameters if by == "parameters" else cost.multiply_adds)
     return total
