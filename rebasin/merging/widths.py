@@ -11,13 +11,15 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, vstack
 
 Gains = Sequence[np.ndarray]
-GAP = 1e-4  # how close to the best the solver stops, relative
+GAP, COARSE_GAP = 1e-4, 3e-3  # how close to its own best the solver stops, with cells of one unit and larger ones
+LINES = 5  # by which the gain is limited within a cell
 SHARES = 1024  # in how fine steps counts are made to fit
 ROUNDING = 1e-12
 
@@ -38,69 +40,64 @@ def relaxed(
     """Counts apart that nearly fit into ``room``, and a bound of the gain of any that do.
 
     Each group is cut into cells of units, filled one after another: ``fill[c]`` in [0, 1] is the share of cell c that
-    is apart, and ``begun[c]`` in {0, 1} lets it be more than 0 once the cells before are full. Between the ends of a
-    cell the programme is a relaxation, as it overrates the gain and underrates the cost:
+    is apart, and ``begun[c]`` in {0, 1} lets it be more than 0 once the cell before is full. Within a cell the
+    programme is a relaxation, so that its bound holds for all counts:
 
-    - the gain is interpolated, plus the most by which the table is above that within the cell;
-    - the product of two fills is replaced by what it is at most, the smaller one, where products make the merge
-      cheaper, and by what it is at least, ``fill + fill - 1``, where they make it dearer.
+    - ``excess[c]``, by how much the gain is above the line from the cell's start to its end, is limited by other lines
+      that the table never crosses;
+    - the product of two fills is replaced by the most that it can be, the smaller one, where products make the merge
+      cheaper, and by the least, ``fill + fill - 1``, where they make it dearer.
 
-    So its bound holds for all counts. Cells of one unit are exact: their fill is a whole number.
+    Cells of one unit are exact: their fill is a whole number.
     """
-    ends = [_cells(of_group, levels) for of_group in gains]  # (cells + 1,) each
-    sizes = np.concatenate([np.diff(of_group) for of_group in ends])
-    cells = len(sizes)
-    first = np.cumsum([0, *(len(of_group) - 1 for of_group in ends)])
+    ends = [_cells(of_group, levels) for of_group in gains]  # (cells + 1,) for each group
+    whole = float(sum(map(np.ptp, gains))) or 1.0  # the solver's tolerances are absolute: it sees shares of this
+    tables = []  # the gains within each cell, from its start to its end
+    for of_group, own in zip(gains, ends, strict=True):
+        tables += [of_group[start : end + 1] / whole for start, end in itertools.pairwise(own)]
+    first = np.cumsum([0, *(len(own) - 1 for own in ends)])  # the first cell of each group
     group = np.repeat(np.arange(len(ends)), np.diff(first))
-    begun, fill = np.arange(cells), cells + np.arange(cells)  # columns of the variables
-    following = np.flatnonzero(group[:-1] == group[1:])  # cells with another after them
-    # Pairs of cells whose product counts.
-    g, h = np.nonzero(products)
-    pairs = [itertools.product(range(*first[i : i + 2]), range(*first[j : j + 2])) for i, j in zip(g, h, strict=True)]
-    left, right = np.array(list(itertools.chain(*pairs)), int).reshape(-1, 2).T
-    product = 2 * cells + np.arange(len(left))
-    weights = products[group[left], group[right]] * sizes[left] * sizes[right]
+    sizes = np.array([len(table) - 1 for table in tables])
+    begun, fill, excess = np.arange(3 * len(tables)).reshape(3, -1)  # the columns of the variables
+    before = np.flatnonzero(group[:-1] == group[1:])  # the cells with another of their group after them
+    left, right = _cell_pairs(products, first)
+    product = 3 * len(tables) + np.arange(len(left))
+    columns = 3 * len(tables) + len(left)
 
-    gain = np.zeros(2 * cells + len(left))
-    above = np.zeros(cells)  # the most by which the table is above its interpolation within the cell
-    for of_group, at, start in zip(gains, ends, first, strict=False):
-        own = slice(start, start + len(at) - 1)
-        gain[fill[own]] = np.diff(of_group[at])
-        over = of_group - np.interp(np.arange(len(of_group)), at, of_group[at])
-        above[own] = np.maximum.reduceat(over[:-1], at[:-1])
-    gain[begun] = above
-    gain[begun[following + 1]] -= above[following]
-    cost = np.zeros_like(gain)
-    cost[fill], cost[product] = linear[group] * sizes, weights
-
-    cheaper = weights < 0
-    rows = [
-        _rows(len(gain), (1, fill), (-1, begun)),  # <= 0, as the next three
-        _rows(len(gain), (1, begun[following + 1]), (-1, fill[following])),
-        _rows(len(gain), (1, product[cheaper]), (-1, fill[left[cheaper]])),
-        _rows(len(gain), (1, product[cheaper]), (-1, fill[right[cheaper]])),
-        _rows(len(gain), (1, fill[left[~cheaper]]), (1, fill[right[~cheaper]]), (-1, product[~cheaper])),  # <= 1
+    gain, cost = np.zeros((2, columns))
+    gain[fill], gain[excess] = [table[-1] - table[0] for table in tables], 1
+    cost[fill] = linear[group] * sizes
+    cost[product] = products[group[left], group[right]] * sizes[left] * sizes[right]
+    cheaper = cost[product] < 0
+    cell, slope, height = _lines(tables)
+    # Each is a row for as many sets of variables as there are, and what it must not exceed.
+    constraints = [
+        (_rows(columns, (1, fill), (-1, begun)), 0),
+        (_rows(columns, (1, begun[before + 1]), (-1, fill[before])), 0),
+        (_rows(columns, (1, excess[cell]), (-slope, fill[cell])), height),
+        (_rows(columns, (1, product[cheaper]), (-1, fill[left[cheaper]])), 0),
+        (_rows(columns, (1, product[cheaper]), (-1, fill[right[cheaper]])), 0),
+        (_rows(columns, (1, fill[left[~cheaper]]), (1, fill[right[~cheaper]]), (-1, product[~cheaper])), 1),
     ]
-    limits = [np.zeros(sum(part.shape[0] for part in rows[:-1])), np.ones(rows[-1].shape[0])]
-    # The solver's tolerances are absolute: gains and costs are given to it as shares of all that there is.
-    whole = float(sum(np.ptp(of_group) for of_group in gains)) or 1.0
     dearest = float(np.abs(cost).sum()) or 1.0
-    integers = np.zeros(len(gain))
-    integers[begun] = 1
-    integers[fill] = sizes == 1
+    limits = [np.full(rows.shape[0], limit) for rows, limit in constraints]
+    whole_numbers = np.zeros(columns)
+    whole_numbers[begun], whole_numbers[fill] = 1, sizes == 1
     result = milp(
-        -gain / whole,
-        integrality=integers,
+        -gain,
+        integrality=whole_numbers,
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(
-            vstack([*rows, cost[None] / dearest], format="csr"), -np.inf, np.concatenate([*limits, [room / dearest]])
+            vstack([*(rows for rows, _ in constraints), cost[None] / dearest], format="csr"),
+            -np.inf,
+            np.concatenate([*limits, [room / dearest]]),
         ),
-        options={"time_limit": seconds, "mip_rel_gap": GAP},
+        options={"time_limit": seconds, "mip_rel_gap": GAP if (sizes == 1).all() else COARSE_GAP},
     )
-    nothing = float(sum(of_group[0] for of_group in gains))
+    none = float(sum(of_group[0] for of_group in gains))
     most = float(sum(of_group.max() for of_group in gains))
-    bound = most if result.mip_dual_bound is None else min(most, nothing - result.mip_dual_bound * whole)
-    shares = np.zeros(cells) if result.x is None else result.x[fill]
+    bound = most if result.mip_dual_bound is None else min(most, none - result.mip_dual_bound * whole)
+    shares = np.zeros(len(tables)) if result.x is None else result.x[fill]
     return np.add.reduceat(shares * sizes, first[:-1]), bound
 
 
@@ -159,6 +156,32 @@ def _most(slope: int, own: int, left: int, units: int) -> int:
     return bisect.bisect_right(range(units + 1), left, key=lambda count: slope * count + own * count**2) - 1
 
 
+def _cell_pairs(products: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The pairs of cells whose product counts: (2, pairs)."""
+    pairs: list[tuple[int, int]] = []
+    for g, h in np.argwhere(products):
+        pairs += itertools.product(range(first[g], first[g + 1]), range(first[h], first[h + 1]))
+    return np.array(pairs, int).reshape(-1, 2).T
+
+
+def _lines(tables: Gains) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lines over each cell that its table never crosses, less the one from its start to its end.
+
+    The cell, the slope over the whole cell and the height at its start are given for each line.
+    """
+    lines = []
+    for cell, table in enumerate(tables):
+        units, rises = len(table) - 1, table - table[0]
+        counts = np.arange(units + 1)
+        through_start = (rises[1:] / counts[1:]).max()
+        through_end = ((table[-1] - table[:-1]) / counts[:0:-1]).min()
+        between = np.diff(table)[np.linspace(0, units - 1, LINES).astype(int)]
+        for slope in np.unique([through_start, through_end, *between]):
+            lines.append((cell, units * slope - rises[-1], (rises - slope * counts).max()))
+    cells, slopes, heights = zip(*lines, strict=True)
+    return np.array(cells), np.array(slopes), np.array(heights)
+
+
 def _cells(gains: np.ndarray, levels: int) -> np.ndarray:
     """The ends of at most ``levels`` cells of whole units: closer together where the gain changes most."""
     units = len(gains) - 1
@@ -171,9 +194,9 @@ def _cells(gains: np.ndarray, levels: int) -> np.ndarray:
     return np.unique([0, *ends, units])
 
 
-def _rows(columns: int, *entries: tuple[int, np.ndarray]) -> coo_array:
-    """A row for each number of variables, which all entries have as many of: their factors in these columns."""
+def _rows(columns: int, *entries: tuple[Any, np.ndarray]) -> coo_array:
+    """A row for each set of variables: the factors that they have, and their columns, of which all have as many."""
     count = len(entries[0][1])
-    factors = np.concatenate([np.full(count, factor) for factor, _ in entries])
+    factors = np.concatenate([np.broadcast_to(factor, count) for factor, _ in entries])
     at = np.concatenate([variables for _, variables in entries])
     return coo_array((factors, (np.tile(np.arange(count), len(entries)), at)), shape=(count, columns))
