@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rebasin.graph import export
 from rebasin.merging import split_layers  # noqa: F401  adds what layers become
-from rebasin.merging.layout import CannotSplit, Layout
+from rebasin.merging.axes import CannotSplit, Layout
 from rebasin.merging.record import side_by_side
 from rebasin.merging.rewriting import Block, Rewriting, rewrite
 from rebasin.merging.slots import Slots

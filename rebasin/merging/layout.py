@@ -1,167 +1,110 @@
-"""Layout: where the slices of an axis go when the units along it go into slots."""
+"""Where the slices of an entry lie once its units are slots: the order along an axis stays, the units become more."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from rebasin.merging.slots import Slots
-from rebasin.tracing.groups import Membership
-from rebasin.tracing.units import FIXED, Value
+from rebasin.spec import PermutationSpec
 
 
-class CannotSplit(ValueError):
-    """Some units of ``group`` are kept apart, and ``reason`` says why it must be merged whole."""
+@dataclass(frozen=True)
+class Run:
+    """A stretch of an axis: ``copies`` slices of each unit of a group in turn, or so many that stay (group None)."""
 
-    def __init__(self, group: str, reason: str) -> None:
-        super().__init__(f"group {group!r} cannot be split, {reason}: merge it whole")
-        self.group, self.reason = group, reason
+    group: str | None
+    copies: int
 
 
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """An axis of the merge: slice s of model m becomes slice ``index[m, s]``, of ``size``; ``index`` is (n, slices).
+def runs(spec: PermutationSpec, key: str, axis: int) -> list[Run]:
+    """The stretches that an axis of an entry is made of, in the shape that ``spec.parts`` count in.
 
-    ``groups`` are those that are split along it.
+    Each goes once through the units of a group that lies in no other, or through slices of no unit. Channels that were
+    flattened are one run with a copy for each pixel if a channel's pixels lie side by side, and a run for each pixel if
+    a pixel's channels do. Of blocks, a copy is a slice of the block.
+
+    Raises ValueError, naming the entry and the group, if an axis is not made of such stretches: units that are shuffled
+    or interleaved with others cannot become more.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10))
+    >>> spec = rebasin.trace(model, torch.randn(1, 3, 8, 8))
+    >>> runs(spec, "2.weight", 1)
+    [Run(group='0', copies=36)]
     """
-
-    index: np.ndarray
-    size: int
-    groups: tuple[str, ...] = ()
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether it is an axis of one model: each slice belongs to all models."""
-        return not self.groups
-
-    @property
-    def owners(self) -> np.ndarray:
-        """Which models each slice of the merge belongs to: bool (n, size)."""
-        owners = np.zeros((len(self.index), self.size), bool)
-        np.put_along_axis(owners, self.index, True, 1)
-        return owners
-
-    def boundary(self, slices: int) -> int | None:
-        """Where the first so many slices of each model end in the merge; None if others lie among them."""
-        before, after = self.index[:, :slices], self.index[:, slices:]
-        end = int(before.max(initial=-1)) + 1
-        return end if end <= int(after.min(initial=self.size)) else None
+    names = list(spec.families)
+    group, unit = _units(spec, key, axis)
+    stretches: list[Run] = []
+    start = 0
+    while start < len(unit):
+        name = names[group[start]] if group[start] >= 0 else None
+        ends = ((group != group[start]) | (unit != unit[start]))[start:].nonzero()
+        copies = int(ends[0]) if len(ends) else len(unit) - start
+        units = unit[start : start + 1] if name is None else torch.arange(spec.sizes[name])
+        expected = units.repeat_interleave(copies)
+        stretch = slice(start, start + len(expected))
+        if not torch.equal(unit[stretch], expected) or (group[stretch] != group[start]).any():
+            raise ValueError(
+                f"the units of {name!r} do not lie in order along axis {axis} of {key!r}: they can only be merged whole"
+            )
+        stretches.append(Run(name, copies))
+        start = stretch.stop
+    return stretches
 
 
-@dataclass(eq=False)
-class Layout:
-    """The axes of the merge, from the labels on the axes of one model.
+def unsplittable(spec: PermutationSpec) -> dict[str, str]:
+    """The groups that can only be merged whole, with the reason: see ``runs``."""
+    reasons: dict[str, str] = {}
+    for key, parts in spec.parts.items():
+        for axis in {part.axis for part in parts}:
+            try:
+                runs(spec, key, axis)
+            except ValueError as error:
+                for part in parts:
+                    if part.axis == axis:
+                        reasons.setdefault(spec.inside.get(part.group, part.group), str(error))
+    return reasons
 
-    A *sweep* goes along an axis through all units of a group in their order, each with as many slices side by side. An
-    axis is made of sweeps: one for the rows of a layer; two for two concatenated layers; one, with as many slices a
-    unit as an image has places, after (channels, height, width) is flattened, and as many sweeps as there are places
-    after (height, width, channels) is. In the merge each sweep goes through all slots.
 
-    ``slots.index`` gives the slots of groups, and ``outputs`` those of the units that the network puts out, if heads
-    stand side by side: for each unit the slot of each model, (n,).
+def places(slots: Slots, key: str, axis: int, *, stacked: bool = False) -> tuple[Tensor, int]:
+    """Where the slices of an axis of each permuted model go: int64 (n, slices), and the new number of slices.
+
+    Slices of no unit are shared by all models, or ``stacked`` model by model. Axes are counted in the shape that
+    ``spec.parts`` count in. Raises ValueError if a group that is not merged whole lies as ``runs`` does not know.
     """
-
-    slots: Slots
-    membership: Membership
-    outputs: Mapping[int, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        spec, membership = self.slots.spec, self.membership
-        # Units within blocks go where their block goes; whole groups are as units that stay.
-        self._names = ["", *self.slots.index]
-        self._index: list[np.ndarray] = [np.zeros((self.slots.n, 0), np.int64)]
-        self._widths = [0]
-        for index in self.slots.index.values():
-            self._index.append(index.cpu().numpy())
-            self._widths.append(int(index.max()) + 1)
-        # For each label: the split group that it lies in, 0 if there is none, and the unit or block.
-        self._group = np.zeros(len(membership.group), np.int64)
-        self._unit = np.zeros(len(membership.group), np.int64)
-        for position, name in enumerate(membership.names):
-            family = spec.inside.get(name, name)
-            place = self._names.index(family)
-            index = self._index[place]
-            if (index == np.arange(index.shape[1])).all():
-                continue
-            labels = membership.group == position
-            self._group[labels] = place
-            self._unit[labels] = membership.number[labels] // (spec.sizes[name] if name in spec.inside else 1)
-        if self.outputs:
-            self._names.append("the outputs")
-            units = list(self.outputs)
-            self._index.append(np.stack([self.outputs[unit] for unit in units], 1))
-            self._widths.append(int(self._index[-1].max()) + 1)
-            for number, unit in enumerate(units):
-                labels = membership.unit == unit
-                self._group[labels], self._unit[labels] = len(self._names) - 1, number
-        self._axes: dict[tuple[int, int], tuple[Axis, object]] = {}
-
-    def axis(self, value: Value, axis: int) -> Axis:
-        """An axis of a tensor in the merge. Raises CannotSplit for units that do not lie in sweeps."""
-        axis %= len(value.shape)
-        labels = value.on(axis)
-        if labels is None:
-            return self._plain(value.shape[axis])
-        known = self._axes.get((id(labels), axis))
-        if known is None:
-            rows = np.moveaxis(labels.units, labels.axes.index(axis), 0)
-            lines = np.unique(self._coded(rows.reshape(len(rows), -1)), axis=1)
-            parsed = [self._sweeps(line) for line in lines.T]
-            for other in parsed[1:]:
-                if other.size != parsed[0].size or (other.index != parsed[0].index).any():
-                    raise CannotSplit((parsed[0].groups + other.groups)[0], "since its units lie askew along two axes")
-            known = self._axes[id(labels), axis] = parsed[0], labels  # the labels are kept, and so is their id
-        return known[0]
-
-    def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape of a tensor in the merge."""
-        return tuple(self.axis(value, axis).size for axis in range(len(value.shape)))
-
-    def _plain(self, size: int) -> Axis:
-        return Axis(np.broadcast_to(np.arange(size), (self.slots.n, size)), size)
-
-    def _coded(self, labels: np.ndarray) -> np.ndarray:
-        """One number for group and unit, 0 for what is not split."""
-        most = int(self._unit.max(initial=0)) + 1
-        return np.where(self._group[labels] == 0, 0, self._group[labels] * most + self._unit[labels])
-
-    def _sweeps(self, line: np.ndarray) -> Axis:
-        """The axis of which ``line`` tells the group and unit of each slice."""
-        most = int(self._unit.max(initial=0)) + 1
-        group, unit = line // most, line % most
-        if (line == line[0]).all():  # places, or the inside of one block
-            return self._plain(len(line))
-        index = np.empty((self.slots.n, len(line)), np.int64)
-        start = size = 0
-        groups: dict[str, None] = {}
-        while start < len(line):
-            if group[start] == 0:
-                rest = np.flatnonzero(group[start:])
-                length = int(rest[0]) if len(rest) else len(line) - start
-                index[:, start : start + length] = size + np.arange(length)
-                start, size = start + length, size + length
-                continue
-            slots, width = self._index[group[start]], self._widths[group[start]]
-            others = np.flatnonzero(line[start:] != line[start])
-            copies = int(others[0]) if len(others) else len(line) - start
-            end = start + copies * slots.shape[1]
-            name = self._names[group[start]]
-            sweep = np.repeat(np.arange(slots.shape[1]), copies)
-            if end > len(line) or (group[start:end] != group[start]).any() or (unit[start:end] != sweep).any():
-                raise CannotSplit(name, "since its units lie in another order along some axis")
-            # (n, units, copies): the slices of a slot lie side by side, as those of a unit do.
-            placed = slots[:, :, None] * copies + np.arange(copies)
-            index[:, start:end] = size + placed.reshape(len(slots), -1)
-            groups[name] = None
-            start, size = end, size + copies * width
-        return Axis(index, size, tuple(groups))
+    spec, n = slots.spec, slots.n
+    length = spec.view_shape(key)[axis]
+    groups = {spec.inside.get(part.group, part.group) for part in spec.parts[key] if part.axis == axis}
+    if not stacked and all(_whole(slots, group) for group in groups):
+        return torch.arange(length).expand(n, -1), length
+    stretches, width = [], 0
+    for run in runs(spec, key, axis):
+        copies = torch.arange(run.copies)
+        if run.group is not None:
+            units, size = slots.index[run.group].cpu(), slots.widths[run.group]
+        else:
+            units = torch.arange(n).unsqueeze(-1) if stacked else torch.zeros(n, 1, dtype=torch.int64)
+            size = n if stacked else 1
+        stretches.append(width + (units.unsqueeze(-1) * run.copies + copies).flatten(1))
+        width += size * run.copies
+    return torch.cat(stretches, 1), width
 
 
-def whole(index: np.ndarray) -> bool:
-    """Whether slots (n, units) share each unit among all models, in order."""
-    return bool((index == np.arange(index.shape[1])).all())
+def _whole(slots: Slots, group: str) -> bool:
+    """Whether all models share each unit of a group, so that it lies as it did."""
+    return torch.equal(slots.index[group].cpu(), torch.arange(slots.spec.sizes[group]).expand(slots.n, -1))
 
 
-__all__ = ["FIXED", "Axis", "CannotSplit", "Layout", "whole"]
+def _units(spec: PermutationSpec, key: str, axis: int) -> tuple[Tensor, Tensor]:
+    """For each slice of an axis, which of the groups that lie in no other it belongs to, and its unit; -1 for none."""
+    names = list(spec.families)
+    group, unit = torch.full((2, spec.view_shape(key)[axis]), -1)
+    for part in spec.parts[key]:
+        if part.axis == axis:
+            outer, slices = spec.inside.get(part.group, part.group), part.positions.cpu()
+            per_block = spec.sizes[part.group] if part.group in spec.inside else 1
+            group[slices] = names.index(outer)
+            unit[slices] = (torch.arange(len(slices)) // per_block).unsqueeze(-1)
+    return group, unit

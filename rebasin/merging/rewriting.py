@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rebasin.graph import operator, weight_keys
-from rebasin.merging.layout import Axis, CannotSplit, Layout
+from rebasin.merging.axes import Axis, CannotSplit, Layout
 from rebasin.tracing import Followed
 from rebasin.tracing.rules import entries, products, shapes, sums
 from rebasin.tracing.units import RULES, Rule, Value

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rebasin.graph import operator
-from rebasin.merging.layout import Axis, CannotSplit
+from rebasin.merging.axes import Axis, CannotSplit
 from rebasin.merging.rewriting import Block, Rewriting, becomes
 from rebasin.tracing.rules import products, sums
 
