@@ -40,11 +40,8 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
     'an output of the network'
     """
     check_module(model, "trace(model, example)")
-    inputs = example if isinstance(example, tuple) else (example,)
-    if not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
-    inputs = tuple(tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu() for tensor in inputs)
-    program = export(_double(model), inputs, RULES)
+    inputs = double_inputs(example)
+    program = export(double(model), inputs, RULES)
     spec = follow_program(program).spec
     prove(spec, program, inputs)
     return _completed(spec, model)
@@ -72,7 +69,15 @@ def follow_program(program: torch.export.ExportedProgram) -> Followed:
     return Followed(program, values, *find_groups(relations, tensors))
 
 
-def _double(model: nn.Module) -> nn.Module:
+def double_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs of a model in float64 on the CPU. Raises TypeError for anything but a tensor or a tuple of tensors."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not all(isinstance(tensor, Tensor) for tensor in inputs):
+        raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
+    return tuple(tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu() for tensor in inputs)
+
+
+def double(model: nn.Module) -> nn.Module:
     """A copy in float64 on the CPU. Its parameters and buffers have no values: the proof redraws them."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
