@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rebasin.graph import export
 from rebasin.matching.batches import batches_of
 from rebasin.merging.record import side_by_side
-from rebasin.merging.rows import blocks_of, draw_places, layer_inputs, layers_of, rows_at
+from rebasin.merging.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, check_device, take
 
@@ -142,7 +142,7 @@ def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor],
     """Gram matrices to be added to. Raises ValueError if they take too much memory."""
     biases, blocks = {}, {}
     for node, (weight, bias) in layers_of(program).items():
-        biases[weight], blocks[weight] = bias, blocks_of(node)
+        biases[weight], blocks[weight] = bias, number_of_blocks(node)
     n = len(next(iter(weights.values())))
     sizes = {key: n * weights[key][0, 0].numel() * blocks[key] + 1 for key in biases}
     needed = sum(2 * 8 * size**2 for size in sizes.values()) / GIBIBYTE

@@ -29,7 +29,7 @@ def layers_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tupl
     return layers
 
 
-def blocks_of(layer: torch.fx.Node) -> int:
+def number_of_blocks(layer: torch.fx.Node) -> int:
     """The number of channel groups of a convolution; 1 of all else."""
     return int(cast(int, layer.args[6])) if len(layer.args) > 6 else 1
 
