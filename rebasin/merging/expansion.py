@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rebasin.graph import AFFINE, NORMS, operator, weight_keys
-from rebasin.merging.layout import places
+from rebasin.merging.layout import blocks_of, places
 from rebasin.merging.slots import Slots
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, weights_of
@@ -75,7 +75,9 @@ def _expanded(slots: Slots, key: str, tensor: Tensor, reads: int | None, stacked
         total.index_put_(tuple(at), views[m], accumulate=True)
     members = torch.bincount(index[gives].flatten(), minlength=shape[gives]).to(total)
     total /= members.reshape(-1, *[1] * (total.ndim - gives - 1))
-    return _blocks_of(slots.spec, key, total)
+    # Of a grouped convolution, blocks have moved as wholes: there are more of them, of the same size.
+    blocks = shape[1] // slots.spec.shapes[key][1] if key in slots.spec.blocks else 1
+    return blocks_of(total, blocks)
 
 
 def _giving_axis(slots: Slots, key: str, reads: int | None) -> int:
@@ -84,16 +86,6 @@ def _giving_axis(slots: Slots, key: str, reads: int | None) -> int:
     if len(axes) > 1:
         raise ValueError(f"{key!r} holds units along the axes {axes}, and no layer reads it: they cannot be split")
     return axes[0] if axes else 0
-
-
-def _blocks_of(spec: PermutationSpec, key: str, whole: Tensor) -> Tensor:
-    """The weight of a grouped convolution that was made whole, of however many blocks it now has."""
-    if key not in spec.blocks:
-        return whole
-    columns = spec.shapes[key][1]
-    blocks = whole.shape[1] // columns
-    rows = whole.unflatten(0, (blocks, -1)).unflatten(2, (blocks, columns))  # (blocks, rows, blocks, columns, ...)
-    return rows.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
 
 
 def read_axes(spec: PermutationSpec, program: torch.export.ExportedProgram) -> dict[str, int]:

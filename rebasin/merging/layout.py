@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rebasin.merging.slots import Slots
+from rebasin.permutation import permute
 from rebasin.spec import PermutationSpec
+from rebasin.weights import over
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,33 @@ def places(slots: Slots, key: str, axis: int, *, stacked: bool = False) -> tuple
         stretches.append(width + (units.unsqueeze(-1) * run.copies + copies).flatten(1))
         width += size * run.copies
     return torch.cat(stretches, 1), width
+
+
+def places_as_given(slots: Slots, key: str, axis: int, *, stacked: bool = False) -> tuple[Tensor, int]:
+    """Where the slices of an axis of each model as it is, unpermuted, go: see ``places``."""
+    index, width = places(slots, key, axis, stacked=stacked)
+    parts = [replace(part, axis=0) for part in slots.spec.parts[key] if part.axis == axis]
+    # Slice j of permuted model m is slice source[m, j] of the model.
+    source = permute(
+        torch.arange(index.shape[1]).expand(slots.n, -1), parts, over(slots.permutation.flat, Tensor.cpu), 1
+    )
+    return torch.empty_like(index).scatter_(1, source, index), width
+
+
+def whole(weight: Tensor, blocks: int) -> Tensor:
+    """A grouped convolution (out, in / blocks, ...) made whole: (out, in, ...), zero outside of its blocks."""
+    if blocks == 1:
+        return weight
+    rows = weight.unflatten(0, (blocks, -1)).movedim(0, -1)  # (out / blocks, in / blocks, ..., blocks)
+    return torch.diag_embed(rows, dim1=0, dim2=2).flatten(2, 3).flatten(0, 1)
+
+
+def blocks_of(weight: Tensor, blocks: int) -> Tensor:
+    """The inverse of ``whole``."""
+    if blocks == 1:
+        return weight
+    rows = weight.unflatten(0, (blocks, -1)).unflatten(2, (blocks, -1))  # (blocks, rows, blocks, columns, ...)
+    return rows.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
 
 
 def _whole(slots: Slots, group: str) -> bool:
