@@ -43,11 +43,14 @@ def export(
     It is decomposed into simpler operators only if it needs that, or has one that is not in ``known``. Raises
     ValueError if torch.export refuses the model or the inputs, with the first line of what it says.
 
-    With ``any_batch`` the graph takes first axes of any size, where torch.export allows it; those of ``inputs`` are 2
-    or more.
+    With ``any_batch`` the graph takes batches of any size, where torch.export allows it. One of one input is exported
+    twice over, since torch.export takes a size of 1 for a constant.
     """
-    axes = {0: torch.export.Dim.AUTO} if any_batch else {}
-    dynamic = tuple(axes if tensor.ndim else {} for tensor in inputs) if any_batch else None
+    dynamic = torch.export.ShapesCollection()
+    if any_batch:
+        inputs = tuple(torch.cat([x, x]) if x.ndim and len(x) == 1 else x for x in inputs)
+        for x in inputs:
+            dynamic[x] = {0: torch.export.Dim.AUTO} if x.ndim else {}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole transformer layer
     try:

@@ -1,15 +1,19 @@
-"""Layout: where the slices of an axis go when the units along it go into slots."""
+"""Axes: where the slices of an axis of any tensor in a network go, once the units along it go into slots."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
+from rebasin.merging.expansion import Heads
 from rebasin.merging.slots import Slots
-from rebasin.tracing.groups import Membership
-from rebasin.tracing.units import FIXED, Value
+from rebasin.tracing import Followed
+from rebasin.tracing.units import Labels, Value
+
+OUTPUTS = "the outputs"  # the name of the network's outputs, as a group of units that heads side by side keep apart
 
 
 class CannotSplit(ValueError):
@@ -24,17 +28,12 @@ class CannotSplit(ValueError):
 class Axis:
     """An axis of the merge: slice s of model m becomes slice ``index[m, s]``, of ``size``; ``index`` is (n, slices).
 
-    ``groups`` are those that are split along it.
+    ``groups`` are those that are split along it; if there are none, the axis is as in one model.
     """
 
     index: np.ndarray
     size: int
     groups: tuple[str, ...] = ()
-
-    @property
-    def unchanged(self) -> bool:
-        """Whether it is an axis of one model: each slice belongs to all models."""
-        return not self.groups
 
     @property
     def owners(self) -> np.ndarray:
@@ -50,118 +49,112 @@ class Axis:
         return end if end <= int(after.min(initial=self.size)) else None
 
 
-@dataclass(eq=False)
-class Layout:
-    """The axes of the merge, from the labels on the axes of one model.
+class Axes:
+    """The axes of a merge, from the labels that the tracer left on the axes of one model.
 
     A *sweep* goes along an axis through all units of a group in their order, each with as many slices side by side. An
-    axis is made of sweeps: one for the rows of a layer; two for two concatenated layers; one, with as many slices a
-    unit as an image has places, after (channels, height, width) is flattened, and as many sweeps as there are places
-    after (height, width, channels) is. In the merge each sweep goes through all slots.
+    axis is made of sweeps: one for the rows of a layer; two for two layers that are concatenated; after (channels,
+    height, width) was flattened one, in which a unit has as many slices as an image has places; after (height, width,
+    channels) was, as many sweeps as there are places. In the merge, each sweep goes through all slots.
 
-    ``slots.index`` gives the slots of groups, and ``outputs`` those of the units that the network puts out, if heads
-    stand side by side: for each unit the slot of each model, (n,).
+    With heads side by side, the outputs are a group as well, of which nothing is shared.
     """
 
-    slots: Slots
-    membership: Membership
-    outputs: Mapping[int, np.ndarray] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        spec, membership = self.slots.spec, self.membership
-        # Units within blocks go where their block goes; whole groups are as units that stay.
-        self._names = ["", *self.slots.index]
-        self._index: list[np.ndarray] = [np.zeros((self.slots.n, 0), np.int64)]
-        self._widths = [0]
-        for index in self.slots.index.values():
-            self._index.append(index.cpu().numpy())
-            self._widths.append(int(index.max()) + 1)
-        # For each label: the split group that it lies in, 0 if there is none, and the unit or block.
-        self._group = np.zeros(len(membership.group), np.int64)
-        self._unit = np.zeros(len(membership.group), np.int64)
-        for position, name in enumerate(membership.names):
-            family = spec.inside.get(name, name)
-            place = self._names.index(family)
-            index = self._index[place]
+    def __init__(self, followed: Followed, slots: Slots, heads: Heads = "shared") -> None:
+        membership, spec, self.slots = followed.membership, slots.spec, slots
+        self._names: list[str] = []
+        self._index: list[np.ndarray] = []  # (n, units), the slots of each group that is split
+        # Of each label, the group that it is in and its unit; -1 if it is in none that is split.
+        self._group = np.full(len(membership.group), -1)
+        self._unit = np.full(len(membership.group), -1)
+        for family, members in spec.families.items():
+            index = slots.index[family].cpu().numpy()
             if (index == np.arange(index.shape[1])).all():
                 continue
-            labels = membership.group == position
-            self._group[labels] = place
-            self._unit[labels] = membership.number[labels] // (spec.sizes[name] if name in spec.inside else 1)
-        if self.outputs:
-            self._names.append("the outputs")
-            units = list(self.outputs)
-            self._index.append(np.stack([self.outputs[unit] for unit in units], 1))
-            self._widths.append(int(self._index[-1].max()) + 1)
-            for number, unit in enumerate(units):
-                labels = membership.unit == unit
-                self._group[labels], self._unit[labels] = len(self._names) - 1, number
-        self._axes: dict[tuple[int, int], tuple[Axis, object]] = {}
+            for group in members:
+                labels = membership.group == membership.names.index(group)
+                # A unit within a block goes where its block goes.
+                per_block = spec.sizes[group] if group != family else 1
+                self._unit[labels] = membership.number[labels] // per_block
+                self._group[labels] = len(self._names)
+            self._names.append(family)
+            self._index.append(index)
+        if heads == "side by side":
+            for units in output_units(followed):
+                for number, unit in enumerate(units):
+                    labels = membership.unit == unit
+                    self._group[labels], self._unit[labels] = len(self._names), number
+                self._names.append(OUTPUTS)
+                self._index.append(np.arange(slots.n * len(units)).reshape(slots.n, -1))
+        self._known: dict[tuple[int, int], tuple[Axis, Labels]] = {}
 
-    def axis(self, value: Value, axis: int) -> Axis:
-        """An axis of a tensor in the merge. Raises CannotSplit for units that do not lie in sweeps."""
+    def of(self, value: Value, axis: int) -> Axis:
+        """An axis of a tensor of the model, in the merge. Raises CannotSplit if its units do not lie in sweeps."""
         axis %= len(value.shape)
         labels = value.on(axis)
         if labels is None:
             return self._plain(value.shape[axis])
-        known = self._axes.get((id(labels), axis))
-        if known is None:
-            rows = np.moveaxis(labels.units, labels.axes.index(axis), 0)
-            lines = np.unique(self._coded(rows.reshape(len(rows), -1)), axis=1)
-            parsed = [self._sweeps(line) for line in lines.T]
-            for other in parsed[1:]:
-                if other.size != parsed[0].size or (other.index != parsed[0].index).any():
-                    raise CannotSplit((parsed[0].groups + other.groups)[0], "since its units lie askew along two axes")
-            known = self._axes[id(labels), axis] = parsed[0], labels  # the labels are kept, and so is their id
-        return known[0]
-
-    def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape of a tensor in the merge."""
-        return tuple(self.axis(value, axis).size for axis in range(len(value.shape)))
+        if (id(labels), axis) not in self._known:
+            rows = np.moveaxis(labels.units, labels.axes.index(axis), 0).reshape(value.shape[axis], -1)
+            # Along the axis, units must lie alike wherever one stands along the others.
+            group_and_unit = np.stack([self._group[rows], self._unit[rows]])
+            lines = [self._swept(group, unit) for group, unit in np.unique(group_and_unit, axis=2).transpose(2, 0, 1)]
+            for line in lines:
+                if line.size != lines[0].size or (line.index != lines[0].index).any():
+                    raise CannotSplit((lines[0].groups + line.groups)[0], "since its units lie askew along two axes")
+            self._known[id(labels), axis] = lines[0], labels  # which are held, so that no others get their id
+        return self._known[id(labels), axis][0]
 
     def _plain(self, size: int) -> Axis:
         return Axis(np.broadcast_to(np.arange(size), (self.slots.n, size)), size)
 
-    def _coded(self, labels: np.ndarray) -> np.ndarray:
-        """One number for group and unit, 0 for what is not split."""
-        most = int(self._unit.max(initial=0)) + 1
-        return np.where(self._group[labels] == 0, 0, self._group[labels] * most + self._unit[labels])
-
-    def _sweeps(self, line: np.ndarray) -> Axis:
-        """The axis of which ``line`` tells the group and unit of each slice."""
-        most = int(self._unit.max(initial=0)) + 1
-        group, unit = line // most, line % most
-        if (line == line[0]).all():  # places, or the inside of one block
-            return self._plain(len(line))
-        index = np.empty((self.slots.n, len(line)), np.int64)
-        start = size = 0
+    def _swept(self, group: np.ndarray, unit: np.ndarray) -> Axis:
+        """The axis along which slices belong to these units, of these groups."""
+        if (group == group[0]).all() and (unit == unit[0]).all():  # nothing split, or the inside of one block
+            return self._plain(len(group))
+        index = np.empty((self.slots.n, len(group)), np.int64)
+        size = 0
         groups: dict[str, None] = {}
-        while start < len(line):
-            if group[start] == 0:
-                rest = np.flatnonzero(group[start:])
-                length = int(rest[0]) if len(rest) else len(line) - start
-                index[:, start : start + length] = size + np.arange(length)
-                start, size = start + length, size + length
-                continue
-            slots, width = self._index[group[start]], self._widths[group[start]]
-            others = np.flatnonzero(line[start:] != line[start])
-            copies = int(others[0]) if len(others) else len(line) - start
-            end = start + copies * slots.shape[1]
-            name = self._names[group[start]]
-            sweep = np.repeat(np.arange(slots.shape[1]), copies)
-            if end > len(line) or (group[start:end] != group[start]).any() or (unit[start:end] != sweep).any():
-                raise CannotSplit(name, "since its units lie in another order along some axis")
+        for start, end, copies in self._sweeps(group, unit):
             # (n, units, copies): the slices of a slot lie side by side, as those of a unit do.
-            placed = slots[:, :, None] * copies + np.arange(copies)
-            index[:, start:end] = size + placed.reshape(len(slots), -1)
-            groups[name] = None
-            start, size = end, size + copies * width
+            slots = self._index[group[start]] if group[start] >= 0 else np.zeros((self.slots.n, 1), np.int64)
+            places = slots[:, :, None] * copies + np.arange(copies)
+            index[:, start:end] = size + places.reshape(self.slots.n, -1)
+            size += (int(slots.max()) + 1) * copies
+            if group[start] >= 0:
+                groups[self._names[group[start]]] = None
         return Axis(index, size, tuple(groups))
 
+    def _sweeps(self, group: np.ndarray, unit: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        """Where each sweep starts and ends, and how many slices of a unit lie side by side in it."""
+        ends = [*(np.flatnonzero((np.diff(group) != 0) | (np.diff(unit) != 0)) + 1).tolist(), len(group)]
+        start = 0
+        while start < len(group):
+            copies = ends[bisect_right(ends, start)] - start
+            units = np.arange(self._index[group[start]].shape[1]) if group[start] >= 0 else np.array([-1])
+            sweep = slice(start, start + len(units) * copies)
+            if (group[sweep] != group[start]).any() or not np.array_equal(unit[sweep], np.repeat(units, copies)):
+                raise CannotSplit(self._names[group[start]], "since its units lie in another order along some axis")
+            yield sweep.start, sweep.stop, copies
+            start = sweep.stop
 
-def whole(index: np.ndarray) -> bool:
-    """Whether slots (n, units) share each unit among all models, in order."""
-    return bool((index == np.arange(index.shape[1])).all())
 
+def output_units(followed: Followed) -> list[list[int]]:
+    """The units of each output of a network, in their order.
 
-__all__ = ["FIXED", "Axis", "CannotSplit", "Layout", "whole"]
+    Raises ValueError, naming it, for an output that is not made of units of its own, which nothing else holds in place.
+    """
+    membership = followed.membership
+    (end,) = (node for node in followed.program.graph.nodes if node.op == "output")
+    units_of = []
+    for node in end.all_input_nodes:
+        own = []
+        for labels in followed.values[node].labels:
+            units = membership.unit[labels.units]
+            reasons = {membership.reasons.get(unit) for unit in units.ravel().tolist()}
+            if reasons == {"an output of the network"} and units.ndim == 1:
+                own.append(units.tolist())
+        if len(own) != 1:
+            raise ValueError(f"heads cannot stand side by side: the output {node.name!r} has no units of its own")
+        units_of += own
+    return units_of

@@ -1,109 +1,143 @@
 """The graph of a merge: that of one model, node by node, with the sizes that its axes have in the merge.
 
-The lifted graph of ``torch.export`` is rewritten, in which parameters are inputs: so each layer can be given parameters of
-its own, the blocks of its weight. What an operator becomes is decided by the rule by which the tracer follows it, so that
-an operator is listed once; one without an entry here is copied if no axis of its tensors is split, and refused otherwise.
+The graph of ``torch.export`` is rewritten as it is, where parameters are inputs, and not the module that it unlifts to: so
+a layer can be given other parameters, the blocks of its weight. What an operator becomes hangs on the rule by which the
+tracer follows it, so that operators are listed once; ``split_operators`` and ``split_layers`` say what. An operator for
+which they say nothing is copied where nothing that it takes is split, and refused otherwise.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rebasin.graph import operator, weight_keys
-from rebasin.merging.axes import Axis, CannotSplit, Layout
+from rebasin.merging.axes import Axes, Axis, CannotSplit
 from rebasin.tracing import Followed
-from rebasin.tracing.rules import entries, products, shapes, sums
 from rebasin.tracing.units import RULES, Rule, Value
+from rebasin.weights import Weights
 
-aten = torch.ops.aten
 Node = torch.fx.Node
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A part of an entry that is a parameter of the merge: ``rows`` and ``columns`` of it, None for all."""
+    """A part of an entry that is a parameter of the merge: some rows and columns of it, None for all."""
 
     key: str
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
 
+    def of(self, tensor: Tensor) -> Tensor:
+        """A copy of the block, from the entry."""
+        return tensor[self.at(tensor.device)].detach().clone()
+
+    def at(self, device: torch.device) -> Any:
+        """The index of the block in the entry."""
+        if self.rows is None:
+            return ...
+        rows = torch.from_numpy(self.rows).to(device)
+        if self.columns is None:
+            return rows
+        return rows.unsqueeze(-1), torch.from_numpy(self.columns).to(device)
+
+    def is_same(self, other: Block) -> bool:
+        """Whether two blocks are the same part of the same entry."""
+        pairs = ((self.rows, other.rows), (self.columns, other.columns))
+        return self.key == other.key and all(
+            a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs
+        )
+
 
 @dataclass(eq=False)
 class Rewriting:
-    """The graph so far.
+    """A graph that is being rewritten, and what it has become so far.
 
-    - ``blocks``: its parameters and buffers by name; ``constants``: its other tensors.
+    - ``new``: what has become of each node of the old graph.
+    - ``blocks``: the parameters and buffers of the new one, by name; ``constants``: its other tensors.
     - ``places``: for how many places of one input each block that is a layer's weight is multiplied.
-    - ``reads``: the entries whose axis 1 reads units, as the weights of linear layers and convolutions.
     """
 
     followed: Followed
-    layout: Layout
+    axes: Axes
     graph: torch.fx.Graph = field(default_factory=torch.fx.Graph)
+    new: dict[Node, Any] = field(default_factory=dict)
     blocks: dict[str, Block] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     places: Counter[str] = field(default_factory=Counter)
-    reads: set[str] = field(default_factory=set)
-    new: dict[Node, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         program = self.followed.program
         self.keys = weight_keys(program)
         inputs = program.graph_signature.user_inputs
-        first = next(node for node in program.graph.nodes if node.name in inputs)
-        self.batch = self.followed.values[first].shape[0]  # that of the example
-        self._tensors: dict[str, Node] = {}
-
-    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
-        """A new node."""
-        return self.graph.call_function(target, args, kwargs)
+        self.batch = next(self.value(node).shape[0] for node in program.graph.nodes if node.name in inputs)
 
     def value(self, node: Node) -> Value:
-        """What is known of a node's tensor."""
-        return self.followed.values[node]
+        """What is known of the tensor that a node of the old graph gives."""
+        value: Value = self.followed.values[node]
+        return value
 
     def axis(self, node: Node, axis: int) -> Axis:
-        """An axis of a node's tensor in the merge."""
-        return self.layout.axis(self.value(node), axis)
+        """An axis of that tensor in the merge."""
+        return self.axes.of(self.value(node), axis)
+
+    def call(self, target: Callable[..., Any], *args: Any) -> Node:
+        """A new node."""
+        return self.graph.call_function(target, args)
 
     def copied(self, node: Node, args: Sequence[Any] | None = None) -> Node:
-        """The node as it is, with these arguments in place of its own."""
-        args = torch.fx.map_arg(tuple(node.args if args is None else args), self.new_of)
-        return self.call(node.target, *args, **torch.fx.map_arg(node.kwargs, self.new_of))
+        """A node of the old graph as it is, with these arguments, of the old graph too, in place of its own."""
+        args, kwargs = torch.fx.map_arg((tuple(node.args if args is None else args), node.kwargs), self.new_of)
+        return self.graph.call_function(node.target, args, kwargs)
 
     def new_of(self, node: Node) -> Any:
-        """What has become of a node."""
+        """What has become of a node of the old graph."""
         if node in self.keys and node not in self.new:
-            return self.tensor(Block(self.keys[node]))
+            return self.parameter(Block(self.keys[node]))
         return self.new[node]
 
-    def tensor(self, block: Block) -> Node:
-        """A block of an entry; one that is used twice is one parameter."""
+    def parameter(self, block: Block) -> Node:
+        """A block of an entry, which is one parameter however often it is used."""
         for name, other in self.blocks.items():
-            if block.key == other.key and _same(block.rows, other.rows) and _same(block.columns, other.columns):
-                return self._tensors[name]
-        of_key = sum(block.key == other.key for other in self.blocks.values())
-        name = block.key if block.rows is None else f"{block.key}_{of_key}"
+            if block.is_same(other):
+                return self.graph.get_attr(name)
+        number = sum(block.key == other.key for other in self.blocks.values())
+        name = block.key if block.rows is None else f"{block.key}_{number}"
         self.blocks[name] = block
-        self._tensors[name] = self.graph.get_attr(name)
-        return self._tensors[name]
+        return self.graph.get_attr(name)
 
     def constant(self, tensor: Tensor) -> Node:
-        """A tensor that is no weight."""
-        name = f"constant{len(self.constants)}"
+        """A tensor that is none of the model's weights."""
+        name = f"constant_{len(self.constants)}"
         self.constants[name] = tensor
         return self.graph.get_attr(name)
 
+    def module(self, dense: Weights) -> torch.fx.GraphModule:
+        """The network, with blocks cut from weights in the shapes of the merge; entries that it does not use as well."""
+        statistics = self.axes.slots.spec.statistics
+        root = nn.Module()
+        for name, block in self.blocks.items():
+            tensor = block.of(dense[block.key])
+            trained = block.key not in statistics and tensor.is_floating_point()
+            _hold(root, name, nn.Parameter(tensor) if trained else tensor)
+        for name, tensor in self.constants.items():
+            root.register_buffer(name, tensor, persistent=False)
+        module = torch.fx.GraphModule(root, self.graph)
+        for key in self.unused:
+            _hold(module, key, Block(key).of(dense[key]))
+        return module
 
-def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+    @property
+    def unused(self) -> list[str]:
+        """The entries that the graph does not use, such as counters."""
+        used = {block.key for block in self.blocks.values()}
+        return [key for key in self.axes.slots.spec.shapes if key not in used]
 
 
 Becomes = Callable[[Rewriting, Node], Any]
@@ -111,7 +145,7 @@ BECOMES: dict[Rule, Becomes] = {}
 
 
 def becomes(*rules: Rule) -> Callable[[Becomes], Becomes]:
-    """The decorated function says what the operators that these rules follow become in the merge."""
+    """The decorated function says what becomes of the operators that these rules follow."""
 
     def register(function: Becomes) -> Becomes:
         BECOMES.update(dict.fromkeys(rules, function))
@@ -120,174 +154,56 @@ def becomes(*rules: Rule) -> Callable[[Becomes], Becomes]:
     return register
 
 
-def rewrite(followed: Followed, layout: Layout) -> Rewriting:
+def rewrite(followed: Followed, axes: Axes) -> Rewriting:
     """The graph of the merge. Raises CannotSplit, naming a group that is split and cannot be."""
-    merge = Rewriting(followed, layout)
-    signature = followed.program.graph_signature
+    merge = Rewriting(followed, axes)
     for node in followed.program.graph.nodes:
         value = followed.values.get(node)
-        if node.op == "placeholder" and node not in merge.keys:
-            if node.name in signature.inputs_to_lifted_tensor_constants:
-                merge.new[node] = merge.constant(
-                    followed.program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
-                )
-            else:
-                merge.new[node] = merge.graph.placeholder(node.name)
-        elif node.op == "placeholder" and merge.keys[node] in signature.non_persistent_buffers:
-            merge.new[node] = merge.constant(followed.program.constants[merge.keys[node]])
+        if node.op == "placeholder":
+            _place(merge, node)
+        elif node.op == "call_function" and isinstance(value, int):  # a size
+            merge.new[node] = merge.copied(node)
         elif node.op == "call_function" and value is not None:  # assertions give nothing
             rule = RULES.get(operator(node))
-            merge.new[node] = merge.copied(node) if isinstance(value, int) else BECOMES.get(rule, _refused)(merge, node)
+            function = BECOMES.get(rule, _copied_whole) if rule else _copied_whole
+            merge.new[node] = function(merge, node)
         elif node.op == "output":
             merge.graph.output(torch.fx.map_arg(node.args[0], merge.new_of))
     return merge
 
 
-def need_whole(merge: Rewriting, node: Node, axes: Sequence[int], what: str, where: Node | None = None) -> None:
-    """Raise CannotSplit if one of the axes of a node's tensor is split."""
-    for axis in axes:
-        groups = merge.axis(node, axis).groups
-        if groups:
-            raise CannotSplit(groups[0], f"since {operator(where or node)} {what}")
+def _place(merge: Rewriting, node: Node) -> None:
+    """An input of the graph: of the network, or one of its constants; parameters follow where they are used."""
+    program = merge.followed.program
+    signature = program.graph_signature
+    if node.name in signature.inputs_to_lifted_tensor_constants:
+        merge.new[node] = merge.constant(program.constants[signature.inputs_to_lifted_tensor_constants[node.name]])
+    elif node not in merge.keys:
+        merge.new[node] = merge.graph.placeholder(node.name)
+    elif merge.keys[node] in signature.non_persistent_buffers:
+        merge.new[node] = merge.constant(program.constants[merge.keys[node]])
 
 
-def _refused(merge: Rewriting, node: Node) -> Node:
-    """An operator of which it is not known what it becomes where axes are split."""
+def _copied_whole(merge: Rewriting, node: Node) -> Node:
+    """An operator that takes nothing that is split."""
     for argument in node.all_input_nodes:
         value = merge.followed.values[argument]
         for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Value):
-                for axis in range(len(part.shape)):
-                    groups = merge.layout.axis(part, axis).groups
-                    if groups:
-                        raise CannotSplit(groups[0], f"since it is not known how {operator(node)} is")
+            for axis in range(len(part.shape) if isinstance(part, Value) else 0):
+                groups = merge.axes.of(part, axis).groups
+                if groups:
+                    raise CannotSplit(groups[0], f"since it is not known what becomes of {operator(node)}")
     return merge.copied(node)
 
 
-@becomes(
-    entries.entrywise, entries.elementwise, entries.constant, shapes.permuted, shapes.transposed, shapes.turned,
-    shapes.item, shapes.joined, shapes.stacked, shapes.padded, shapes.indexed, shapes.embedded,
-    sums.normed_by_channel, sums.normed_for_good, RULES["max_pool1d"], RULES["max_pool2d"], RULES["max_pool3d"],
-)  # fmt: skip
-def _copied(merge: Rewriting, node: Node) -> Node:
-    """Operators that hold no sizes of axes with units, and mix no units."""
-    return merge.copied(node)
-
-
-@becomes(shapes.reshaped, shapes.expanded)
-def _resized(merge: Rewriting, node: Node) -> Node:
-    """Literal sizes become those of the merge."""
-    name = operator(node)
-    place = {"view": 1, "_unsafe_view": 1, "reshape": 1, "expand": 1, "unflatten": 2}.get(name)
-    if place is None or not isinstance(node.args[place], list | tuple):  # flatten, squeeze; a view as other numbers
-        return merge.copied(node)
-    value, sizes = merge.value(node), list(node.args[place])
-    first = node.args[1] % len(merge.value(node.args[0]).shape) if name == "unflatten" else 0
-    for entry, size in enumerate(sizes):
-        axis = merge.layout.axis(value, first + entry)
-        if axis.unchanged or size == -1:
-            continue
-        if isinstance(size, int):
-            sizes[entry] = axis.size
-        elif -1 in sizes or name == "expand":
-            raise CannotSplit(axis.groups[0], f"since {name} computes two sizes")
-        else:
-            sizes[entry] = -1  # a size that is computed from the batch's
-    return merge.copied(node, [*node.args[:place], sizes, *node.args[place + 1 :]])
-
-
-@becomes(shapes.sliced)
-def _sliced(merge: Rewriting, node: Node) -> Node:
-    """The ends of a window move to where the same units end in the merge."""
-    x, dim, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
-    axis = merge.axis(x, dim)
-    if axis.unchanged:
-        return merge.copied(node)
-    start, end, _ = slice(start, end).indices(axis.index.shape[1])
-    return merge.copied(node, [x, dim, _boundary(axis, start, node), _boundary(axis, end, node), step])
-
-
-@becomes(shapes.selected)
-def _selected(merge: Rewriting, node: Node) -> Node:
-    """One slice of an axis, which all models share."""
-    x, dim, index = node.args
-    axis = merge.axis(x, dim)
-    places = axis.index[:, index]
-    if (places != places[0]).any():
-        raise CannotSplit(axis.groups[0], "since select takes one of its units")
-    return merge.copied(node, [x, dim, int(places[0])])
-
-
-@becomes(shapes.parted)
-def _parted(merge: Rewriting, node: Node) -> Node:
-    """An axis in parts, each of the size that it has in the merge."""
-    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    if merge.axis(node.args[0], dim).unchanged:
-        return merge.copied(node)
-    sizes = [merge.layout.axis(part, dim).size for part in merge.followed.values[node]]
-    return merge.call(aten.split_with_sizes.default, merge.new_of(node.args[0]), sizes, dim)
-
-
-def _boundary(axis: Axis, slices: int, node: Node) -> int:
-    boundary = axis.boundary(slices)
-    if boundary is None:
-        raise CannotSplit(axis.groups[0], f"since {operator(node)} takes some of its units")
-    return boundary
-
-
-@becomes(shapes.unbound, shapes.rolled, shapes.flipped)
-def _unmoved(merge: Rewriting, node: Node) -> Node:
-    """Operators along axes that no group may be split along."""
-    given = node.args[2 if operator(node) == "roll" else 1] if len(node.args) > 1 else 0
-    need_whole(merge, node.args[0], [given] if isinstance(given, int) else given, "tells its units apart", node)
-    return merge.copied(node)
-
-
-@becomes(sums.reduced)
-def _reduced(merge: Rewriting, node: Node) -> Node:
-    """Sums over places, or within blocks."""
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    axes = range(len(merge.value(node.args[0]).shape))
-    if isinstance(dims, int) and not isinstance(dims, bool):
-        axes = [dims]
-    elif isinstance(dims, list | tuple) and dims:
-        axes = dims
-    need_whole(merge, node.args[0], axes, "takes its units together", node)
-    return merge.copied(node)
-
-
-@becomes(sums.compared)
-def _compared(merge: Rewriting, node: Node) -> Node:
-    """Weighed against one another: places, or what lies within blocks."""
-    need_whole(merge, node.args[0], [node.args[1]], "weighs its units against one another", node)
-    return merge.copied(node)
-
-
-@becomes(products.matmul, products.addmm)
-def _multiplied(merge: Rewriting, node: Node) -> Node:
-    """Matrix products that sum over places, or within blocks."""
-    a, b = node.args[-2:]
-    need_whole(merge, a, [-1], "sums over its units", node)
-    need_whole(merge, b, [-2 if len(merge.value(b).shape) > 1 else -1], "sums over its units", node)
-    return merge.copied(node)
-
-
-@becomes(products.einsum)
-def _summed(merge: Rewriting, node: Node) -> Node:
-    """Sums of products over places, or within blocks."""
-    formula, factors = node.args[0].replace(" ", ""), node.args[1]
-    if "->" in formula and "." not in formula:
-        inputs, out = formula.split("->")
-        for letters, factor in zip(inputs.split(","), factors, strict=True):
-            summed = [axis for axis, letter in enumerate(letters) if letter not in out]
-            need_whole(merge, factor, summed, "sums over its units", node)
-    return merge.copied(node)
-
-
-@becomes(products.attention)
-def _attended(merge: Rewriting, node: Node) -> Node:
-    """Whole heads, over places."""
-    query, key, value = node.args[:3]
-    for tensor, axes in ((query, [-1]), (key, [-1, -2]), (value, [-2])):
-        need_whole(merge, tensor, axes, "sums over the units of a head", node)
-    return merge.copied(node)
+def _hold(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make a tensor the parameter or buffer of that name, which may lie within modules."""
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(last, tensor)
+    else:
+        module.register_buffer(last, tensor)

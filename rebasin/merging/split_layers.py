@@ -48,9 +48,7 @@ def _weighted(merge: Rewriting, node: Node, axis: int) -> Node:
     """
     x, weight, bias, *rest = (*node.args, None)[: max(3, len(node.args))]
     rows, columns = merge.axis(weight, 0), merge.axis(weight, 1)
-    if weight in merge.keys:
-        merge.reads.add(merge.keys[weight])
-    elif not (rows.unchanged and columns.unchanged):
+    if weight not in merge.keys and rows.groups + columns.groups:
         raise CannotSplit((rows.groups + columns.groups)[0], f"since the weight of {operator(node)} is computed")
     parts = _readers(rows, columns)
     if len(parts) == 1:
@@ -59,9 +57,9 @@ def _weighted(merge: Rewriting, node: Node, axis: int) -> Node:
         return new
     computed: list[Part] = []
     for own, read in parts:
-        blocks = [merge.tensor(Block(merge.keys[weight], own, read)), None]
+        blocks = [merge.parameter(Block(merge.keys[weight], own, read)), None]
         if bias is not None:
-            blocks[1] = merge.tensor(Block(merge.keys[bias], own))
+            blocks[1] = merge.parameter(Block(merge.keys[bias], own))
         new = merge.call(node.target, taken(merge, merge.new_of(x), axis, columns.size, read), *blocks, *rest)
         _count(merge, node, new, axis)
         computed.append((own, new))
@@ -101,7 +99,7 @@ def _normed(merge: Rewriting, node: Node) -> Node:
     x, shape, *tensors = node.args
     first = len(merge.value(x).shape) - len(shape)
     axes = [merge.axis(x, first + place) for place in range(len(shape))]
-    split = [place for place, axis in enumerate(axes) if not axis.unchanged]
+    split = [place for place, axis in enumerate(axes) if axis.groups]
     if not split:
         return merge.copied(node)
     if len(split) > 1:
@@ -125,7 +123,7 @@ def _normed_in_groups(merge: Rewriting, node: Node) -> Node:
     """GroupNorm: of one group, model by model; of more, whole groups."""
     x, groups, *tensors = node.args
     axis = merge.axis(x, 1)
-    if axis.unchanged:
+    if not axis.groups:
         return merge.copied(node)
     if groups > 1:
         _need_blocks(axis, groups, "group_norm")
@@ -135,7 +133,9 @@ def _normed_in_groups(merge: Rewriting, node: Node) -> Node:
         merge, merge.new_of(x), 1, axis, lambda x, size: merge.call(node.target, x, 1, None, None, *tensors[2:])
     )
     places = [1] * (len(merge.value(x).shape) - 2)
-    scales = [tensor and merge.call(aten.reshape.default, merge.new_of(tensor), [-1, *places]) for tensor in (weight, bias)]
+    scales = [
+        tensor and merge.call(aten.reshape.default, merge.new_of(tensor), [-1, *places]) for tensor in (weight, bias)
+    ]
     return _affine(merge, normed, scales)
 
 
