@@ -128,7 +128,7 @@ def given(
 
 def number(size: int | torch.SymInt) -> int:
     """A size as a number: that of the example where the graph takes any."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    return size if isinstance(size, int) else int(str(size.node.hint))
 
 
 def operator(node: torch.fx.Node) -> str:

@@ -40,9 +40,8 @@ def expand_network(
 
     The network is proved before it is returned: see ``prove_split``. What no group moves is averaged unaligned.
 
-    Raises ValueError for models that do not fit the slots, for slots of another spec than that of ``model``, and, naming
-    it with the reason, for a group that is split and cannot be; ``kept_whole`` lists those. SpecError if the proof
-    fails.
+    Raises ValueError for models that do not fit the slots, for slots of another spec than that of ``model``, and for a
+    group that is split and cannot be, with the reason: ``kept_whole`` lists these. SpecError if the proof fails.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> x = torch.ones(5, 3)
@@ -58,8 +57,7 @@ def expand_network(
         raise ValueError(f"heads are 'shared' or 'side by side', not {heads!r}")
     weights, _ = side_by_side(slots.spec, models, "expand_network(slots, model, models, example=...)")
     prove_split(slots, model, example, heads)
-    device = next(iter(weights.values())).device
-    inputs = tuple(tensor.to(device) for tensor in (example if isinstance(example, tuple) else (example,)))
+    inputs = example if isinstance(example, tuple) else (example,)
     program = export(model, inputs, RULES, any_batch=True)
     followed = follow_program(program)
     rewriting = rewrite(followed, Axes(followed, slots, heads))

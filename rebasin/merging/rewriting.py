@@ -1,9 +1,9 @@
 """The graph of a merge: that of one model, node by node, with the sizes that its axes have in the merge.
 
-The graph of ``torch.export`` is rewritten as it is, where parameters are inputs, and not the module that it unlifts to: so
-a layer can be given other parameters, the blocks of its weight. What an operator becomes hangs on the rule by which the
-tracer follows it, so that operators are listed once; ``split_operators`` and ``split_layers`` say what. An operator for
-which they say nothing is copied where nothing that it takes is split, and refused otherwise.
+The graph of ``torch.export`` is rewritten as it is, where parameters are inputs, and not the module that it unlifts to:
+so a layer can be given other parameters, the blocks of its weight. What an operator becomes hangs on the rule by which
+the tracer follows it, so that operators are listed once; ``split_operators`` and ``split_layers`` say what. An operator
+for which they say nothing is copied where nothing that it takes is split, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Rewriting:
     def copied(self, node: Node, args: Sequence[Any] | None = None) -> Node:
         """A node of the old graph as it is, with these arguments, of the old graph too, in place of its own."""
         args, kwargs = torch.fx.map_arg((tuple(node.args if args is None else args), node.kwargs), self.new_of)
-        return self.graph.call_function(node.target, args, kwargs)
+        return self.graph.call_function(target_of(node), args, kwargs)
 
     def new_of(self, node: Node) -> Any:
         """What has become of a node of the old graph."""
@@ -119,7 +119,7 @@ class Rewriting:
         return self.graph.get_attr(name)
 
     def module(self, dense: Weights) -> torch.fx.GraphModule:
-        """The network, with blocks cut from weights in the shapes of the merge; entries that it does not use as well."""
+        """The network, its blocks cut from weights in the shapes of the merge. It holds unused entries as well."""
         statistics = self.axes.slots.spec.statistics
         root = nn.Module()
         for name, block in self.blocks.items():
@@ -140,7 +140,7 @@ class Rewriting:
         return [key for key in self.axes.slots.spec.shapes if key not in used]
 
 
-Becomes = Callable[[Rewriting, Node], Any]
+Becomes = Callable[..., Any]
 BECOMES: dict[Rule, Becomes] = {}
 
 
@@ -166,7 +166,7 @@ def rewrite(followed: Followed, axes: Axes) -> Rewriting:
         elif node.op == "call_function" and value is not None:  # assertions give nothing
             rule = RULES.get(operator(node))
             function = BECOMES.get(rule, _copied_whole) if rule else _copied_whole
-            merge.new[node] = function(merge, node)
+            merge.new[node] = function(merge, node, *node.args, **node.kwargs)
         elif node.op == "output":
             merge.graph.output(torch.fx.map_arg(node.args[0], merge.new_of))
     return merge
@@ -184,7 +184,7 @@ def _place(merge: Rewriting, node: Node) -> None:
         merge.new[node] = merge.constant(program.constants[merge.keys[node]])
 
 
-def _copied_whole(merge: Rewriting, node: Node) -> Node:
+def _copied_whole(merge: Rewriting, node: Node, *_: Any, **__: Any) -> Node:
     """An operator that takes nothing that is split."""
     for argument in node.all_input_nodes:
         value = merge.followed.values[argument]
@@ -194,6 +194,12 @@ def _copied_whole(merge: Rewriting, node: Node) -> Node:
                 if groups:
                     raise CannotSplit(groups[0], f"since it is not known what becomes of {operator(node)}")
     return merge.copied(node)
+
+
+def target_of(node: Node) -> Callable[..., Any]:
+    """The operator that a node calls."""
+    assert callable(node.target)
+    return node.target
 
 
 def _hold(module: nn.Module, name: str, tensor: Tensor) -> None:

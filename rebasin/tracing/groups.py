@@ -28,8 +28,8 @@ class _Place:
 class Membership:
     """What became of each label: its unit, and the group that the unit is in, as which of its units.
 
-    Each array has an entry per label and a last one for FIXED. ``group`` counts in ``names``; it is FIXED for units that
-    stay. ``reasons`` tells why a unit stays.
+    Each array has an entry per label and a last one for FIXED. ``group`` counts in ``names``, and is FIXED for units
+    that stay. ``reasons`` tells why a unit stays.
     """
 
     names: tuple[str, ...]
