@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rebasin import PermutationSpec
 from rebasin.merging.costs import LayerCost, count_cost, layer_costs
+from rebasin.merging.expanded import expand_network
 from rebasin.merging.slots import Slots
 from rebasin.tracing import trace
 
@@ -101,6 +102,24 @@ def test_pairs_of_units_with_a_model_in_common_are_the_weights_that_a_merge_hold
         assert count_cost(own, slots, by="parameters") == held, key
         # At each place where it is used, each weight is one multiply-add.
         assert count_cost(own, slots) == held * own[0].multiply_adds // own[0].parameters, key
+
+
+@pytest.mark.parametrize("kind", ["chain", "branches", "attention", "separable"])
+@pytest.mark.parametrize("heads", ["shared", "side by side"])
+def test_what_is_counted_is_what_the_network_of_the_merge_runs_and_holds(kind, heads):
+    model = KINDS[kind]().eval()
+    spec = trace(model, EXAMPLE)
+    costs = layer_costs(spec, model, EXAMPLE, heads=heads)
+    generator = torch.Generator().manual_seed(0)
+    index = {}
+    for group, units in ((group, spec.sizes[group]) for group in spec.families):
+        index[group] = torch.randint(units, (2, units), generator=generator)
+    slots = Slots.from_index(spec, index)
+    network = expand_network(slots, model, [model, model], example=EXAMPLE, heads=heads)
+    assert count_cost(costs, slots) == network.macs
+    assert count_cost(costs, slots, by="dense") == network.macs_dense
+    assert count_cost(costs, slots, by="parameters") == network.parameters_count
+    assert count_cost(costs, one(spec)) == network.macs_parent
 
 
 COUNTED = {}
