@@ -73,7 +73,7 @@ def best_budget(
     size: float,
     n: int = 2,
     by: Measure = "structured",
-    levels: int = 8,
+    levels: int = 6,
     seconds: float = 60.0,
 ) -> Budget:
     """The widths with the greatest sum of gains whose merge costs at most ``size`` times one model.
