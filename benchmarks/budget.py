@@ -77,18 +77,18 @@ def main() -> None:
 def whole_groups(spec, costs, gains, size) -> float:
     """The greatest gain where each group is merged or kept apart as a whole."""
     groups = list(gains)
-    one, merged, linear, products = cost_terms(spec, costs, groups, 2, "structured")
+    parent, merged, linear, products = cost_terms(spec, costs, groups, 2, "structured")
     units = np.array([spec.sizes[group] for group in groups])
     g, h = np.nonzero(products)  # the pairs of groups, each with a variable that is 1 if both are apart
     columns = len(groups) + len(g)
     gain = np.zeros(columns)
     gain[: len(groups)] = [float(gains[group][-1]) for group in groups]
-    cost = np.concatenate([linear * units, products[g, h] * units[g] * units[h]]) / one
+    cost = np.concatenate([linear * units, products[g, h] * units[g] * units[h]]) / parent
     both = np.zeros((2 * len(g), columns))
     for pair, groups_of_pair in enumerate(zip(g, h, strict=True)):
         for side, group in enumerate(groups_of_pair):
             both[2 * pair + side, [len(groups) + pair, group]] = 1, -1
-    limits = np.concatenate([[size - merged / one], np.zeros(len(both))])
+    limits = np.concatenate([[size - merged / parent], np.zeros(len(both))])
     result = milp(
         -gain,
         integrality=np.arange(columns) < len(groups),

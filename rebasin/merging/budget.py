@@ -51,11 +51,11 @@ class Budget:
     def __repr__(self) -> str:
         shares = [self.merged[group] / units for group, units in self.units.items()]
         whole, apart = shares.count(1), shares.count(0)
-        found = f"Budget({self.n} models in {self.size:.4g} of {self.limit:.4g} times one's {MEASURES[self.by]}; "
-        found += f"{len(shares)} groups: {whole} merged, {apart} apart, {len(shares) - whole - apart} in part"
+        text = f"Budget({self.n} models in {self.size:.4g} of {self.limit:.4g} times one's {MEASURES[self.by]}; "
+        text += f"{len(shares)} groups: {whole} merged, {apart} apart, {len(shares) - whole - apart} in part"
         if self.gap is not None:
-            found += f"; gain {self.gain:.4g}, at most {self.bound:.4g}: gap {self.gap:.2%}"
-        return found + ")"
+            text += f"; gain {self.gain:.4g}, at most {self.bound:.4g}: gap {self.gap:.2%}"
+        return text + ")"
 
     def summary(self) -> str:
         """A table of the groups: how many units each has, and how many of them are merged."""
@@ -84,7 +84,8 @@ def best_budget(
     ``by`` structured or dense multiply-adds or parameters.
 
     A mixed integer programme over ``levels`` steps of each group is solved, for ``seconds`` at most, and polished in
-    whole units. The bound that it proves holds for all widths, between the steps too. Source: the budget of PLeaS
+    whole units. The bound that it proves holds for all widths, between the steps too; more levels make it tighter, and
+    take longer. A time limit that is reached makes the answer depend on the machine. Source: the budget of PLeaS
     (Nasery et al. 2024), whose own programme is quadratic.
 
     Raises ValueError for a size that no merge has, and tables that do not fit.
@@ -102,12 +103,12 @@ def best_budget(
     if not groups:
         raise ValueError("there are no gains: nothing tells which units to keep apart")
     units = np.array([spec.sizes[group] for group in groups])
-    terms = one, merged, linear, products = cost_terms(spec, costs, groups, n, by)
+    terms = parent, merged, linear, products = cost_terms(spec, costs, groups, n, by)
     room = _room(terms, units, size, n, by)
     nearly, bound = relaxed(tables, linear, products, room, levels, seconds)
     apart = polished(tables, linear, products, room, nearly)
     gain = total_gain(tables, apart)
-    reached = (merged + extra_cost(linear, products, apart)) / one
+    reached = (merged + extra_cost(linear, products, apart)) / parent
     # The solver's bound is as exact as its tolerances.
     return Budget(_merged(spec, groups, apart), _units(spec), n, reached, size, by, gain, max(gain, bound))
 
@@ -146,7 +147,7 @@ def shaped_budget(
     costs = list(costs)
     groups = list(dict.fromkeys(cost.out for cost in costs if cost.out is not None and cost.out not in whole))
     units = np.array([spec.sizes[group] for group in groups])
-    terms = one, merged, linear, products = cost_terms(spec, costs, groups, n, by)
+    terms = parent, merged, linear, products = cost_terms(spec, costs, groups, n, by)
     room = _room(terms, units, size, n, by)
     shapes: dict[str, Callable[[int], np.ndarray]] = {
         "uniform": lambda count: units * count // units.max(initial=1),
@@ -160,7 +161,7 @@ def shaped_budget(
     counts = range(1, int(units.max(initial=0) if shape == "uniform" else units.sum()) + 1)
     most = bisect.bisect_right(counts, room, key=lambda count: extra_cost(linear, products, apart_at(count)))
     apart = apart_at(most)
-    reached = (merged + extra_cost(linear, products, apart)) / one
+    reached = (merged + extra_cost(linear, products, apart)) / parent
     return Budget(_merged(spec, groups, apart), _units(spec), n, reached, size, by)
 
 
@@ -176,37 +177,40 @@ def cost_terms(
     if by not in get_args(Measure):
         raise ValueError(f"by is {', '.join(map(repr, get_args(Measure)))}, not {by!r}")
     number = {group: at for at, group in enumerate(groups)}
-    one, merged, linear = 0, 0, np.zeros(len(groups), np.int64)
+    parent, merged, linear = 0, 0, np.zeros(len(groups), np.int64)
     products = np.zeros((len(groups), len(groups)), np.int64)
     for cost in costs:
-        each = cost.parameters if by == "parameters" else cost.multiply_adds
+        weight = cost.parameters if by == "parameters" else cost.multiply_adds
         sides = [side for side in (cost.out, cost.reads) if side is not None]
+        for side in sides:
+            if side not in spec.families:
+                raise ValueError(f"{cost.key!r} has a cost for group {side!r}, which the spec has not")
         own = math.prod(spec.sizes[side] for side in sides)
-        one += each * own
+        parent += weight * own
         copies, more = 1, n - 1
         if cost.side_by_side:  # outputs of each model's own, which read the units of one model
             copies, more = n, n * (n - 1) if by == "dense" else 0
-        merged += each * own * copies
+        merged += weight * own * copies
         for side in sides:
             if side in number:
-                linear[number[side]] += each * more * own // spec.sizes[side]
+                linear[number[side]] += weight * more * own // spec.sizes[side]
         if len(sides) == 2 and all(side in number for side in sides):
             g, h = sorted(number[side] for side in sides)
-            products[g, h] += each * ((n - 1) ** 2 if by == "dense" else 1 - n)
-    return one, merged, linear, products
+            products[g, h] += weight * ((n - 1) ** 2 if by == "dense" else 1 - n)
+    return parent, merged, linear, products
 
 
 def _room(terms: tuple[int, int, np.ndarray, np.ndarray], units: np.ndarray, size: float, n: int, by: Measure) -> int:
     """What units apart may cost in a merge of ``size``. Raises ValueError for a size that no merge has."""
-    one, merged, linear, products = terms
-    least = merged / one
-    most = (merged + extra_cost(linear, products, units)) / one if by == "dense" else n
+    parent, merged, linear, products = terms
+    least = merged / parent
+    most = (merged + extra_cost(linear, products, units)) / parent if by == "dense" else n
     if not least <= size <= most:
         raise ValueError(
             f"no merge of {n} models has size {size:g}: it goes from {least:.6g}, all units merged, to {most:.6g}, all "
             "apart"
         )
-    return math.floor(round(size * one - merged, 3))
+    return math.floor(round(size * parent - merged, 3))
 
 
 def _checked_table(spec: PermutationSpec, group: str, gains: Tensor) -> np.ndarray:

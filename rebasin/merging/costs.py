@@ -82,13 +82,13 @@ def layer_costs(
     for key in [*places, *(key for key in spec.weights if key not in places)]:
         columns: dict[str | None, int] = {None: 1}
         if key in grouped:
-            rows, each = _units(spec, key, 0), math.prod(spec.shapes[key][1:])
+            rows, kernel = _units(spec, key, 0), math.prod(spec.shapes[key][1:])
         elif key in places:
-            rows, columns, each = _units(spec, key, 0), _units(spec, key, 1), math.prod(spec.shapes[key][2:])
+            rows, columns, kernel = _units(spec, key, 0), _units(spec, key, 1), math.prod(spec.shapes[key][2:])
         else:
-            rows, each = _units_of_vector(spec, key), 1
+            rows, kernel = _units_of_vector(spec, key), 1
         for (out, own), (reads, read) in itertools.product(rows.items(), columns.items()):
-            weights, side_by_side = own * read * each, out is None and key in own_outputs
+            weights, side_by_side = own * read * kernel, out is None and key in own_outputs
             costs.append(LayerCost(key, out, reads, weights * places[key], weights, side_by_side))
     return tuple(costs)
 

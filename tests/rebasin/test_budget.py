@@ -83,9 +83,9 @@ def drawn_gains(spec, seed, concave=True):
 def assert_fits(budget, spec, costs):
     """The size is counted on the slots, and within the limit."""
     counted = cost(spec, costs, budget.n, budget.merged, budget.by)
-    one = cost(spec, costs, 1, {}, budget.by)
-    assert budget.size == pytest.approx(counted / one, rel=1e-12)
-    assert counted <= budget.limit * one + 1e-6
+    parent = cost(spec, costs, 1, {}, budget.by)
+    assert budget.size == pytest.approx(counted / parent, rel=1e-12)
+    assert counted <= budget.limit * parent + 1e-6
 
 
 @pytest.mark.parametrize("by", MEASURES)
@@ -274,6 +274,8 @@ def test_bad_gains_and_options_are_refused():
         best_budget(spec, CHAIN, gains=gains | {"b": torch.zeros(4)}, size=1.5)
     with pytest.raises(ValueError, match="there are no gains"):
         best_budget(spec, CHAIN, gains={}, size=1.5)
+    with pytest.raises(ValueError, match="'a s' has a cost for group 's', which the spec has not"):
+        best_budget(spec, [*CHAIN, layer("a", "s")], gains=gains, size=1.5)
     with pytest.raises(ValueError, match="by is 'structured', 'dense', 'parameters', not 'flops'"):
         best_budget(spec, CHAIN, gains=gains, size=1.5, by="flops")
     with pytest.raises(ValueError, match="shape is 'uniform', 'prefix', 'suffix', not 'zip'"):

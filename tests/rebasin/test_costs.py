@@ -35,7 +35,7 @@ def counted(kind):
     return model, spec, layer_costs(spec, model, EXAMPLE)
 
 
-def one(spec):
+def parent(spec):
     return Slots.apart(spec, 1)
 
 
@@ -46,9 +46,9 @@ def test_one_model_has_the_multiply_adds_that_torch_counts_and_its_own_parameter
         model(EXAMPLE)
     products = [flops for name, flops in counter.get_flop_counts()["Global"].items() if "attention" not in str(name)]
     # A multiply-add is two operations, and there are two inputs.
-    assert count_cost(costs, one(spec)) == sum(products) // 4
-    assert count_cost(costs, one(spec), by="dense") == count_cost(costs, one(spec))
-    assert count_cost(costs, one(spec), by="parameters") == sum(tensor.numel() for tensor in model.parameters())
+    assert count_cost(costs, parent(spec)) == sum(products) // 4
+    assert count_cost(costs, parent(spec), by="dense") == count_cost(costs, parent(spec))
+    assert count_cost(costs, parent(spec), by="parameters") == sum(tensor.numel() for tensor in model.parameters())
 
 
 def places(spec, key):
@@ -119,7 +119,7 @@ def test_what_is_counted_is_what_the_network_of_the_merge_runs_and_holds(kind, h
     assert count_cost(costs, slots) == network.macs
     assert count_cost(costs, slots, by="dense") == network.macs_dense
     assert count_cost(costs, slots, by="parameters") == network.parameters_count
-    assert count_cost(costs, one(spec)) == network.macs_parent
+    assert count_cost(costs, parent(spec)) == network.macs_parent
 
 
 COUNTED = {}
@@ -167,7 +167,7 @@ def test_multiply_adds_are_of_one_input_of_the_size_that_is_given():
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1))
     spec = trace(model, torch.ones(1, 1, 8, 8))
     small, large = (layer_costs(spec, model, torch.ones(count, 1, side, side)) for count, side in ((1, 8), (3, 16)))
-    assert count_cost(large, one(spec)) == 4 * count_cost(small, one(spec)) == 4 * 64 * 36
+    assert count_cost(large, parent(spec)) == 4 * count_cost(small, parent(spec)) == 4 * 64 * 36
 
 
 def test_weights_whose_cost_is_not_known_are_refused_by_name():
