@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import AFFINE, NORMS, export, operator, weight_keys
+from rebasin.graph import AFFINE, NORMS, export, number, operator, weight_keys
 from rebasin.merging.expansion import Heads, output_keys
 from rebasin.merging.slots import Slots
 from rebasin.spec import PermutationSpec, check_spec
@@ -62,9 +62,16 @@ def layer_costs(
     0.bias 0 None 0 1
     """
     check_spec(spec, "layer_costs(spec, model, example)")
-    inputs = example if isinstance(example, tuple) else (example,)
-    program = export(model, inputs)
+    return graph_costs(spec, export(model, example if isinstance(example, tuple) else (example,)), heads=heads)
+
+
+def graph_costs(
+    spec: PermutationSpec, program: torch.export.ExportedProgram, *, heads: Heads = "shared"
+) -> tuple[LayerCost, ...]:
+    """The costs of all layers of an exported graph: see ``layer_costs``."""
     keys = weight_keys(program)
+    given = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    batch = number(next(given).meta["val"].shape[0])
     places: Counter[str] = Counter()  # at how many places of one input each weight is used
     grouped = set()
     for node in program.graph.nodes:
@@ -73,8 +80,8 @@ def layer_costs(
         if node.args[1] not in keys:
             raise ValueError(f"the cost of {node.name!r} is not known: its weight is computed")
         key, axis = keys[node.args[1]], AFFINE[operator(node)][0]
-        values = node.meta["val"]
-        places[key] += values.numel() // (values.shape[axis] * len(inputs[0]))
+        shape = [number(size) for size in node.meta["val"].shape]
+        places[key] += math.prod(shape) // (shape[axis] * batch)
         if node.args[0].meta["val"].shape[axis] != spec.shapes[key][1]:
             grouped.add(key)
     own_outputs = output_keys(program) if heads == "side by side" else frozenset()

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rebasin import PermutationSpec
-from rebasin.merging.costs import LayerCost, count_cost, layer_costs
+from rebasin.graph import export
+from rebasin.merging.costs import LayerCost, count_cost, graph_costs, layer_costs
 from rebasin.merging.expanded import expand_network
 from rebasin.merging.slots import Slots
 from rebasin.tracing import trace
@@ -168,6 +169,12 @@ def test_multiply_adds_are_of_one_input_of_the_size_that_is_given():
     spec = trace(model, torch.ones(1, 1, 8, 8))
     small, large = (layer_costs(spec, model, torch.ones(count, 1, side, side)) for count, side in ((1, 8), (3, 16)))
     assert count_cost(large, parent(spec)) == 4 * count_cost(small, parent(spec)) == 4 * 64 * 36
+
+
+@pytest.mark.parametrize("kind", ["branches", "attention"])
+def test_a_graph_that_takes_batches_of_any_size_has_the_same_costs(kind):
+    model, spec, costs = counted(kind)
+    assert graph_costs(spec, export(model, (EXAMPLE,), any_batch=True)) == costs
 
 
 def test_weights_whose_cost_is_not_known_are_refused_by_name():
