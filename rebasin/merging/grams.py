@@ -89,7 +89,8 @@ def collect(
     size and objective; nothing has to be read again. Products are made in the models' precision, and added in float64.
 
     Raises ValueError if the models do not fit, if the loader gives nothing, or, before it is read, if the matrices
-    would take more than ``memory`` gibibytes.
+    would take more than ``memory`` gibibytes;
+    and if what a layer reads is not finite.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
@@ -122,6 +123,9 @@ def collect(
             at = draw_places(node, x, places, generator)
             _add(layer, [rows_at(node, x, at) for _, x in of_models], held)
         images += len(inputs)
+    for key, layer in layers.items():
+        if not layer.gram.isfinite().all():
+            raise ValueError(f"what {key!r} reads is not finite for some of the models and inputs")
     return Grams(spec, model, weights, next(iter(programs.values())), layers, images, loader)
 
 
