@@ -48,7 +48,7 @@ def test_planted_permutations_of_three_models_are_recovered(network):
     alike, planted_alike = aligned_correlation(grams, found), aligned_correlation(grams, back)
     unmatched = aligned_correlation(grams, Permutation.identity(spec, (3,)))
     for group in alike:  # units that are dead on these inputs may be anywhere
-        torch.testing.assert_close(alike[group].sum(), planted_alike[group].sum())
+        assert alike[group].sum() >= planted_alike[group].sum() - 1e-9
         assert unmatched[group].sum() < 0.9 * alike[group].sum()
 
 
