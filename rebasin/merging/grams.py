@@ -47,7 +47,7 @@ class Grams:
     - ``program``: the exported graph of one.
     - ``layers``: a ``LayerGram`` for the weight of each linear layer and convolution.
     - ``images``: how many inputs were read.
-    - ``loader``: where they came from.
+    - ``loader``: where they came from; ``example``: two of them.
     """
 
     spec: PermutationSpec
@@ -57,6 +57,7 @@ class Grams:
     layers: Mapping[str, LayerGram]
     images: int
     loader: Iterable[Any] | Tensor
+    example: Tensor
 
     @property
     def n(self) -> int:
@@ -89,12 +90,13 @@ def collect(
     size and objective; nothing has to be read again. Products are made in the models' precision, and added in float64.
 
     Raises ValueError if the models do not fit, if the loader gives nothing, or, before it is read, if the matrices
-    would take more than ``memory`` gibibytes.
+    would take more than ``memory`` gibibytes;
+    and if what a layer reads is not finite.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
     >>> collect(spec, models, torch.randn(100, 3))
-    Grams(2 models, 2 layers, 100 images, 5.03e-06 GiB)
+    Grams(2 models, 2 layers, 100 images, ... GiB)
     """
     weights, batch = side_by_side(spec, models, "collect(spec, models, loader)")
     if batch:
@@ -107,13 +109,14 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
     layers: dict[str, LayerGram] = {}
-    images = 0
+    images, example = 0, torch.empty(0)
     for drawn in batches_of(loader, weights, "Gram matrices"):
         inputs = drawn[0] if isinstance(drawn, tuple | list) else drawn
         if inputs.shape not in programs:
             programs[inputs.shape] = export(model, (inputs,))
         program = programs[inputs.shape]
         if not layers:
+            example = inputs[:2]
             layers = _empty(program, weights, memory)
         held = (torch.arange(len(inputs)) + images) % 2 == 1
         for of_models in zip(*(layer_inputs(program, one, (inputs,)) for one in alone), strict=True):
@@ -122,7 +125,10 @@ def collect(
             at = draw_places(node, x, places, generator)
             _add(layer, [rows_at(node, x, at) for _, x in of_models], held)
         images += len(inputs)
-    return Grams(spec, model, weights, next(iter(programs.values())), layers, images, loader)
+    for key, layer in layers.items():
+        if not layer.gram.isfinite().all():
+            raise ValueError(f"what {key!r} reads is not finite for some of the models and inputs")
+    return Grams(spec, model, weights, next(iter(programs.values())), layers, images, loader, example)
 
 
 def _add(layer: LayerGram, read: list[Tensor], held: Tensor) -> None:
