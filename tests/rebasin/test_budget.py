@@ -210,6 +210,15 @@ def test_groups_without_gains_are_merged_whole():
     assert budget.merged["a"] < 9
 
 
+def test_a_solver_that_has_no_time_still_gives_widths_that_fit_and_a_bound():
+    spec = spec_of(s=60, a=90, b=80)
+    gains = drawn_gains(spec, 1)
+    hasty, best = (best_budget(spec, RESIDUAL, gains=gains, size=1.5, seconds=seconds) for seconds in (0, 60))
+    assert_fits(hasty, spec, RESIDUAL)
+    assert 0 < hasty.gain <= best.bound
+    assert hasty.bound >= best.gain
+
+
 def test_a_shape_leaves_alone_what_must_stay_whole():
     spec = spec_of(s=6, a=9, b=8)
     for shape in ("uniform", "prefix", "suffix"):
