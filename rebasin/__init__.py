@@ -15,9 +15,13 @@ from rebasin.matching.frank_wolfe import frank_wolfe_matching
 from rebasin.matching.straight_through import straight_through_matching
 from rebasin.merging import MendAt, Merge, Method, merge
 from rebasin.merging.averaging import merge_mean
+from rebasin.merging.grams import Grams, collect
 from rebasin.merging.hierarchy import merge_hierarchical
+from rebasin.merging.least_squares import least_squares
 from rebasin.merging.many import merge_many
 from rebasin.merging.mending import Mend, mender, repair, reset_norms
+from rebasin.merging.pleas import Fitted, fit_slots, pleas
+from rebasin.merging.slots import Slots
 from rebasin.permutation import Permutation
 from rebasin.progress import show_progress
 from rebasin.spec import PermutationSpec, SpecError
@@ -30,6 +34,8 @@ except _metadata.PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+source"
 
 __all__ = [
+    "Fitted",
+    "Grams",
     "Matcher",
     "Matching",
     "Mend",
@@ -40,12 +46,16 @@ __all__ = [
     "Models",
     "Permutation",
     "PermutationSpec",
+    "Slots",
     "SpecError",
     "Weights",
     "activation_matching",
+    "collect",
+    "fit_slots",
     "frank_wolfe_matching",
     "inner_product",
     "interpolate",
+    "least_squares",
     "match",
     "mean",
     "mean_inner_product",
@@ -54,6 +64,7 @@ __all__ = [
     "merge_hierarchical",
     "merge_many",
     "merge_mean",
+    "pleas",
     "repair",
     "reset_norms",
     "show_progress",

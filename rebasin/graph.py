@@ -36,13 +36,21 @@ TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 
 
 def export(
-    model: nn.Module, inputs: tuple[Tensor, ...], known: Container[str] | None = None
+    model: nn.Module, inputs: tuple[Tensor, ...], known: Container[str] | None = None, any_batch: bool = False
 ) -> torch.export.ExportedProgram:
     """The model's graph in evaluation, every operator a function without side effects.
 
     It is decomposed into simpler operators only if it needs that, or has one that is not in ``known``. Raises
     ValueError if torch.export refuses the model or the inputs, with the first line of what it says.
+
+    With ``any_batch`` the graph takes batches of any size, where torch.export allows it. One of one input is exported
+    twice over, since torch.export takes a size of 1 for a constant.
     """
+    dynamic = torch.export.ShapesCollection()
+    if any_batch:
+        inputs = tuple(torch.cat([x, x]) if x.ndim and len(x) == 1 else x for x in inputs)
+        for x in inputs:
+            dynamic[x] = {0: torch.export.Dim.AUTO} if x.ndim else {}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole transformer layer
     try:
@@ -50,7 +58,7 @@ def export(
             warnings.simplefilter("ignore")  # of torch's own internals
             # Exporting reads no values: those of the copy are the model's own.
             own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-            program = torch.export.export(copy.deepcopy(model, own).eval(), inputs)
+            program = torch.export.export(copy.deepcopy(model, own).eval(), inputs, dynamic_shapes=dynamic)
             # Decomposing takes longer than exporting.
             return program if _make_functional(program.graph, known) else program.run_decompositions({})
     except Exception as error:
@@ -80,7 +88,8 @@ def _make_functional(graph: torch.fx.Graph, known: Container[str] | None) -> boo
                 functions[node] = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
             elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
                 return False
-            strange = value is not None and known is not None and name not in known
+            sizes = value is None or isinstance(value, int | torch.SymInt)  # or assertions, which give nothing
+            strange = not sizes and known is not None and name not in known
             if strange or name in TRAINING and node.args[TRAINING[name]]:
                 return False
         elif node.op not in ("placeholder", "output"):
@@ -115,6 +124,11 @@ def given(
         elif node.op == "placeholder":
             values[node] = program.constants[constants[node.name]] if node.name in constants else next(waiting)
     return values
+
+
+def number(size: int | torch.SymInt) -> int:
+    """A size as a number: that of the example where the graph takes any."""
+    return size if isinstance(size, int) else int(str(size.node.hint))
 
 
 def operator(node: torch.fx.Node) -> str:

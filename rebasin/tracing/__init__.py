@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import export, operator, weight_keys
+from rebasin.graph import export, number, operator, weight_keys
 from rebasin.spec import PermutationSpec
-from rebasin.tracing.groups import find_groups
+from rebasin.tracing.groups import Membership, find_groups
 from rebasin.tracing.proof import prove
 from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401  each adds its rules to RULES
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
@@ -39,17 +40,44 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
     'an output of the network'
     """
     check_module(model, "trace(model, example)")
-    inputs = example if isinstance(example, tuple) else (example,)
-    if not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
-    inputs = tuple(tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu() for tensor in inputs)
-    program = export(_double(model), inputs, RULES)
-    spec = find_groups(*_relate(program))
+    inputs = double_inputs(example)
+    program = export(double(model), inputs, RULES)
+    spec = follow_program(program).spec
     prove(spec, program, inputs)
     return _completed(spec, model)
 
 
-def _double(model: nn.Module) -> nn.Module:
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """A graph and the units in it.
+
+    - ``values``: what is known of the tensor that each node gives; a list for several tensors, and a number for a size.
+    - ``spec``: the groups of the parameters and buffers that it uses.
+    - ``membership``: the group that each label of ``values`` is in.
+    """
+
+    program: torch.export.ExportedProgram
+    values: Mapping[torch.fx.Node, Any]
+    spec: PermutationSpec
+    membership: Membership
+
+
+def follow_program(program: torch.export.ExportedProgram) -> Followed:
+    """Follow the units of a graph that ``rebasin.graph.export`` gave, operator by operator."""
+    relations, values = _relate(program)
+    tensors = {value.key: value for node, value in values.items() if node.op == "placeholder" and value.key}
+    return Followed(program, values, *find_groups(relations, tensors))
+
+
+def double_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs of a model in float64 on the CPU. Raises TypeError for anything but a tensor or a tuple of tensors."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    if not all(isinstance(tensor, Tensor) for tensor in inputs):
+        raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
+    return tuple(tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu() for tensor in inputs)
+
+
+def double(model: nn.Module) -> nn.Module:
     """A copy in float64 on the CPU. Its parameters and buffers have no values: the proof redraws them."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
@@ -59,8 +87,8 @@ def _double(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).double().cpu()
 
 
-def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str, Value]]:
-    """What the graph demands of the units along the axes of every parameter and buffer, and those."""
+def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torch.fx.Node, Any]]:
+    """What the graph demands of the units along the axes of its tensors, and what is known of each node's."""
     relations = Relations()
     keys, fleeting = weight_keys(program), program.graph_signature.non_persistent_buffers
     known: dict[torch.fx.Node, Any] = {}
@@ -82,13 +110,16 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[str,
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
                 known[node] = tensors[key] = Value(shape, tuple(labels), key)
         elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing
+            if isinstance(node.meta["val"], int | torch.SymInt):  # a size
+                known[node] = number(node.meta["val"])
+                continue
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
             known[node] = follow(relations, operator(node), _shape(node.meta["val"]), args, kwargs)
         elif node.op == "output":
             for value in node.all_input_nodes:
                 for labels in known[value].labels:
                     relations.pin(labels.units, "an output of the network")
-    return relations, tensors
+    return relations, known
 
 
 def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
@@ -109,5 +140,5 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
 
 
 def _shape(value: Any) -> Any:
-    """The shape of a tensor, or those of several."""
-    return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else [_shape(part) for part in value]
+    """The shape of a tensor, or those of several; that of the example where the graph takes any batch."""
+    return tuple(map(number, value.shape)) if isinstance(value, Tensor) else [_shape(part) for part in value]

@@ -24,7 +24,22 @@ class _Place:
     units: np.ndarray
 
 
-def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> PermutationSpec:
+@dataclass(frozen=True, eq=False)
+class Membership:
+    """What became of each label: its unit, and the group that the unit is in, as which of its units.
+
+    Each array has an entry per label and a last one for FIXED. ``group`` counts in ``names``, and is FIXED for units
+    that stay. ``reasons`` tells why a unit stays.
+    """
+
+    names: tuple[str, ...]
+    unit: np.ndarray
+    group: np.ndarray
+    number: np.ndarray
+    reasons: Mapping[int, str]
+
+
+def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> tuple[PermutationSpec, Membership]:
     """The groups of the units that lie along the axes of ``tensors``, as the relations among them allow."""
     unit_of, children = _unify(relations)
     tied, count = unit_of, int(unit_of.max(initial=-1)) + 1
@@ -56,7 +71,7 @@ def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> Permutati
             slices = slices[np.lexsort((slices, kind[units], number[units]))]
             positions = torch.from_numpy(slices.reshape(len(groups.units[group]), -1))
             parts[place.key].append(Part(names[group], place.axis, positions))
-    return PermutationSpec(
+    spec = PermutationSpec(
         groups.sizes,
         {key: tuple(own) for key, own in parts.items()},
         {key: value.shape for key, value in tensors.items()},
@@ -64,6 +79,8 @@ def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> Permutati
         {key: blocks for key, (_, blocks) in relations.columns.items()},
         pinned={key: _reason(tensors[key], tied, reasons) for key, own in parts.items() if not own},
     )
+    moving = np.append(unit_of, FIXED)
+    return spec, Membership(tuple(names), np.append(tied, FIXED), owner[moving], number[moving], reasons)
 
 
 @dataclass

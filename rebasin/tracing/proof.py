@@ -27,12 +27,7 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
     generator = torch.Generator().manual_seed(0)
     together = {name: [name] for name in spec.sizes}
     together["all groups together"] = list(spec.sizes)
-    tensors = {**program.state_dict, **program.constants}
-    drawn: dict[int, Tensor] = {}  # a tensor of two names is drawn once
-    for tensor in tensors.values():
-        if tensor.data_ptr() not in drawn:
-            drawn[tensor.data_ptr()] = _redrawn(tensor, generator) if tensor.is_floating_point() else tensor
-    weights = {key: drawn[tensor.data_ptr()] for key, tensor in tensors.items()}
+    weights = redrawn(program, generator)
     index = {name: _derangements(spec, name, generator) for name in spec.sizes}
     with torch.no_grad():
         replays = []
@@ -47,6 +42,16 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
             moved = permuted(spec, weights, {group: index[group] for group in moving})
             if not all(replay.unchanged(moved) for replay in replays):
                 raise SpecError(f"permuting {name!r} changes what the network computes: its spec is wrong")
+
+
+def redrawn(program: torch.export.ExportedProgram, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random float64 values for all parameters, buffers and constants of a graph; whole numbers stay."""
+    tensors = {**program.state_dict, **program.constants}
+    drawn: dict[int, Tensor] = {}  # a tensor of two names is drawn once
+    for tensor in tensors.values():
+        if tensor.data_ptr() not in drawn:
+            drawn[tensor.data_ptr()] = _redrawn(tensor, generator) if tensor.is_floating_point() else tensor
+    return {key: drawn[tensor.data_ptr()] for key, tensor in tensors.items()}
 
 
 def permuted(spec: PermutationSpec, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +93,7 @@ class _Replay:
         for node in self.nodes:
             if any(argument in new for argument in node.all_input_nodes):
                 value = self._call(node, lambda argument: new.get(argument, self.values[argument]))
-                if not _same(value, self.values[node]):
+                if not same(value, self.values[node]):
                     new[node] = value
         return not any(node in new for node in self.outputs)
 
@@ -99,9 +104,10 @@ class _Replay:
         return cast(Callable[..., Any], node.target)(*args, **kwargs)
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
+    """Whether two values are the same but for rounding."""
     if isinstance(a, list | tuple):
-        return all(_same(x, y) for x, y in zip(a, b, strict=True))
+        return all(same(x, y) for x, y in zip(a, b, strict=True))
     if not isinstance(a, Tensor):
         return a == b
     if not a.is_floating_point() or not a.numel():

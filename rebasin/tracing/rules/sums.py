@@ -64,11 +64,11 @@ def normed_for_good(relations: Relations, shapes: Any, x: Value, *tensors: Any, 
     return [normed_by_channel(relations, shapes[0], x, *tensors), *(Value(shape) for shape in shapes[1:])]
 
 
-@rule("layer_norm")
+@rule("layer_norm", "rms_norm")
 def normed(
     relations: Relations, shape: tuple[int, ...], x: Value, normalized: Sequence[int], *tensors: Any, **_: Any
 ) -> Value:
-    """The last axes brought to mean 0 and deviation 1, then shifted and scaled."""
+    """The last axes brought to mean 0 and deviation 1, or to square mean 1, then shifted and scaled."""
     axes = list(range(len(x.shape) - len(normalized), len(x.shape)))
     within(relations, x, axes, "normalised in blocks")
     return elementwise(relations, shape, x, *(tensor for tensor in tensors if isinstance(tensor, Value)))

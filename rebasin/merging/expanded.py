@@ -1,0 +1,181 @@
+"""The merged network of any size: a torch module, and a file that torch alone can run."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rebasin.graph import export
+from rebasin.merging import split_layers, split_operators  # noqa: F401  each adds to BECOMES
+from rebasin.merging.axes import Axes, CannotSplit
+from rebasin.merging.expansion import Heads, expand
+from rebasin.merging.record import side_by_side
+from rebasin.merging.rewriting import Block, Rewriting, rewrite
+from rebasin.merging.slots import Slots
+from rebasin.merging.split_proof import prove_split
+from rebasin.spec import PermutationSpec
+from rebasin.tracing import follow_program
+from rebasin.tracing.units import RULES
+from rebasin.weights import Models, Weights, check_module
+
+
+def expand_network(
+    slots: Slots, model: nn.Module, models: Models, *, example: Tensor | tuple[Tensor, ...], heads: Heads = "shared"
+) -> Expanded:
+    """The network of a merge with these slots, as a torch module.
+
+    ``models`` are n modules, dicts of tensors or their stack (n, ...), and ``model`` is one of them, whose graph is
+    rewritten; it is taken as in evaluation. ``example`` is an input with a batch axis, or the tuple of the model's
+    inputs, of the size that the spec was traced with. Heads are ``"shared"``, so that the network gives the mean of the
+    models' outputs where all units are apart, or ``"side by side"``: outputs of model 0, then of model 1, and so on.
+
+    A layer whose units are split on both sides runs as a product for each set of models that its outputs belong to,
+    which reads only units that share a model with them: nothing is multiplied by a zero. LayerNorm, RMSNorm and
+    GroupNorm of one group go over each model's own slots; a slot of several models takes the mean of what these give
+    it, then scale and shift. Heads of attention, and blocks of grouped convolutions and GroupNorms, stay whole.
+
+    The network is proved before it is returned: see ``prove_split``. What no group moves is averaged unaligned.
+
+    Raises ValueError for models that do not fit the slots, for slots of another spec than that of ``model``, and for a
+    group that is split and cannot be, with the reason: ``kept_whole`` lists these. SpecError if the proof fails.
+
+    >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+    >>> x = torch.ones(5, 3)
+    >>> slots = rebasin.Slots.apart(rebasin.trace(models[0], x), 2)
+    >>> ensemble = expand_network(slots, models[0], models, example=x)
+    >>> ensemble
+    Expanded(2 models, 1 group, 8 + 8 -> 16 units; size 2.00)
+    >>> torch.allclose(ensemble(x), (models[0](x) + models[1](x)) / 2, atol=1e-6)
+    True
+    """
+    check_module(model, "expand_network(slots, model, models, example=...)")
+    if heads not in get_args(Heads):
+        raise ValueError(f"heads are 'shared' or 'side by side', not {heads!r}")
+    weights, _ = side_by_side(slots.spec, models, "expand_network(slots, model, models, example=...)")
+    prove_split(slots, model, example, heads)
+    inputs = example if isinstance(example, tuple) else (example,)
+    program = export(model, inputs, RULES, any_batch=True)
+    followed = follow_program(program)
+    rewriting = rewrite(followed, Axes(followed, slots, heads))
+    return Expanded(rewriting, expand(slots, weights, program, heads=heads), inputs)
+
+
+class Expanded(nn.Module):
+    """A merged network of any size, as ``expand_network`` makes it.
+
+    It runs on batches of any size where torch.export allows it, is taken as in evaluation, and has parameters that can
+    be trained: the blocks of its layers. ``rebasin.trace`` can trace it again.
+
+    - ``slots``: which unit of it each unit of each model went into.
+    - ``macs``, ``macs_dense``, ``macs_parent``: multiply-adds for one input in its linear layers and convolutions, as
+      it runs; if its split layers were whole, zeros multiplied; and of one parent. Products of activations with one
+      another, as in attention, are not counted.
+    """
+
+    def __init__(self, rewriting: Rewriting, dense: Weights, example: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        program = rewriting.followed.program
+        self.slots, self.example = rewriting.axes.slots, example
+        self.blocks = {**rewriting.blocks, **{key: Block(key) for key in rewriting.unused}}
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in dense.items()}
+        self.outputs = program.call_spec.out_spec
+        self.network = rewriting.module(dense)
+        self.macs = self.macs_dense = self.macs_parent = 0
+        parent = {**program.constants, **program.state_dict}
+        counted = set()
+        for name, places in rewriting.places.items():
+            key = rewriting.blocks[name].key
+            self.macs += places * self.network.get_parameter(name).numel()
+            if key not in counted:
+                counted.add(key)
+                self.macs_dense += places * dense[key].numel()
+                self.macs_parent += places * parent[key].numel()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the model gives for its inputs, of any batch size."""
+        return torch.utils._pytree.tree_unflatten(self.network(*inputs), self.outputs)
+
+    @property
+    def size(self) -> float:
+        """Multiply-adds as it runs, over those of one parent."""
+        return self.macs / self.macs_parent
+
+    @property
+    def parameters_count(self) -> int:
+        """How many parameters it holds."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Its weights as dense tensors, by the models' keys, in the shapes of the merge; zero where no block is."""
+        tensors = self.network.state_dict()
+        dense = {}
+        for name, block in self.blocks.items():
+            if block.key not in dense:
+                dense[block.key] = tensors[name].new_zeros(self.shapes[block.key])
+            dense[block.key][block.at(dense[block.key].device)] = tensors[name]
+        return dense
+
+    def with_weights(self, weights: Weights) -> Expanded:
+        """The same network with other dense weights, as ``weights`` gives them.
+
+        Raises ValueError, naming the first key, for weights of other shapes, and for ones that are not zero where the
+        network has no block, between units of different models.
+        """
+        other = copy.deepcopy(self)
+        tensors = other.network.state_dict()
+        left = {}
+        for key, shape in self.shapes.items():
+            if key not in weights or weights[key].shape != shape:
+                given = tuple(weights[key].shape) if key in weights else "none"
+                raise ValueError(f"{key!r} has shape {shape} in the merge, given is {given}")
+            left[key] = int(weights[key].count_nonzero())
+        for name, block in self.blocks.items():
+            tensors[name].copy_(block.of(weights[block.key]))
+            left[block.key] -= int(tensors[name].count_nonzero())
+        for key, count in left.items():
+            if count > 0:
+                raise ValueError(f"{key!r} has {count} weights between units of different models, which are not run")
+        return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file, by custom ``.pt2``, that runs without this package, on batches of any size.
+
+        ``torch.export.load(path).module()`` reads it.
+        """
+        torch.export.save(export(self, self.example, any_batch=True), path)
+
+    def __repr__(self) -> str:
+        return f"Expanded({repr(self.slots)[6:-1]}; size {self.size:.2f})"
+
+
+def kept_whole(spec: PermutationSpec, model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> dict[str, str]:
+    """The groups that must be merged whole, each with the reason: those that an operator of the model mixes.
+
+    >>> class Attention(nn.Module):  # of one head, whose queries and keys are compared unit by unit
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.query, self.key, self.out = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(4, 2)
+    ...     def forward(self, x):
+    ...         return self.out((self.query(x) @ self.key(x).mT).softmax(-1) @ x)
+    >>> model, x = Attention(), torch.randn(2, 5, 4)
+    >>> kept_whole(rebasin.trace(model, x), model, x)
+    {'query': 'since matmul sums over its units'}
+    """
+    followed = follow_program(
+        export(model, example if isinstance(example, tuple) else (example,), RULES, any_batch=True)
+    )
+    index = dict(Slots.apart(spec, 2).index)
+    reasons: dict[str, str] = {}
+    while True:
+        try:
+            rewrite(followed, Axes(followed, Slots.from_index(spec, index)))
+        except CannotSplit as error:
+            reasons[error.group] = error.reason
+            index[error.group] = torch.arange(spec.sizes[error.group]).expand(2, -1)
+        else:
+            return reasons

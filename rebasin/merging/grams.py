@@ -1,0 +1,173 @@
+"""Gram matrices of what the layers of n models read on the same inputs: all that least squares needs of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rebasin.graph import export
+from rebasin.matching.batches import batches_of
+from rebasin.merging.record import side_by_side
+from rebasin.merging.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
+from rebasin.spec import PermutationSpec
+from rebasin.weights import Models, check_device, take
+
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerGram:
+    """What one layer of n models reads on the same inputs, at the same places of them, as sums of products.
+
+    - ``weight``, ``bias``: the keys of its entries; there may be no bias.
+    - ``blocks``: the number of channel groups of a convolution; 1 of all else.
+    - ``gram`` (2, n * columns + 1, n * columns + 1), float64: the Gram matrix of [x_1, ..., x_n, 1], where x_m are the
+      columns that model m reads, for each half of the images: those to fit, and those held back.
+      Columns are those of the weight, flattened, of a grouped convolution made whole.
+    - ``rows`` (2,): how many rows were added up.
+    """
+
+    weight: str
+    bias: str | None
+    blocks: int
+    gram: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Grams:
+    """The Gram matrices of all layers of n models, from ``collect``.
+
+    - ``spec``, ``model``: of the models, and one of them.
+    - ``weights`` (n, ...): the models.
+    - ``program``: the exported graph of one.
+    - ``layers``: a ``LayerGram`` for the weight of each linear layer and convolution.
+    - ``images``: how many inputs were read.
+    - ``loader``: where they came from; ``example``: two of them.
+    """
+
+    spec: PermutationSpec
+    model: nn.Module
+    weights: dict[str, Tensor]
+    program: torch.export.ExportedProgram
+    layers: Mapping[str, LayerGram]
+    images: int
+    loader: Iterable[Any] | Tensor
+    example: Tensor
+
+    @property
+    def n(self) -> int:
+        """The number of models."""
+        return len(next(iter(self.weights.values())))
+
+    def __repr__(self) -> str:
+        size = sum(layer.gram.nbytes for layer in self.layers.values()) / GIBIBYTE
+        return f"Grams({self.n} models, {len(self.layers)} layers, {self.images} images, {size:.3g} GiB)"
+
+
+@torch.no_grad()
+def collect(
+    spec: PermutationSpec,
+    models: Models,
+    loader: Iterable[Any] | Tensor,
+    *,
+    model: nn.Module | None = None,
+    places: int | None = 16,
+    memory: float = 4.0,
+    seed: int = 0,
+) -> Grams:
+    """The Gram matrices of what each linear layer and convolution of n models reads, in one pass over inputs.
+
+    ``models`` is a list of modules, which are taken as in evaluation, or their weights (n, ...), in which case
+    ``model`` is a module that they are weights of. ``loader`` gives batches of inputs, or tuples that begin with them;
+    one tensor is one batch. All models see the same inputs, and no labels are needed. Every second image is held back.
+    Of the places that a layer gives for an image, at most ``places`` are taken, drawn by ``seed`` anew for each image;
+    None takes all. The outputs of a layer are linear in what it reads, so that these matrices serve every permutation,
+    size and objective; nothing has to be read again. Products are made in the models' precision, and added in float64.
+
+    Raises ValueError if the models do not fit, if the loader gives nothing, or, before it is read, if the matrices
+    would take more than ``memory`` gibibytes;
+    and if what a layer reads is not finite.
+
+    >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+    >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
+    >>> collect(spec, models, torch.randn(100, 3))
+    Grams(2 models, 2 layers, 100 images, ... GiB)
+    """
+    weights, batch = side_by_side(spec, models, "collect(spec, models, loader)")
+    if batch:
+        raise ValueError(f"models of one merge are needed, (n, ...), the weights have the axes {tuple(batch)} before n")
+    spec.check_finite(weights, "the models")
+    model = _template(models) if model is None else model
+    check_device(model, weights)
+    n = len(next(iter(weights.values())))
+    alone = [take(weights, m) for m in range(n)]
+    generator = torch.Generator().manual_seed(seed)
+    programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
+    layers: dict[str, LayerGram] = {}
+    images, example = 0, torch.empty(0)
+    for drawn in batches_of(loader, weights, "Gram matrices"):
+        inputs = drawn[0] if isinstance(drawn, tuple | list) else drawn
+        if inputs.shape not in programs:
+            programs[inputs.shape] = export(model, (inputs,))
+        program = programs[inputs.shape]
+        if not layers:
+            example = inputs[:2]
+            layers = _empty(program, weights, memory)
+        held = (torch.arange(len(inputs)) + images) % 2 == 1
+        for of_models in zip(*(layer_inputs(program, one, (inputs,)) for one in alone), strict=True):
+            node, x = of_models[0]
+            layer = layers[layers_of(program)[node][0]]
+            at = draw_places(node, x, places, generator)
+            _add(layer, [rows_at(node, x, at) for _, x in of_models], held)
+        images += len(inputs)
+    for key, layer in layers.items():
+        if not layer.gram.isfinite().all():
+            raise ValueError(f"what {key!r} reads is not finite for some of the models and inputs")
+    return Grams(spec, model, weights, next(iter(programs.values())), layers, images, loader, example)
+
+
+def _add(layer: LayerGram, read: list[Tensor], held: Tensor) -> None:
+    """Add what n models read, (images, places, columns) each, to a layer's Gram matrices."""
+    ones = torch.ones_like(read[0][..., :1])
+    rows = torch.cat([*read, ones], -1)
+    for half, chosen in enumerate((~held, held)):
+        if len(rows) != len(held):
+            # The first axis is not the images', as in attention that has it second: any half will do.
+            chosen = torch.arange(len(rows)) % 2 == half
+        own = rows[chosen.to(rows.device)].flatten(0, 1)
+        layer.gram[half] += own.T @ own
+        layer.rows[half] += len(own)
+
+
+def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], memory: float) -> dict[str, LayerGram]:
+    """Gram matrices to be added to. Raises ValueError if they take too much memory."""
+    biases, blocks = {}, {}
+    for node, (weight, bias) in layers_of(program).items():
+        biases[weight], blocks[weight] = bias, number_of_blocks(node)
+    n = len(next(iter(weights.values())))
+    sizes = {key: n * weights[key][0, 0].numel() * blocks[key] + 1 for key in biases}
+    needed = sum(2 * 8 * size**2 for size in sizes.values()) / GIBIBYTE
+    if needed > memory:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise ValueError(
+            f"the Gram matrices of {n} models take {needed:.3g} GiB, more than memory={memory:g} allows; "
+            f"the largest, of {largest!r}, has {sizes[largest]} columns"
+        )
+    layers = {}
+    for key, size in sizes.items():
+        gram = torch.zeros(2, size, size, dtype=torch.float64, device=weights[key].device)
+        layers[key] = LayerGram(key, biases[key], blocks[key], gram, torch.zeros(2, dtype=torch.int64))
+    return layers
+
+
+def _template(models: Models) -> nn.Module:
+    """The first of the models, as a module. Raises ValueError if they are none."""
+    first = models[0] if isinstance(models, list | tuple) else models
+    if not isinstance(first, nn.Module):
+        raise ValueError("the models are weights: pass model=, a module that they are weights of")
+    return first

@@ -1,0 +1,147 @@
+"""The proof of a split: redrawn models, merged or with nothing shared, must give what they gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rebasin.graph import export, run
+from rebasin.merging.axes import Axes
+from rebasin.merging.expansion import Heads, expand, read_axes
+from rebasin.merging.rewriting import rewrite
+from rebasin.merging.slots import Slots
+from rebasin.spec import PermutationSpec, SpecError
+from rebasin.tracing import Followed, double, double_inputs, follow_program
+from rebasin.tracing.proof import redrawn, same
+from rebasin.tracing.units import RULES, Value
+from rebasin.weights import stack
+
+
+@torch.no_grad()
+def prove_split(slots: Slots, model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Heads = "shared") -> None:
+    """Raise CannotSplit, naming a group, or SpecError, unless the merge with these slots computes what it should.
+
+    All weights and inputs are redrawn in float64.
+
+    1. The merge of models that are one but for ``slots.permutation`` must give what that one gives, whatever is shared.
+       This goes for all slots that hold one unit of the permuted models each; those of ZipIt! do not.
+    2. The merge of two unlike models of which nothing is shared must give the outputs of both, unless a part of the
+       network is held in place and is therefore shared after all, or cannot be split.
+
+    Raises ValueError if the slots are of another spec than that of the model.
+    """
+    inputs = double_inputs(example)
+    followed = follow_program(export(double(model), inputs, RULES, any_batch=True))
+    if followed.spec.sizes != slots.spec.sizes or any(
+        slots.spec.parts.get(key) != parts for key, parts in followed.spec.parts.items()
+    ):
+        raise ValueError("the slots are of another spec than that of the model: trace it on an example of this size")
+    networks = _Redrawn(followed, slots.spec, model, inputs)
+    if _aligned(slots):
+        parents = [networks.draw()] * slots.n
+        moved = slots.permutation.invert().apply(stack(parents))
+        if not networks.agree(slots, parents, moved, heads):
+            raise SpecError(f"a merge of equal models computes something else: {_at_fault(networks, slots)}")
+    apart = Slots.apart(slots.spec, 2)
+    try:
+        axes = Axes(followed, apart, "side by side")
+        rewrite(followed, axes)
+    except ValueError:  # a group that cannot be split, or an output without units of its own
+        return
+    parents = networks.draw_unlike(axes)
+    if parents and not networks.agree(apart, parents, stack(parents), "side by side"):
+        raise SpecError(f"a merge with nothing shared computes something else: {_at_fault(networks, apart)}")
+
+
+class _Redrawn:
+    """Models of one graph with redrawn weights, and what they and their merges compute."""
+
+    def __init__(self, followed: Followed, spec: PermutationSpec, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+        self.followed, self.program, self.spec = followed, followed.program, spec
+        self.unused = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
+        self.generator = torch.Generator().manual_seed(0)
+        drawn = redrawn(self.program, self.generator)
+        self.program.constants.update({key: drawn[key] for key in self.program.constants})
+        self.inputs = [
+            torch.randn(x.shape, generator=self.generator, dtype=x.dtype) if x.is_floating_point() else x
+            for x in inputs
+        ]
+
+    def draw(self) -> dict[str, Tensor]:
+        """A model."""
+        drawn = redrawn(self.program, self.generator)
+        return {key: drawn[key] if key in drawn else self.unused[key] for key in self.spec.shapes}
+
+    def draw_unlike(self, axes: Axes) -> list[dict[str, Tensor]]:
+        """Two models that are alike only where a merge with these axes shares something; none if units are shared."""
+        first, second = self.draw(), self.draw()
+        values = {value.key: value for value in self.followed.values.values() if isinstance(value, Value)}
+        reading = read_axes(self.spec, self.program)
+        for key, shape in self.spec.shapes.items():
+            if key not in values:
+                continue
+            giving = [axes.of(values[key], axis) for axis in range(len(shape)) if axis != reading.get(key)]
+            split = [axis for axis in giving if axis.groups]
+            if not split or any((axis.index == axis.index[0]).all(0).any() for axis in split):
+                if key in reading:
+                    return []
+                second[key] = first[key]
+        return [first, second]
+
+    def agree(
+        self, slots: Slots, parents: Sequence[Mapping[str, Tensor]], models: Mapping[str, Tensor], heads: Heads
+    ) -> bool:
+        """Whether the merge of ``models`` (n, ...) gives the mean of the parents' outputs, or these side by side."""
+        rewriting = rewrite(self.followed, Axes(self.followed, slots, heads))
+        merge = rewriting.module(expand(slots, models, self.program, heads=heads))
+        for output, *of_parents in zip(merge(*self.inputs), *map(self.outputs, parents), strict=True):
+            expected = torch.stack(of_parents).mean(0)
+            wider = [axis for axis, size in enumerate(output.shape) if size != expected.shape[axis]]
+            if wider and heads == "side by side":
+                expected = torch.cat(of_parents, wider[0])
+            if output.shape != expected.shape or not same(output, expected):
+                return False
+        return True
+
+    def outputs(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        """What a model computes."""
+        (end,) = (node for node in self.program.graph.nodes if node.op == "output")
+        outputs: dict[torch.fx.Node, Tensor] = {}
+
+        def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
+            value = compute(*args)
+            if node in end.all_input_nodes:
+                outputs[node] = value
+            return value
+
+        run(self.program, weights, self.inputs, visit)
+        return [outputs[node] for node in end.args[0]]
+
+
+def _aligned(slots: Slots) -> bool:
+    """Whether each slot holds the same unit of all the permuted models that it belongs to."""
+    for group, index in slots.index.items():
+        units = torch.arange(index.shape[1], device=index.device).expand_as(index).flatten()
+        first, last = (
+            torch.zeros(slots.widths[group], dtype=units.dtype, device=units.device).scatter_reduce(
+                0, index.flatten(), units, reduction, include_self=False
+            )
+            for reduction in ("amin", "amax")
+        )
+        if not torch.equal(first, last):
+            return False
+    return True
+
+
+def _at_fault(networks: _Redrawn, slots: Slots) -> str:
+    """The groups that cannot even be split alone, of those that are."""
+    whole = {group: torch.arange(slots.spec.sizes[group]).expand(2, -1) for group in slots.index}
+    parents, wrong = [networks.draw()] * 2, []
+    for group, units in whole.items():
+        alone = Slots.from_index(slots.spec, {**whole, group: torch.arange(units.numel()).reshape(2, -1)})
+        if slots.widths[group] > units.shape[1] and not networks.agree(alone, parents, stack(parents), "shared"):
+            wrong.append(group)
+    return f"merge {', '.join(map(repr, wrong))} whole" if wrong else "some groups cannot be split together"
