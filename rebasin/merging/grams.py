@@ -133,15 +133,22 @@ def collect(
 
 def _add(layer: LayerGram, read: list[Tensor], held: Tensor) -> None:
     """Add what n models read, (images, places, columns) each, to a layer's Gram matrices."""
-    ones = torch.ones_like(read[0][..., :1])
-    rows = torch.cat([*read, ones], -1)
-    for half, chosen in enumerate((~held, held)):
-        if len(rows) != len(held):
-            # The first axis is not the images', as in attention that has it second: any half will do.
-            chosen = torch.arange(len(rows)) % 2 == half
-        own = rows[chosen.to(rows.device)].flatten(0, 1)
+    rows = torch.cat([*read, torch.ones_like(read[0][..., :1])], -1)
+    for half, own in enumerate(halves(rows, held)):
         layer.gram[half] += own.T @ own
         layer.rows[half] += len(own)
+
+
+def halves(rows: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows (images, places, columns), those of the images that are fitted, and of those held back: (rows, columns).
+
+    ``held`` (images,) says which. Where the first axis is another, as in attention that has it second, every second
+    slice of that is held back.
+    """
+    if len(rows) != len(held):
+        held = torch.arange(len(rows)) % 2 == 1
+    held = held.to(rows.device)
+    return rows[~held].flatten(0, 1), rows[held].flatten(0, 1)
 
 
 def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], memory: float) -> dict[str, LayerGram]:
