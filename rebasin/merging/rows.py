@@ -62,7 +62,7 @@ def draw_places(node: torch.fx.Node, x: Tensor, most: int | None, generator: tor
     count = math.prod(x.shape[1:-1]) if linear else math.prod(span.windows for span in _spans(node, x))
     if most is None or most >= count:
         return torch.arange(count, device=x.device).expand(len(x), -1)
-    return torch.rand(len(x), count, generator=generator).argsort(1)[:, :most].to(x.device)
+    return torch.rand(len(x), count, generator=generator).topk(most, 1).indices.to(x.device)
 
 
 def rows_at(node: torch.fx.Node, x: Tensor, places: Tensor) -> Tensor:
