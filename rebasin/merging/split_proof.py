@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import export, run
+from rebasin.graph import export, run, two_or_more
 from rebasin.merging.axes import Axes
 from rebasin.merging.expansion import Heads, expand, read_axes
 from rebasin.merging.rewriting import rewrite
@@ -33,7 +33,7 @@ def prove_split(slots: Slots, model: nn.Module, example: Tensor | tuple[Tensor, 
 
     Raises ValueError if the slots are of another spec than that of the model.
     """
-    inputs = double_inputs(example)
+    inputs = two_or_more(double_inputs(example))
     followed = follow_program(export(double(model), inputs, RULES, any_batch=True))
     if followed.spec.sizes != slots.spec.sizes or any(
         slots.spec.parts.get(key) != parts for key, parts in followed.spec.parts.items()
