@@ -18,7 +18,7 @@ from rebasin.merging.rewriting import Block, Rewriting, rewrite
 from rebasin.merging.slots import Slots
 from rebasin.merging.split_proof import prove_split
 from rebasin.spec import PermutationSpec
-from rebasin.tracing import follow_program
+from rebasin.tracing import Followed, double_inputs, follow_program
 from rebasin.tracing.units import RULES
 from rebasin.weights import Models, Weights, check_module
 
@@ -56,12 +56,26 @@ def expand_network(
     if heads not in get_args(Heads):
         raise ValueError(f"heads are 'shared' or 'side by side', not {heads!r}")
     weights, _ = side_by_side(slots.spec, models, "expand_network(slots, model, models, example=...)")
-    prove_split(slots, model, example, heads)
     inputs = two_or_more(example if isinstance(example, tuple) else (example,))
-    program = export(model, inputs, RULES, any_batch=True)
-    followed = follow_program(program)
+    followed = _follow(model, inputs)
     rewriting = rewrite(followed, Axes(followed, slots, heads))
-    return Expanded(rewriting, expand(slots, weights, program, heads=heads), inputs)
+    if _in_any_format(followed.program):
+        prove_split(followed, slots, inputs, heads)
+    else:
+        inputs_in_double = double_inputs(inputs)
+        prove_split(_follow(copy.deepcopy(model).double().cpu(), inputs_in_double), slots, inputs_in_double, heads)
+    return Expanded(rewriting, expand(slots, weights, followed.program, heads=heads), inputs)
+
+
+def _follow(model: nn.Module, inputs: tuple[Tensor, ...]) -> Followed:
+    return follow_program(export(model, inputs, RULES, any_batch=True))
+
+
+def _in_any_format(program: torch.export.ExportedProgram) -> bool:
+    """Whether a graph computes in the format and on the device of its inputs, float64 and the CPU as well."""
+    arguments = [torch.utils._pytree.tree_leaves((node.args, node.kwargs)) for node in program.graph.nodes]
+    on_cpu = all(tensor.device.type == "cpu" for tensor in (program.state_dict | program.constants).values())
+    return on_cpu and not any(isinstance(leaf, torch.dtype | torch.device) for leaves in arguments for leaf in leaves)
 
 
 class Expanded(nn.Module):
@@ -103,8 +117,8 @@ class Expanded(nn.Module):
         """
         if self.only_batch and inputs[0].shape[0] != self.only_batch:
             raise ValueError(
-                f"torch.export fixed the batch size to {self.only_batch}, got {inputs[0].shape[0]}: where the model has "
-                "len(x), write x.shape[0], or give an example of this size"
+                f"torch.export fixed the batch size to {self.only_batch}, got {inputs[0].shape[0]}: "
+                "where the model has len(x), write x.shape[0], or give an example of this size"
             )
         return torch.utils._pytree.tree_unflatten(self.network(*inputs), self.outputs)
 
