@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -51,11 +51,11 @@ class Budget:
     def __repr__(self) -> str:
         shares = [self.merged[group] / units for group, units in self.units.items()]
         whole, apart = shares.count(1), shares.count(0)
-        found = f"Budget({self.n} models in {self.size:.4g} of {self.limit:.4g} times one's {MEASURES[self.by]}; "
-        found += f"{len(shares)} groups: {whole} merged, {apart} apart, {len(shares) - whole - apart} in part"
+        text = f"Budget({self.n} models in {self.size:.4g} of {self.limit:.4g} times one's {MEASURES[self.by]}; "
+        text += f"{len(shares)} groups: {whole} merged, {apart} apart, {len(shares) - whole - apart} in part"
         if self.gap is not None:
-            found += f"; gain {self.gain:.4g}, at most {self.bound:.4g}: gap {self.gap:.2%}"
-        return found + ")"
+            text += f"; gain {self.gain:.4g}, at most {self.bound:.4g}: gap {self.gap:.2%}"
+        return text + ")"
 
     def summary(self) -> str:
         """A table of the groups: how many units each has, and how many of them are merged."""
@@ -73,18 +73,19 @@ def best_budget(
     size: float,
     n: int = 2,
     by: Measure = "structured",
-    levels: int = 8,
+    levels: int = 6,
     seconds: float = 60.0,
 ) -> Budget:
     """The widths with the greatest sum of gains whose merge costs at most ``size`` times one model.
 
     ``costs`` are those of ``layer_costs``. ``gains[group]`` (units + 1,): entry k is what keeping k units apart is
-    worth, as ``mismatch_gains`` and ``linear_gains`` give it, or measured; groups without gains are merged whole.
-    ``size`` goes from 1, all merged, to the ``n`` of the ensemble, counted ``by`` structured or dense multiply-adds or
-    parameters.
+    worth, as ``mismatch_gains`` and ``linear_gains`` give it, or measured; groups without gains are merged whole, as
+    those that ``kept_whole`` lists must be. ``size`` goes from 1, all merged, to the ``n`` of the ensemble, counted
+    ``by`` structured or dense multiply-adds or parameters.
 
     A mixed integer programme over ``levels`` steps of each group is solved, for ``seconds`` at most, and polished in
-    whole units. The bound that it proves holds for all widths, between the steps too. Source: the budget of PLeaS
+    whole units. The bound that it proves holds for all widths, between the steps too; more levels make it tighter, and
+    take longer. A time limit that is reached makes the answer depend on the machine. Source: the budget of PLeaS
     (Nasery et al. 2024), whose own programme is quadratic.
 
     Raises ValueError for a size that no merge has, and tables that do not fit.
@@ -101,16 +102,15 @@ def best_budget(
     tables = [_checked_table(spec, group, gains[group]) for group in groups]
     if not groups:
         raise ValueError("there are no gains: nothing tells which units to keep apart")
-    one, linear, products = cost_terms(spec, costs, groups, n, by)
     units = np.array([spec.sizes[group] for group in groups])
-    room = _room(one, linear, products, units, size, n, by)
+    terms = parent, merged, linear, products = cost_terms(spec, costs, groups, n, by)
+    room = _room(terms, units, size, n, by)
     nearly, bound = relaxed(tables, linear, products, room, levels, seconds)
     apart = polished(tables, linear, products, room, nearly)
     gain = total_gain(tables, apart)
-    reached = 1 + extra_cost(linear, products, apart) / one
-    merged = _merged(spec, groups, apart)
+    reached = (merged + extra_cost(linear, products, apart)) / parent
     # The solver's bound is as exact as its tolerances.
-    return Budget(merged, _units(spec), n, reached, size, by, gain, max(gain, bound))
+    return Budget(_merged(spec, groups, apart), _units(spec), n, reached, size, by, gain, max(gain, bound))
 
 
 def shaped_budget(
@@ -121,6 +121,7 @@ def shaped_budget(
     size: float,
     n: int = 2,
     by: Measure = "structured",
+    whole: Container[str] = (),
 ) -> Budget:
     """The largest merge of a given shape that costs at most ``size`` times one model.
 
@@ -130,7 +131,8 @@ def shaped_budget(
     - ``"suffix"``: units are apart up to a depth, and merged from there on (Qu and Horvath 2025).
 
     The group at that depth is merged in part. A group is as deep as the first layer that gives its units; ``costs`` are
-    those of ``layer_costs``, in the order of layers, and ``n``, ``by`` and errors are as in ``best_budget``.
+    those of ``layer_costs``, in the order of layers. Groups in ``whole``, such as ``kept_whole`` lists, are merged
+    whole. All else is as in ``best_budget``.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> x = torch.ones(1, 3)
@@ -143,12 +145,12 @@ def shaped_budget(
     """
     check_spec(spec, "shaped_budget(spec, costs, shape=shape, size=size)")
     costs = list(costs)
-    groups = list(dict.fromkeys(cost.out for cost in costs if cost.out is not None))
+    groups = list(dict.fromkeys(cost.out for cost in costs if cost.out is not None and cost.out not in whole))
     units = np.array([spec.sizes[group] for group in groups])
-    one, linear, products = cost_terms(spec, costs, groups, n, by)
-    room = _room(one, linear, products, units, size, n, by)
+    terms = parent, merged, linear, products = cost_terms(spec, costs, groups, n, by)
+    room = _room(terms, units, size, n, by)
     shapes: dict[str, Callable[[int], np.ndarray]] = {
-        "uniform": lambda count: units * count // units.max(),
+        "uniform": lambda count: units * count // units.max(initial=1),
         # So many units are apart, those of the last groups first, or those of the first.
         "prefix": lambda count: np.clip(count - (units.sum() - units.cumsum()), 0, units),
         "suffix": lambda count: np.clip(count - (units.cumsum() - units), 0, units),
@@ -156,52 +158,59 @@ def shaped_budget(
     if shape not in shapes:
         raise ValueError(f"shape is {', '.join(map(repr, shapes))}, not {shape!r}")
     apart_at = shapes[shape]
-    counts = range(1, int(units.max() if shape == "uniform" else units.sum()) + 1)
+    counts = range(1, int(units.max(initial=0) if shape == "uniform" else units.sum()) + 1)
     most = bisect.bisect_right(counts, room, key=lambda count: extra_cost(linear, products, apart_at(count)))
     apart = apart_at(most)
-    return Budget(
-        _merged(spec, groups, apart), _units(spec), n, 1 + extra_cost(linear, products, apart) / one, size, by
-    )
+    reached = (merged + extra_cost(linear, products, apart)) / parent
+    return Budget(_merged(spec, groups, apart), _units(spec), n, reached, size, by)
 
 
 def cost_terms(
     spec: PermutationSpec, costs: Iterable[LayerCost], groups: Sequence[str], n: int, by: Measure
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """The cost of one model, and the terms ``linear`` and ``products`` of what a merge of n costs more.
+) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """The cost of one model, of a merge with all units merged, and what units apart cost in addition.
 
-    They are whole numbers over the units apart of ``groups``; the other groups are merged whole. Of groups with u and v
-    units, a and b of them apart, the merge has ``u + (n - 1) a`` and ``v + (n - 1) b``. Of all their pairs, those
-    with a model in common are ``u v + (n - 1) (u b + v a - a b)``.
+    The latter is ``linear @ apart + apart @ products @ apart`` over the units apart of ``groups``; all other groups are
+    merged whole. Of groups with u and v units, a and b of them apart, the merge has ``u + (n - 1) a`` and ``v + (n - 1)
+    b``. Of all their pairs, those with a model in common are ``u v + (n - 1) (u b + v a - a b)``.
     """
     if by not in get_args(Measure):
         raise ValueError(f"by is {', '.join(map(repr, get_args(Measure)))}, not {by!r}")
     number = {group: at for at, group in enumerate(groups)}
-    one, linear = 0, np.zeros(len(groups), np.int64)
+    parent, merged, linear = 0, 0, np.zeros(len(groups), np.int64)
     products = np.zeros((len(groups), len(groups)), np.int64)
     for cost in costs:
-        each = cost.parameters if by == "parameters" else cost.multiply_adds
+        weight = cost.parameters if by == "parameters" else cost.multiply_adds
         sides = [side for side in (cost.out, cost.reads) if side is not None]
+        for side in sides:
+            if side not in spec.families:
+                raise ValueError(f"{cost.key!r} has a cost for group {side!r}, which the spec has not")
         own = math.prod(spec.sizes[side] for side in sides)
-        one += each * own
+        parent += weight * own
+        copies, more = 1, n - 1
+        if cost.side_by_side:  # outputs of each model's own, which read the units of one model
+            copies, more = n, n * (n - 1) if by == "dense" else 0
+        merged += weight * own * copies
         for side in sides:
             if side in number:
-                linear[number[side]] += each * (n - 1) * own // spec.sizes[side]
+                linear[number[side]] += weight * more * own // spec.sizes[side]
         if len(sides) == 2 and all(side in number for side in sides):
             g, h = sorted(number[side] for side in sides)
-            products[g, h] += each * ((n - 1) ** 2 if by == "dense" else 1 - n)
-    return one, linear, products
+            products[g, h] += weight * ((n - 1) ** 2 if by == "dense" else 1 - n)
+    return parent, merged, linear, products
 
 
-def _room(
-    one: int, linear: np.ndarray, products: np.ndarray, units: np.ndarray, size: float, n: int, by: Measure
-) -> int:
-    """What a merge of ``size`` may cost more than one model. Raises ValueError for a size that no merge has."""
-    most = 1 + extra_cost(linear, products, units) / one if by == "dense" else n
-    if not 1 <= size <= most:
+def _room(terms: tuple[int, int, np.ndarray, np.ndarray], units: np.ndarray, size: float, n: int, by: Measure) -> int:
+    """What units apart may cost in a merge of ``size``. Raises ValueError for a size that no merge has."""
+    parent, merged, linear, products = terms
+    least = merged / parent
+    most = (merged + extra_cost(linear, products, units)) / parent if by == "dense" else n
+    if not least <= size <= most:
         raise ValueError(
-            f"no merge of {n} models has size {size:g}: it goes from 1, all units merged, to {most:.4g}, all apart"
+            f"no merge of {n} models has size {size:g}: it goes from {least:.6g}, all units merged, to {most:.6g}, all "
+            "apart"
         )
-    return math.floor(round((size - 1) * one, 3))
+    return math.floor(round(size * parent - merged, 3))
 
 
 def _checked_table(spec: PermutationSpec, group: str, gains: Tensor) -> np.ndarray:

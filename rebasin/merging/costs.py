@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -11,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import AFFINE, NORMS, export, operator, weight_keys
+from rebasin.graph import AFFINE, NORMS, export, number, operator, weight_keys
+from rebasin.merging.expansion import Heads, output_keys
 from rebasin.merging.slots import Slots
 from rebasin.spec import PermutationSpec, check_spec
 
@@ -28,6 +30,7 @@ class LayerCost:
       convolution, whose units read their own block alone, ``reads`` is None as well.
     - ``multiply_adds``: those of one pair, for one input of the network.
     - ``parameters``: the weights of one pair.
+    - ``side_by_side``: whether ``out`` is None for outputs that each model has for itself: n units of one owner each.
     """
 
     key: str
@@ -35,37 +38,40 @@ class LayerCost:
     reads: str | None
     multiply_adds: int
     parameters: int
+    side_by_side: bool = False
 
 
-def layer_costs(spec: PermutationSpec, model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[LayerCost, ...]:
+def layer_costs(
+    spec: PermutationSpec, model: nn.Module, example: Tensor | tuple[Tensor, ...], *, heads: Heads = "shared"
+) -> tuple[LayerCost, ...]:
     """The costs of all layers of a model, in the order in which they run.
 
     ``example`` is an input of the model with a batch axis, or the tuple of its inputs, of the size to be counted for.
     Multiply-adds are those of linear layers and convolutions, as the field counts them: not those of norms, of
     activations, or of attention's products of queries with keys. Parameters are all weights of ``spec``. A layer that
-    reads several groups, as after a concatenation, has an entry for each.
+    reads several groups, as after a concatenation, has an entry for each. ``heads`` are those of ``expand_network``.
 
     Raises ValueError, naming it, for a layer whose weight is computed or a weight with two groups that no layer reads.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2, bias=False))
     >>> x = torch.ones(1, 3)
     >>> for cost in layer_costs(rebasin.trace(model, x), model, x):
-    ...     print(cost)
-    LayerCost(key='0.weight', out='0', reads=None, multiply_adds=3, parameters=3)
-    LayerCost(key='2.weight', out=None, reads='0', multiply_adds=2, parameters=2)
-    LayerCost(key='0.bias', out='0', reads=None, multiply_adds=0, parameters=1)
+    ...     print(cost.key, cost.out, cost.reads, cost.multiply_adds, cost.parameters)
+    0.weight 0 None 3 3
+    2.weight None 0 2 2
+    0.bias 0 None 0 1
     """
     check_spec(spec, "layer_costs(spec, model, example)")
-    inputs = example if isinstance(example, tuple) else (example,)
-    return graph_costs(spec, export(model, inputs))
+    return graph_costs(spec, export(model, example if isinstance(example, tuple) else (example,)), heads=heads)
 
 
-def graph_costs(spec: PermutationSpec, program: torch.export.ExportedProgram) -> tuple[LayerCost, ...]:
+def graph_costs(
+    spec: PermutationSpec, program: torch.export.ExportedProgram, *, heads: Heads = "shared"
+) -> tuple[LayerCost, ...]:
     """The costs of all layers of an exported graph: see ``layer_costs``."""
     keys = weight_keys(program)
-    batch = next(
-        node.meta["val"].shape[0] for node in program.graph.nodes if node.op == "placeholder" and node not in keys
-    )
+    given = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    batch = number(next(given).meta["val"].shape[0])
     places: Counter[str] = Counter()  # at how many places of one input each weight is used
     grouped = set()
     for node in program.graph.nodes:
@@ -74,22 +80,23 @@ def graph_costs(spec: PermutationSpec, program: torch.export.ExportedProgram) ->
         if node.args[1] not in keys:
             raise ValueError(f"the cost of {node.name!r} is not known: its weight is computed")
         key, axis = keys[node.args[1]], AFFINE[operator(node)][0]
-        values = node.meta["val"]
-        places[key] += values.numel() // (values.shape[axis] * batch)
+        shape = [number(size) for size in node.meta["val"].shape]
+        places[key] += math.prod(shape) // (shape[axis] * batch)
         if node.args[0].meta["val"].shape[axis] != spec.shapes[key][1]:
             grouped.add(key)
+    own_outputs = output_keys(program) if heads == "side by side" else frozenset()
     costs = []
     for key in [*places, *(key for key in spec.weights if key not in places)]:
-        rows, columns = _units(spec, key, 0), _units(spec, key, 1) if key in places else {None: 1}
-        each = math.prod(spec.shapes[key][2:])  # the elements of a kernel
+        columns: dict[str | None, int] = {None: 1}
         if key in grouped:
-            columns, each = {None: 1}, math.prod(spec.shapes[key][1:])
-        elif key not in places:
-            rows, each = _units_of_vector(spec, key), 1
-        for out, own in rows.items():
-            for reads, read in columns.items():
-                weights = own * read * each
-                costs.append(LayerCost(key, out, reads, weights * places[key], weights))
+            rows, kernel = _units(spec, key, 0), math.prod(spec.shapes[key][1:])
+        elif key in places:
+            rows, columns, kernel = _units(spec, key, 0), _units(spec, key, 1), math.prod(spec.shapes[key][2:])
+        else:
+            rows, kernel = _units_of_vector(spec, key), 1
+        for (out, own), (reads, read) in itertools.product(rows.items(), columns.items()):
+            weights, side_by_side = own * read * kernel, out is None and key in own_outputs
+            costs.append(LayerCost(key, out, reads, weights * places[key], weights, side_by_side))
     return tuple(costs)
 
 
@@ -135,7 +142,8 @@ def count_cost(costs: Iterable[LayerCost], slots: Slots, *, by: Measure = "struc
         owners[group] = owns.double().cpu()
     total = 0
     for cost in costs:
-        common = owners[cost.out].T @ owners[cost.reads]  # (out, in), how many models two units have in common
+        out = torch.eye(slots.n, dtype=torch.float64) if cost.side_by_side else owners[cost.out]
+        common = out.T @ owners[cost.reads]  # (out, in), how many models two units have in common
         pairs = common.numel() if by == "dense" else int((common > 0).sum())
         total += pairs * (cost.parameters if by == "parameters" else cost.multiply_adds)
     return total

@@ -18,7 +18,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, vstack
 
 Gains = Sequence[np.ndarray]
-GAP, COARSE_GAP = 1e-4, 3e-3  # how close to its own best the solver stops, with cells of one unit and larger ones
+GAP, COARSE_GAP = 1e-4, 5e-3  # how close to its own best the solver stops, with cells of one unit and larger ones
 LINES = 5  # by which the gain is limited within a cell
 SHARES = 1024  # in how fine steps counts are made to fit
 ROUNDING = 1e-12

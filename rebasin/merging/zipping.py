@@ -72,7 +72,7 @@ def _zipped(likeness: np.ndarray, n: int, merges: int, alpha: float, beta: float
     allowed = alike.copy()
     own = np.full(n, int(merges // n * beta + 1e-4))  # how many merges within each model are left
     for of_model in np.flatnonzero(own == 0):
-        _bar(allowed, model == of_model)
+        _forbid(allowed, model == of_model)
     for _ in range(merges):
         best = int(allowed.argmax())
         if allowed.flat[best] == -np.inf:
@@ -86,10 +86,10 @@ def _zipped(likeness: np.ndarray, n: int, merges: int, alpha: float, beta: float
         if model[kept] == model[gone]:
             own[model[kept]] -= 1
             if own[model[kept]] == 0:
-                _bar(allowed, model == model[kept])
+                _forbid(allowed, model == model[kept])
     return slot.reshape(n, -1)
 
 
-def _bar(allowed: np.ndarray, slots: np.ndarray) -> None:
+def _forbid(allowed: np.ndarray, slots: np.ndarray) -> None:
     """No two of these slots may be merged any more."""
     allowed[np.ix_(slots, slots)] = -np.inf

@@ -43,6 +43,7 @@ RESIDUAL = [
     layer("s", "b"),
     layer(None, "s", 10),
 ]
+SIDE_BY_SIDE = [*RESIDUAL[:-1], LayerCost("heads", None, "s", 10, 11, side_by_side=True)]
 
 
 def cost(spec, costs, n, merged, by):
@@ -82,9 +83,9 @@ def drawn_gains(spec, seed, concave=True):
 def assert_fits(budget, spec, costs):
     """The size is counted on the slots, and within the limit."""
     counted = cost(spec, costs, budget.n, budget.merged, budget.by)
-    one = cost(spec, costs, 1, {}, budget.by)
-    assert budget.size == pytest.approx(counted / one, rel=1e-12)
-    assert counted <= budget.limit * one + 1e-6
+    parent = cost(spec, costs, 1, {}, budget.by)
+    assert budget.size == pytest.approx(counted / parent, rel=1e-12)
+    assert counted <= budget.limit * parent + 1e-6
 
 
 @pytest.mark.parametrize("by", MEASURES)
@@ -110,14 +111,17 @@ def test_two_groups_of_twenty_units_are_split_as_well_as_any_widths(by, concave)
     share=st.floats(0, 1),
     levels=st.integers(1, 4),
     by=st.sampled_from(MEASURES),
+    costs=st.sampled_from([RESIDUAL, SIDE_BY_SIDE]),
 )
 @settings(max_examples=40, deadline=None)
-def test_steps_coarser_than_units_still_bound_the_gain_of_all_widths(sizes, seed, concave, n, share, levels, by):
+def test_steps_coarser_than_units_still_bound_the_gain_of_all_widths(sizes, seed, concave, n, share, levels, by, costs):
     spec = spec_of(**dict(zip("sab", sizes, strict=True)))
-    gains, size = drawn_gains(spec, seed, concave), 1 + share * (n - 1)
-    budget = best_budget(spec, RESIDUAL, gains=gains, size=size, n=n, by=by, levels=levels)
-    best = best_of_all(spec, RESIDUAL, gains, size, n, by)
-    assert_fits(budget, spec, RESIDUAL)
+    gains = drawn_gains(spec, seed, concave)
+    least = cost(spec, costs, n, spec.sizes, by) / cost(spec, costs, 1, {}, by)
+    size = least + share * (n - least)
+    budget = best_budget(spec, costs, gains=gains, size=size, n=n, by=by, levels=levels)
+    best = best_of_all(spec, costs, gains, size, n, by)
+    assert_fits(budget, spec, costs)
     # Rounding of sums of at most 21 numbers, and of what the solver calls whole.
     assert budget.gain <= best + 1e-9
     assert budget.bound >= best - 1e-5
@@ -206,6 +210,24 @@ def test_groups_without_gains_are_merged_whole():
     assert budget.merged["a"] < 9
 
 
+def test_a_solver_that_has_no_time_still_gives_widths_that_fit_and_a_bound():
+    spec = spec_of(s=60, a=90, b=80)
+    gains = drawn_gains(spec, 1)
+    hasty, best = (best_budget(spec, RESIDUAL, gains=gains, size=1.5, seconds=seconds) for seconds in (0, 60))
+    assert_fits(hasty, spec, RESIDUAL)
+    assert 0 < hasty.gain <= best.bound
+    assert hasty.bound >= best.gain
+
+
+def test_a_shape_leaves_alone_what_must_stay_whole():
+    spec = spec_of(s=6, a=9, b=8)
+    for shape in ("uniform", "prefix", "suffix"):
+        budget = shaped_budget(spec, RESIDUAL, shape=shape, size=1.3, whole={"s": "a reason"})
+        assert budget.merged["s"] == 6
+        assert min(budget.merged["a"], budget.merged["b"]) < 8
+        assert_fits(budget, spec, RESIDUAL)
+
+
 def test_gains_are_compared_whatever_their_unit_is():
     spec = spec_of(s=6, a=9, b=8)
     budgets = [
@@ -244,6 +266,14 @@ def test_sizes_that_no_merge_has_are_refused(size):
         shaped_budget(spec, CHAIN, shape="prefix", size=size)
 
 
+def test_heads_side_by_side_cost_something_when_all_units_are_merged():
+    spec = spec_of(s=6, a=9, b=8)
+    with pytest.raises(
+        ValueError, match="no merge of 2 models has size 1: it goes from 1.1.*, all units merged, to 2,"
+    ):
+        best_budget(spec, SIDE_BY_SIDE, gains=drawn_gains(spec, 0), size=1)
+
+
 def test_bad_gains_and_options_are_refused():
     spec = spec_of(a=4, b=4)
     gains = drawn_gains(spec, 0)
@@ -253,6 +283,8 @@ def test_bad_gains_and_options_are_refused():
         best_budget(spec, CHAIN, gains=gains | {"b": torch.zeros(4)}, size=1.5)
     with pytest.raises(ValueError, match="there are no gains"):
         best_budget(spec, CHAIN, gains={}, size=1.5)
+    with pytest.raises(ValueError, match="'a s' has a cost for group 's', which the spec has not"):
+        best_budget(spec, [*CHAIN, layer("a", "s")], gains=gains, size=1.5)
     with pytest.raises(ValueError, match="by is 'structured', 'dense', 'parameters', not 'flops'"):
         best_budget(spec, CHAIN, gains=gains, size=1.5, by="flops")
     with pytest.raises(ValueError, match="shape is 'uniform', 'prefix', 'suffix', not 'zip'"):

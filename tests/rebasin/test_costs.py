@@ -9,7 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rebasin import PermutationSpec
-from rebasin.merging.costs import LayerCost, count_cost, layer_costs
+from rebasin.graph import export
+from rebasin.merging.costs import LayerCost, count_cost, graph_costs, layer_costs
+from rebasin.merging.expanded import expand_network
 from rebasin.merging.slots import Slots
 from rebasin.tracing import trace
 
@@ -34,7 +36,7 @@ def counted(kind):
     return model, spec, layer_costs(spec, model, EXAMPLE)
 
 
-def one(spec):
+def parent(spec):
     return Slots.apart(spec, 1)
 
 
@@ -45,9 +47,9 @@ def test_one_model_has_the_multiply_adds_that_torch_counts_and_its_own_parameter
         model(EXAMPLE)
     products = [flops for name, flops in counter.get_flop_counts()["Global"].items() if "attention" not in str(name)]
     # A multiply-add is two operations, and there are two inputs.
-    assert count_cost(costs, one(spec)) == sum(products) // 4
-    assert count_cost(costs, one(spec), by="dense") == count_cost(costs, one(spec))
-    assert count_cost(costs, one(spec), by="parameters") == sum(tensor.numel() for tensor in model.parameters())
+    assert count_cost(costs, parent(spec)) == sum(products) // 4
+    assert count_cost(costs, parent(spec), by="dense") == count_cost(costs, parent(spec))
+    assert count_cost(costs, parent(spec), by="parameters") == sum(tensor.numel() for tensor in model.parameters())
 
 
 def places(spec, key):
@@ -103,6 +105,24 @@ def test_pairs_of_units_with_a_model_in_common_are_the_weights_that_a_merge_hold
         assert count_cost(own, slots) == held * own[0].multiply_adds // own[0].parameters, key
 
 
+@pytest.mark.parametrize("kind", ["chain", "branches", "attention", "separable"])
+@pytest.mark.parametrize("heads", ["shared", "side by side"])
+def test_what_is_counted_is_what_the_network_of_the_merge_runs_and_holds(kind, heads):
+    model = KINDS[kind]().eval()
+    spec = trace(model, EXAMPLE)
+    costs = layer_costs(spec, model, EXAMPLE, heads=heads)
+    generator = torch.Generator().manual_seed(0)
+    index = {}
+    for group, units in ((group, spec.sizes[group]) for group in spec.families):
+        index[group] = torch.randint(units, (2, units), generator=generator)
+    slots = Slots.from_index(spec, index)
+    network = expand_network(slots, model, [model, model], example=EXAMPLE, heads=heads)
+    assert count_cost(costs, slots) == network.macs
+    assert count_cost(costs, slots, by="dense") == network.macs_dense
+    assert count_cost(costs, slots, by="parameters") == network.parameters_count
+    assert count_cost(costs, parent(spec)) == network.macs_parent
+
+
 COUNTED = {}
 
 
@@ -148,7 +168,13 @@ def test_multiply_adds_are_of_one_input_of_the_size_that_is_given():
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 3, padding=1))
     spec = trace(model, torch.ones(1, 1, 8, 8))
     small, large = (layer_costs(spec, model, torch.ones(count, 1, side, side)) for count, side in ((1, 8), (3, 16)))
-    assert count_cost(large, one(spec)) == 4 * count_cost(small, one(spec)) == 4 * 64 * 36
+    assert count_cost(large, parent(spec)) == 4 * count_cost(small, parent(spec)) == 4 * 64 * 36
+
+
+@pytest.mark.parametrize("kind", ["branches", "attention"])
+def test_a_graph_that_takes_batches_of_any_size_has_the_same_costs(kind):
+    model, spec, costs = counted(kind)
+    assert graph_costs(spec, export(model, (EXAMPLE,), any_batch=True)) == costs
 
 
 def test_weights_whose_cost_is_not_known_are_refused_by_name():
