@@ -78,7 +78,7 @@ class Rewriting:
         inputs = program.graph_signature.user_inputs
         first = next(node for node in program.graph.nodes if node.name in inputs)
         self.batch = self.value(first).shape[0]  # that of the example
-        self.any_batch = not isinstance(first.meta["val"].shape[0], int)
+        self.any_batch = bool(program.range_constraints)  # which there are of sizes that are not fixed
 
     def value(self, node: Node) -> Value:
         """What is known of the tensor that a node of the old graph gives."""

@@ -16,7 +16,9 @@ from rebasin import Permutation, SpecError, trace
 from rebasin.graph import export
 from rebasin.merging.expanded import expand_network, kept_whole
 from rebasin.merging.expansion import expand
+from rebasin.merging.rewriting import BECOMES
 from rebasin.merging.slots import Slots
+from rebasin.tracing.rules import sums
 from rebasin.tracing.units import RULES
 
 
@@ -453,11 +455,14 @@ def test_only_the_groups_that_cannot_be_split_are_kept_whole():
     torch.testing.assert_close(merge(x), (a + b) / 2, rtol=1e-10, atol=1e-10)
 
 
-def test_a_network_that_computes_with_its_own_width_is_refused_by_the_proof():
-    model = Mixed(lambda x: x * x.shape[-1]).double()
-    spec = trace(model, images(1))
-    with pytest.raises(SpecError, match="a merge of equal models computes something else: merge 'a' whole"):
-        expand_network(Slots.apart(spec, 2), model, drawn(model, 2), example=images(1))
+def test_the_proof_finds_a_norm_that_goes_over_the_units_of_all_models(monkeypatch):
+    def over_all(merge, node, x, shape, *tensors):
+        return merge.copied(node, [x, [merge.axis(x, -1).size], *tensors])
+
+    model, spec = network("layer norm")
+    monkeypatch.setitem(BECOMES, sums.normed, over_all)
+    with pytest.raises(SpecError, match="computes something else: merge 'stem' whole"):
+        expand_network(half_shared(spec), model, drawn(model, 2), example=images(1))
 
 
 class InHalf(Mixed):
