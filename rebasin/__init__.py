@@ -20,6 +20,8 @@ from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.least_squares import least_squares
 from rebasin.merging.many import merge_many
 from rebasin.merging.mending import Mend, mender, repair, reset_norms
+from rebasin.merging.pleas import Fitted, fit_slots, pleas
+from rebasin.merging.sequential import refit
 from rebasin.merging.slots import Slots
 from rebasin.permutation import Permutation
 from rebasin.progress import show_progress
@@ -33,6 +35,7 @@ except _metadata.PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+source"
 
 __all__ = [
+    "Fitted",
     "Grams",
     "Matcher",
     "Matching",
@@ -49,6 +52,7 @@ __all__ = [
     "Weights",
     "activation_matching",
     "collect",
+    "fit_slots",
     "frank_wolfe_matching",
     "inner_product",
     "interpolate",
@@ -61,6 +65,8 @@ __all__ = [
     "merge_hierarchical",
     "merge_many",
     "merge_mean",
+    "pleas",
+    "refit",
     "repair",
     "reset_norms",
     "show_progress",

@@ -17,6 +17,7 @@ from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, check_device, take
 
 GIBIBYTE = 2**30
+PIECE = 256  # columns that are multiplied at once; only pieces below the diagonal are, as products are symmetric
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,7 +48,7 @@ class Grams:
     - ``program``: the exported graph of one.
     - ``layers``: a ``LayerGram`` for the weight of each linear layer and convolution.
     - ``images``: how many inputs were read.
-    - ``loader``: where they came from.
+    - ``loader``: where they came from; ``example``: two of them.
     """
 
     spec: PermutationSpec
@@ -57,6 +58,7 @@ class Grams:
     layers: Mapping[str, LayerGram]
     images: int
     loader: Iterable[Any] | Tensor
+    example: Tensor
 
     @property
     def n(self) -> int:
@@ -89,12 +91,13 @@ def collect(
     size and objective; nothing has to be read again. Products are made in the models' precision, and added in float64.
 
     Raises ValueError if the models do not fit, if the loader gives nothing, or, before it is read, if the matrices
-    would take more than ``memory`` gibibytes.
+    would take more than ``memory`` gibibytes;
+    and if what a layer reads is not finite.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
     >>> collect(spec, models, torch.randn(100, 3))
-    Grams(2 models, 2 layers, 100 images, 5.03e-06 GiB)
+    Grams(2 models, 2 layers, 100 images, ... GiB)
     """
     weights, batch = side_by_side(spec, models, "collect(spec, models, loader)")
     if batch:
@@ -107,13 +110,14 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
     layers: dict[str, LayerGram] = {}
-    images = 0
+    images, example = 0, torch.empty(0)
     for drawn in batches_of(loader, weights, "Gram matrices"):
         inputs = drawn[0] if isinstance(drawn, tuple | list) else drawn
         if inputs.shape not in programs:
             programs[inputs.shape] = export(model, (inputs,))
         program = programs[inputs.shape]
         if not layers:
+            example = inputs[:2]
             layers = _empty(program, weights, memory)
         held = (torch.arange(len(inputs)) + images) % 2 == 1
         for of_models in zip(*(layer_inputs(program, one, (inputs,)) for one in alone), strict=True):
@@ -122,20 +126,36 @@ def collect(
             at = draw_places(node, x, places, generator)
             _add(layer, [rows_at(node, x, at) for _, x in of_models], held)
         images += len(inputs)
-    return Grams(spec, model, weights, next(iter(programs.values())), layers, images, loader)
+    for key, layer in layers.items():
+        for gram in layer.gram:
+            gram.copy_(gram.tril() + gram.tril(-1).T)
+        if not layer.gram.diagonal(dim1=1, dim2=2).isfinite().all():
+            raise ValueError(f"what {key!r} reads is not finite for some of the models and inputs")
+    return Grams(spec, model, weights, next(iter(programs.values())), layers, images, loader, example)
 
 
 def _add(layer: LayerGram, read: list[Tensor], held: Tensor) -> None:
-    """Add what n models read, (images, places, columns) each, to a layer's Gram matrices."""
-    ones = torch.ones_like(read[0][..., :1])
-    rows = torch.cat([*read, ones], -1)
-    for half, chosen in enumerate((~held, held)):
-        if len(rows) != len(held):
-            # The first axis is not the images', as in attention that has it second: any half will do.
-            chosen = torch.arange(len(rows)) % 2 == half
-        own = rows[chosen.to(rows.device)].flatten(0, 1)
-        layer.gram[half] += own.T @ own
+    """Add what n models read, (images, places, columns) each, to a layer's Gram matrices, below the diagonal."""
+    rows = torch.cat([*read, torch.ones_like(read[0][..., :1])], -1)
+    for half, own in enumerate(halves(rows, held)):
+        pieces = own.split(PIECE, 1)
+        for i, left in enumerate(pieces):
+            for j, right in enumerate(pieces[: i + 1]):
+                at = slice(i * PIECE, (i + 1) * PIECE), slice(j * PIECE, (j + 1) * PIECE)
+                layer.gram[(half, *at)] += left.T @ right
         layer.rows[half] += len(own)
+
+
+def halves(rows: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows (images, places, columns), those of the images that are fitted, and of those held back: (rows, columns).
+
+    ``held`` (images,) says which. Where the first axis is another, as in attention that has it second, every second
+    slice of that is held back.
+    """
+    if len(rows) != len(held):
+        held = torch.arange(len(rows)) % 2 == 1
+    held = held.to(rows.device)
+    return rows[~held].flatten(0, 1), rows[held].flatten(0, 1)
 
 
 def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], memory: float) -> dict[str, LayerGram]:

@@ -56,20 +56,6 @@ def runs(spec: PermutationSpec, key: str, axis: int) -> list[Run]:
     return stretches
 
 
-def unsplittable(spec: PermutationSpec) -> dict[str, str]:
-    """The groups that can only be merged whole, with the reason: see ``runs``."""
-    reasons: dict[str, str] = {}
-    for key, parts in spec.parts.items():
-        for axis in {part.axis for part in parts}:
-            try:
-                runs(spec, key, axis)
-            except ValueError as error:
-                for part in parts:
-                    if part.axis == axis:
-                        reasons.setdefault(spec.inside.get(part.group, part.group), str(error))
-    return reasons
-
-
 def places(slots: Slots, key: str, axis: int, *, stacked: bool = False) -> tuple[Tensor, int]:
     """Where the slices of an axis of each permuted model go: int64 (n, slices), and the new number of slices.
 

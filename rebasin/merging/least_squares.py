@@ -13,7 +13,7 @@ from torch import Tensor
 from rebasin.merging.expansion import Heads, expand, output_keys
 from rebasin.merging.grams import Grams
 from rebasin.merging.layout import blocks_of, whole
-from rebasin.merging.normal_equations import Equations, Layout, Objective, equations_of, layout_of
+from rebasin.merging.normal_equations import Equations, Layout, Objective, equations_of, layout_of, restricted
 from rebasin.merging.slots import Slots
 
 # Ridges to choose from, as shares of each column's sum of squares.
@@ -80,9 +80,8 @@ def least_squares(
         start = around.flatten(1).to(layer.gram)
         if layer.bias is not None:
             start = torch.cat([start, weights[layer.bias].to(start).unsqueeze(-1)], 1)
-        equations = equations_of(layer, layout, grams.weights, start, objective)
-        change, fits[key] = solve(layout, equations)
-        fitted = (start + change).to(weights[key])
+        fitted, fits[key] = solve(layout, equations_of(layer, layout, grams.weights, objective), start)
+        fitted = fitted.to(weights[key])
         if layer.bias is not None:
             weights[layer.bias] = fitted[:, -1]
             fitted = fitted[:, :-1]
@@ -91,57 +90,49 @@ def least_squares(
     return weights, fits
 
 
-def solve(layout: Layout, equations: Sequence[Equations]) -> tuple[Tensor, Fit]:
-    """The change (outputs, columns) of a layer's weight that least squares make, and how it was chosen."""
+def solve(layout: Layout, equations: Sequence[Equations], start: Tensor) -> tuple[Tensor, Fit]:
+    """The weight (outputs, columns) that least squares make of ``start``, and how it was chosen."""
     pairs = list(zip(layout.allowed, layout.owners, strict=True))
-    parts = [_restricted(equations, rows, columns, owners) for (rows, columns), owners in pairs]
-    energy, before = (sum(float(getattr(part, name)[1].sum()) for part in parts) for name in ("energy", "left"))
+    parts = [restricted(equations, layout, rows, columns, owners) for (rows, columns), owners in pairs]
+    starts = [start[rows.unsqueeze(-1), columns] for rows, columns in layout.allowed]
+    energy = sum(float(part.energy[1].sum()) for part in parts)
+    before = sum(_left(part, weight) for part, weight in zip(parts, starts, strict=True))
     strength, after = float("inf"), before
     for ridge in STRENGTHS:
-        changes = [_ridge_solution(part.gram[0], part.pull[0], ridge) for part in parts]
-        if all(change is not None for change in changes):
-            left = sum(_left(part, change) for part, change in zip(parts, changes, strict=True) if change is not None)
-            if left < after:
-                strength, after = ridge, left
-    total = torch.zeros_like(equations[0].pull[0])
-    for (rows, columns), part in zip(layout.allowed, parts, strict=True):
-        change = _ridge_solution(part.gram.sum(0), part.pull.sum(0), strength)
-        if change is not None and strength < float("inf"):
-            total[rows.to(total.device).unsqueeze(-1), columns.to(total.device)] = change
+        solutions = [_solution(part, (0,), weight, ridge) for part, weight in zip(parts, starts, strict=True)]
+        left = sum(_left(part, weight) for part, weight in zip(parts, solutions, strict=True))
+        if left < after:
+            strength, after = ridge, left
+    fitted = start.clone()
+    if strength < float("inf"):
+        for (rows, columns), part, weight in zip(layout.allowed, parts, starts, strict=True):
+            fitted[rows.unsqueeze(-1), columns] = _solution(part, (0, 1), weight, strength)
     share = 1 / energy if energy > 0 else 0.0
     rows_of_data = min(int(part.count[0]) for part in parts)
-    return total, Fit(strength, before * share, after * share, rows_of_data, max(len(part.gram[0]) for part in parts))
+    unknowns = max(part.gram.shape[-1] for part in parts)
+    return fitted, Fit(strength, max(0.0, before * share), max(0.0, after * share), rows_of_data, unknowns)
 
 
-def _restricted(equations: Sequence[Equations], rows: Tensor, columns: Tensor, owners: Sequence[int]) -> Equations:
-    """The equations of some outputs, which read these columns, from the data of the models that own them."""
-    own = [some for some in equations if set(some.models) & set(owners)]
-    zero = torch.zeros((), dtype=own[0].gram.dtype, device=own[0].gram.device)
-    rows, columns = rows.to(zero.device), columns.to(zero.device)
-    return Equations(
-        tuple(owners),
-        gram=sum((some.gram[:, columns.unsqueeze(-1), columns] for some in own), zero),
-        pull=sum((some.pull[:, rows.unsqueeze(-1), columns] for some in own), zero),
-        left=sum((some.left[:, rows] for some in own), zero),
-        energy=sum((some.energy[:, rows] for some in own), zero),
-        count=torch.stack([some.count for some in own]).sum(0),
-    )
+def _solution(part: Equations, halves: Sequence[int], start: Tensor, ridge: float) -> Tensor:
+    """The weight (outputs, columns) that leaves the least of the targets on these halves of the images.
 
-
-def _ridge_solution(gram: Tensor, pull: Tensor, ridge: float) -> Tensor | None:
-    """The change (outputs, columns) that leaves the least of the targets, plus its own size in the ridge's measure.
-
-    None if rounding made the matrix indefinite, which a stronger ridge mends.
+    It is as close to ``start`` as the ridge asks. Where rounding made the matrix indefinite, the ridge grows.
     """
+    gram, cross = part.gram[list(halves)].sum(0), part.cross[list(halves)].sum(0)
     diagonal = gram.diagonal()
-    factor, failed = torch.linalg.cholesky_ex(gram + torch.diag(ridge * diagonal.clamp(min=FLOOR * diagonal.max())))
-    return None if failed else torch.cholesky_solve(pull.T, factor).T
+    scale = torch.diag(diagonal.clamp(min=FLOOR * float(diagonal.max())))
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale)
+    while failed:
+        if not scale.any():
+            return start  # nothing was read
+        ridge = max(10 * ridge, FLOOR)
+        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale)
+    return start + torch.cholesky_solve((cross - start @ gram).T, factor).T
 
 
-def _left(part: Equations, change: Tensor) -> float:
-    """What a change leaves of the targets on the images held back, a sum of squares."""
-    squares = ((change @ part.gram[1]) * change).sum() - 2 * (change * part.pull[1]).sum()
-    return float(part.left[1].sum() + squares)
+def _left(part: Equations, weight: Tensor) -> float:
+    """What a weight leaves of the targets on the images held back, a sum of squares."""
+    return float(part.energy[1].sum() + ((weight @ part.gram[1] - 2 * part.cross[1]) * weight).sum())
 
 
 def _warn_of_little_data(grams: Grams, fits: dict[str, Fit]) -> None:
@@ -151,7 +142,7 @@ def _warn_of_little_data(grams: Grams, fits: dict[str, Fit]) -> None:
     if short:
         key = max(short, key=short.__getitem__)
         warnings.warn(
-            f"{len(short)} layers have more unknowns than rows of data, most of all {key!r} with {fits[key].unknowns} "
-            f"and {fits[key].rows}: collect the Gram matrices of {int(grams.images * short[key]) + 1} images or more",
+            f"{key!r} has {fits[key].unknowns} unknowns for each output and {fits[key].rows} rows of data: "
+            f"collect the Gram matrices of {int(grams.images * short[key]) + 1} images or more",
             stacklevel=3,
         )

@@ -79,7 +79,9 @@ def test_the_weights_are_those_of_lstsq_on_the_recorded_rows(monkeypatch, object
             y = in_slots(reads[1], index["3"], slots.widths["3"])[:, slot]
         else:
             of_owners = [m for m in range(n) if own[m]]
-            x = torch.cat([in_slots([reads[0][m]], index["1"][[m]], slots.widths["1"]) for m in of_owners])
+            # What some of the owners have in a slot counts for the others, since the merge reads all slots at once.
+            scale = len(of_owners) / owners["1"][own].sum(0).clamp(min=1)
+            x = torch.cat([in_slots([reads[0][m]], index["1"][[m]], slots.widths["1"]) for m in of_owners]) * scale
             y = torch.cat([in_slots([reads[1][m]], index["3"][[m]], slots.widths["3"])[:, slot] for m in of_owners])
         x = torch.cat([x[:, allowed], torch.ones(len(x), 1)], 1)
         expected = torch.linalg.lstsq(x, y.unsqueeze(-1)).solution.squeeze(-1)
@@ -140,11 +142,12 @@ def test_permuted_copies_of_a_model_merge_into_it_whatever_the_ridge(monkeypatch
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_all_apart_is_fitted_already(objective):
-    _, spec, models, grams = prepared(Branches, 2, count=40)
+    _, spec, models, grams = prepared(Branches, 2)
     slots = Slots.apart(spec, 2)
     weights, fits = least_squares(grams, slots, objective=objective)
     start = expand(slots, models, grams.program)
-    for key in grams.layers:
+    # Stacked, the outputs of one model are not the mean of both: their biases differ.
+    for key in grams.layers if objective == "averaged" else ["residual.weight", "side.weight", "grouped.weight"]:
         torch.testing.assert_close(weights[key], start[key], rtol=1e-6, atol=1e-8)
         assert fits[key].after < 1e-12
 
@@ -193,7 +196,7 @@ def test_noise_with_little_data_is_not_fitted():
     model = Chain().double().eval()
     spec, models = trace(model, images(1)), drawn(model, 2)
     grams = collect(spec, models, images(24), model=model)
-    with pytest.warns(UserWarning, match="'1.weight' with 33 and 12: collect.* of 67 images or more"):
+    with pytest.warns(UserWarning, match="'3.weight' has 13 unknowns.* and 12 rows.* 27 images or more"):
         _, fits = least_squares(grams, Slots.of_permutation(Permutation.identity(spec, (2,))))
     assert all(fit.after <= fit.before for fit in fits.values())
 

@@ -1,0 +1,89 @@
+"""Running statistics of a network's batch norms, measured over batches of inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rebasin.graph import export, operator, run, weight_keys
+from rebasin.matching.batches import batches_of
+from rebasin.merging.mending import BATCH_NORMS
+from rebasin.weights import weights_of
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@torch.no_grad()
+def measure_norms(model: Module, loader: Iterable[Any] | Tensor) -> Module:
+    """A copy of a model whose batch norms have running statistics measured anew: the means of those of all batches.
+
+    ``loader`` gives batches of two inputs or more, or tuples that begin with them. In each batch a norm sees what the
+    norms before it give with the batch's own statistics, as in training; ``reset_norms`` takes one batch. Raises
+    ValueError if the loader gives nothing.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
+    >>> x = torch.randn(100, 3)
+    >>> torch.allclose(measure_norms(model, [x[:50], x[50:]])[1].running_mean, model[0](x).mean(0), atol=1e-6)
+    True
+    """
+    weights = weights_of(model)
+    totals: dict[str, Tensor] = {}
+    programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
+    images = 0
+    for batch in batches_of(loader, weights, "norm statistics"):
+        inputs = batch[0] if isinstance(batch, tuple | list) else batch
+        if inputs.shape not in programs:
+            programs[inputs.shape] = export(model, (inputs,))
+        for key, value in _statistics(programs[inputs.shape], weights, inputs).items():
+            totals[key] = totals.get(key, 0) + len(inputs) * value.double()
+        images += len(inputs)
+    measured = copy.deepcopy(model)
+    buffers = dict(measured.named_buffers())
+    for key, total in totals.items():
+        buffers[key].copy_(total / images)
+    return measured
+
+
+def _norms(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
+    """The batch norms with running statistics, and the keys of their means and variances."""
+    keys = weight_keys(program)
+    norms: dict[torch.fx.Node, tuple[str, str]] = {}
+    for node in program.graph.nodes:
+        if operator(node) in BATCH_NORMS and node.args[3] in keys:
+            norms[node] = keys[node.args[3]], keys[node.args[4]]
+    return norms
+
+
+def _statistics(program: torch.export.ExportedProgram, weights: dict[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
+    """The mean and the variance that each norm with running statistics sees, by the keys of these."""
+    norms = norms_of(program)
+    statistics: dict[str, Tensor] = {}
+
+    def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
+        if node in norms:
+            args[3:5] = batch_statistics(args[0])
+            statistics.update(zip(norms[node], args[3:5], strict=True))
+        return compute(*args)
+
+    run(program, weights, (inputs,), visit)
+    return statistics
+
+
+def batch_statistics(x: Tensor) -> list[Tensor]:
+    """Mean and variance of each channel of (images, channels, ...)."""
+    variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1])
+    return [mean, variance]
+
+
+def norms_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
+    """The batch norms with running statistics, and the keys of their means and variances."""
+    keys = weight_keys(program)
+    norms: dict[torch.fx.Node, tuple[str, str]] = {}
+    for node in program.graph.nodes:
+        if operator(node) in BATCH_NORMS and node.args[3] in keys:
+            norms[node] = keys[node.args[3]], keys[node.args[4]]
+    return norms

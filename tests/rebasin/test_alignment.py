@@ -1,0 +1,116 @@
+"""What Gram matrices tell of the units: the matching of activations, and what merging a unit costs."""
+
+import pytest
+import torch
+from networks import NETWORKS, Attention, Branches, Chain, Reused, drawn, images
+from torch import nn
+from torch.func import functional_call
+
+from rebasin import Permutation, activation_matching, collect, trace
+from rebasin.merging.alignment import aligned_correlation, match_grams, mismatch, unit_sums
+from rebasin.weights import take
+
+
+def planted(network, n, noise=0.0):
+    """A network's spec, n models that are permuted copies of one, but for noise, and what brings them back."""
+    model = network().double().eval()
+    spec, single = trace(model, images(1)), drawn(model, 1)
+    permutation = Permutation.random(spec, (n,), torch.Generator().manual_seed(1))
+    first = Permutation.identity(spec)
+    for group, index in permutation.indices.items():
+        index[0] = first.indices[group]
+    models = permutation.apply({key: tensor.expand(n, *tensor.shape[1:]) for key, tensor in single.items()})
+    generator = torch.Generator().manual_seed(2)
+    for key, tensor in models.items():
+        if tensor.ndim > 2 and noise:
+            models[key] = tensor + noise * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+    return model, spec, models, permutation.invert()
+
+
+@pytest.mark.parametrize("similarity", ["inner product", "correlation"])
+@pytest.mark.parametrize("network", NETWORKS.values())
+def test_a_pair_is_matched_as_by_its_activations(network, similarity):
+    model, spec, models, _ = planted(network, 2, noise=0.2)
+    x = images(200)
+    found = match_grams(collect(spec, models, x, model=model, places=None), similarity=similarity)
+    a, b = take(models, 0), take(models, 1)
+    expected = activation_matching(spec, a, b, model=model, loader=x, similarity=similarity).permutation
+    for group, index in expected.indices.items():
+        assert torch.equal(found.indices[group][1], index)
+        assert torch.equal(found.indices[group][0], Permutation.identity(spec).indices[group])
+
+
+@pytest.mark.parametrize("network", NETWORKS.values())
+def test_planted_permutations_of_three_models_are_recovered(network):
+    model, spec, models, back = planted(network, 3, noise=0.05)
+    grams = collect(spec, models, images(200), model=model)
+    found = match_grams(grams)
+    alike, planted_alike = aligned_correlation(grams, found), aligned_correlation(grams, back)
+    unmatched = aligned_correlation(grams, Permutation.identity(spec, (3,)))
+    for group in alike:  # units that are dead on these inputs may be anywhere
+        assert alike[group].sum() >= planted_alike[group].sum() - 1e-9
+        assert unmatched[group].sum() < 0.9 * alike[group].sum()
+
+
+def test_the_units_that_differ_are_those_of_the_greatest_mismatch_once_aligned():
+    """Scores read in the coordinates of the unpermuted models would name others."""
+    model, spec, models, back = planted(Chain, 2)
+    moved = Permutation.identity(spec, (2,)).invert()
+    aligned = back.apply(models)
+    aligned["3.weight"][1, 4] = torch.randn(12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    models = back.invert().apply(aligned)
+    grams = collect(spec, models, images(300), model=model)
+    lost = mismatch(grams, back)
+    assert lost["3"].argmax() == 4
+    assert (lost["3"][torch.arange(10) != 4] < 1e-12).all()
+    assert aligned_correlation(grams, back)["3"].argmin() == 4
+    assert (mismatch(grams, moved)["3"] > 1e-3).sum() > 5
+
+
+def test_mismatch_is_the_variance_that_the_next_layer_loses():
+    model = Chain().double().eval()
+    spec, models, x = trace(model, images(1)), drawn(model, 2), images(500)
+    lost = mismatch(collect(spec, models, x, model=model), Permutation.identity(spec, (2,)))
+    layers = nn.Sequential(*list(model)[:5])
+    own = {key: tensor for key, tensor in models.items() if key < "5"}
+    hidden = [functional_call(layers, take(own, m), (x,)) for m in range(2)]
+    given = [h @ models["5.weight"][m].T for m, h in enumerate(hidden)]
+    energy = sum(float(g.var(0, correction=0).sum()) for g in given) / 2
+    apart = ((hidden[0] - hidden[1]) / 2).var(0, correction=0)
+    squares = models["5.weight"].square().sum(1).mean(0)
+    torch.testing.assert_close(lost["3"], apart * squares / energy)
+
+
+def test_blocks_are_as_alike_as_their_units():
+    model, spec, models, back = planted(Attention, 2, noise=0.1)
+    grams = collect(spec, models, images(200), model=model)
+    (heads,) = set(spec.inside.values())
+    assert aligned_correlation(grams, back)[heads].shape == (3,)
+    assert mismatch(grams, back)[heads].shape == (3,)
+
+
+def test_constant_and_dead_units_correlate_with_nothing():
+    model = Chain()
+    spec, models = trace(model, images(1).float()), drawn(model, 2)
+    models = {key: tensor.float() for key, tensor in models.items()}
+    models["1.weight"][:, :2], models["1.bias"][:, 0], models["1.bias"][:, 1] = 0, -1.0, 3.0
+    grams = collect(spec, models, images(100).float(), model=model)
+    correlation = unit_sums(grams)["1"].correlation
+    assert not correlation[[0, 1, 12, 13]].any()
+    assert correlation[2, 2] == pytest.approx(1)
+    found = match_grams(grams).indices["1"][1]
+    assert sorted(found.tolist()) == list(range(12))
+
+
+def test_values_that_several_layers_read_count_once():
+    model = Branches().double().eval()
+    spec, models = trace(model, images(1)), drawn(model, 1)
+    grams = collect(spec, models, images(10), model=model, places=None)
+    # The norm's values are read by one layer and its sum with another's by two, at 16 places of ten images each.
+    assert unit_sums(grams)["stem"].count == 10 * 16 * 2 * 1 or unit_sums(grams)["stem"].count == 10 * 16 * 3
+
+
+def test_a_reused_layer_counts_all_its_uses():
+    model = Reused().double().eval()
+    spec, models = trace(model, images(1)), drawn(model, 1)
+    assert unit_sums(collect(spec, models, images(10), model=model))["into"].count == 10 * 3
