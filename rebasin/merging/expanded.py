@@ -68,6 +68,7 @@ def expand_network(
 
 
 def _follow(model: nn.Module, inputs: tuple[Tensor, ...]) -> Followed:
+    """The model's graph, for batches of any size, and the units in it."""
     return follow_program(export(model, inputs, RULES, any_batch=True))
 
 
@@ -170,7 +171,8 @@ class Expanded(nn.Module):
 
         ``torch.export.load(path).module()`` reads it.
         """
-        torch.export.save(export(self, self.example, any_batch=True), path)
+        device = next(self.parameters()).device
+        torch.export.save(export(self, tuple(x.to(device) for x in self.example), any_batch=True), path)
 
     def __repr__(self) -> str:
         return f"Expanded({repr(self.slots)[6:-1]}; size {self.size:.2f})"

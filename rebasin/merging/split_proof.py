@@ -31,12 +31,8 @@ def prove_split(followed: Followed, slots: Slots, inputs: Sequence[Tensor], head
        This goes for all slots that hold one unit of the permuted models each; those of ZipIt! do not.
     2. The merge of two unlike models of which nothing is shared must give the outputs of both, unless a part of the
        network is held in place and is therefore shared after all, or cannot be split.
-
-    Raises ValueError if the slots are of another spec than that of the model.
     """
     spec = slots.spec
-    if followed.spec.sizes != spec.sizes or any(spec.parts.get(key) != own for key, own in followed.spec.parts.items()):
-        raise ValueError("the slots are of another spec than that of the model: trace it on an example of this size")
     networks = _Redrawn(followed, spec, inputs)
     if _aligned(slots):
         model = networks.draw()
@@ -91,7 +87,7 @@ class _Redrawn:
     ) -> bool:
         """Whether the merge of models (n, ...) gives the mean of the outputs that they have, or these side by side."""
         rewriting = rewrite(self.followed, Axes(self.followed, slots, heads))
-        merge = rewriting.module(expand(slots, models, self.program, heads=heads))
+        merge = rewriting.module(expand(slots, models, self.program, heads=heads)).double()
         for merged, *of_models in zip(merge(*self.inputs), *outputs, strict=True):
             expected = torch.stack(of_models).mean(0)
             wider = [axis for axis, size in enumerate(merged.shape) if size != expected.shape[axis]]
@@ -112,7 +108,8 @@ class _Redrawn:
                 outputs[node] = value
             return value
 
-        run(self.program, weights, self.inputs, visit)
+        constants = {key: x.double() if x.is_floating_point() else x for key, x in self.program.constants.items()}
+        run(self.program, {**constants, **weights}, self.inputs, visit)
         return [outputs[node] for node in end.args[0]]
 
 
@@ -132,13 +129,15 @@ def _aligned(slots: Slots) -> bool:
 
 
 def _at_fault(networks: _Redrawn, slots: Slots) -> str:
-    """The groups that cannot even be split alone, of those that are."""
-    whole = {group: torch.arange(slots.spec.sizes[group]).expand(2, -1) for group in slots.index}
+    """Which of the split groups cannot even be split alone: a pair of equal models must not notice."""
+    units = {group: torch.arange(slots.spec.sizes[group]) for group in slots.index}
+    whole = {group: torch.stack([own, own]) for group, own in units.items()}
     model, wrong = networks.draw(), []
     outputs = [networks.outputs(model)] * 2
-    for group, units in whole.items():
-        alone = Slots.from_index(slots.spec, {**whole, group: torch.arange(units.numel()).reshape(2, -1)})
-        split = slots.widths[group] > units.shape[1]
+    for group, own in units.items():
+        half = torch.stack([own, torch.where(own < len(own) // 2, own, own + len(own))])
+        alone = Slots.from_index(slots.spec, {**whole, group: half})
+        split = slots.widths[group] > len(own)
         if split and not networks.agree(alone, stack([model, model]), outputs, "shared"):
             wrong.append(group)
     return f"merge {', '.join(map(repr, wrong))} whole" if wrong else "some groups cannot be split together"

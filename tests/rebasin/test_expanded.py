@@ -14,9 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rebasin import Permutation, SpecError, trace
 from rebasin.graph import export
+from rebasin.merging import split_layers
 from rebasin.merging.expanded import expand_network, kept_whole
 from rebasin.merging.expansion import expand
+from rebasin.merging.rewriting import BECOMES
 from rebasin.merging.slots import Slots
+from rebasin.tracing.rules import sums
 from rebasin.tracing.units import RULES
 
 
@@ -133,7 +136,21 @@ class Gated(nn.Module):
         return {"a": self.a(x), "b": self.b(x)}
 
 
-ALL = {network.__name__: network for network in (Plain, Flattened, FlattenedLast, Residual, Dense, WrittenOut, Gated)}
+class Fixed(nn.Module):
+    """Begins with constants that are no weights, as a normalisation does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((2, 1, 1), 0.1), persistent=False)
+        self.register_buffer("mixed", torch.linspace(-1, 1, 32 * 5).reshape(32, 5), persistent=False)
+        self.into, self.out = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.into((x - self.mean).flatten(1) @ self.mixed).relu())
+
+
+OWN = (Plain, Flattened, FlattenedLast, Residual, Dense, WrittenOut, Gated, Fixed)
+ALL = {network.__name__: network for network in OWN}
 ALL |= NETWORKS
 ALL |= {
     "layer norm": lambda: Normed(nn.LayerNorm(6)),
@@ -263,6 +280,18 @@ def test_its_cost_is_that_of_the_pairs_of_slots_with_a_common_owner(data):
     assert merge.macs == convolved + 4 * pairs(hidden, second) + 3 * pairs(every, hidden)
     weights = 9 * (2 * pairs(first, every) + pairs(second, first)) + 4 * pairs(hidden, second) + 3 * hidden.shape[1]
     assert merge.parameters_count == weights + first.shape[1] + second.shape[1] + hidden.shape[1] + 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["FlattenedLast", "WrittenOut", "layer norm"])
+def test_slices_that_are_looked_up_by_number_are_those_that_are_cut_out(name, monkeypatch):
+    model, spec = network(name)
+    slots, weights, x = half_shared(spec, 3), drawn(model, 3), images(3, seed=1)
+    cut = expand_network(slots, model, weights, example=images(1))
+    monkeypatch.setattr(split_layers, "MOST_SLICES", 1)
+    looked_up = expand_network(slots, model, weights, example=images(1))
+    torch.testing.assert_close(cut(x), looked_up(x), rtol=1e-12, atol=1e-12)
+    assert looked_up.macs == cut.macs
 
 
 class OwnersNorm(nn.Module):
@@ -453,11 +482,14 @@ def test_only_the_groups_that_cannot_be_split_are_kept_whole():
     torch.testing.assert_close(merge(x), (a + b) / 2, rtol=1e-10, atol=1e-10)
 
 
-def test_a_network_that_computes_with_its_own_width_is_refused_by_the_proof():
-    model = Mixed(lambda x: x * x.shape[-1]).double()
-    spec = trace(model, images(1))
-    with pytest.raises(SpecError, match="a merge of equal models computes something else: merge 'a' whole"):
-        expand_network(Slots.apart(spec, 2), model, drawn(model, 2), example=images(1))
+def test_the_proof_finds_a_norm_that_goes_over_the_units_of_all_models(monkeypatch):
+    def over_all(merge, node, x, shape, *tensors):
+        return merge.copied(node, [x, [merge.axis(x, -1).size], *tensors])
+
+    model, spec = network("layer norm")
+    monkeypatch.setitem(BECOMES, sums.normed, over_all)
+    with pytest.raises(SpecError, match="computes something else: merge 'stem' whole"):
+        expand_network(half_shared(spec), model, drawn(model, 2), example=images(1))
 
 
 class InHalf(Mixed):
@@ -469,13 +501,13 @@ class InHalf(Mixed):
 
 @torch.no_grad()
 def test_it_has_the_number_format_of_the_models():
-    model = InHalf(None)
-    weights = {key: tensor.float() for key, tensor in drawn(model, 2).items()}
-    merge = expand_network(Slots.apart(trace(model, images(1)), 2), model, weights, example=images(1))
-    x = images(3)
-    (a,), (b,) = outputs(model, weights, x)
-    assert merge(x).dtype == torch.float32
-    torch.testing.assert_close(merge(x), (a + b) / 2)
+    for model in (InHalf(None), Fixed()):
+        weights = {key: tensor.float() for key, tensor in drawn(model, 2).items()}
+        x = images(3).float()
+        merge = expand_network(Slots.apart(trace(model, x), 2), model, weights, example=x)
+        (a,), (b,) = outputs(model, weights, x)
+        assert merge(x).dtype == torch.float32
+        torch.testing.assert_close(merge(x), (a + b) / 2)
 
 
 @torch.no_grad()
