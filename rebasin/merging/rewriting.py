@@ -76,7 +76,9 @@ class Rewriting:
         program = self.followed.program
         self.keys = weight_keys(program)
         inputs = program.graph_signature.user_inputs
-        self.batch = next(self.value(node).shape[0] for node in program.graph.nodes if node.name in inputs)
+        first = next(node for node in program.graph.nodes if node.name in inputs)
+        self.batch = self.value(first).shape[0]  # that of the example
+        self.any_batch = bool(program.range_constraints)  # which there are of sizes that are not fixed
 
     def value(self, node: Node) -> Value:
         """What is known of the tensor that a node of the old graph gives."""
@@ -120,14 +122,14 @@ class Rewriting:
 
     def module(self, dense: Weights) -> torch.fx.GraphModule:
         """The network, its blocks cut from weights in the shapes of the merge. It holds unused entries as well."""
-        statistics = self.axes.slots.spec.statistics
+        statistics, device = self.axes.slots.spec.statistics, next(iter(dense.values())).device
         root = nn.Module()
         for name, block in self.blocks.items():
             tensor = block.of(dense[block.key])
             trained = block.key not in statistics and tensor.is_floating_point()
             _hold(root, name, nn.Parameter(tensor) if trained else tensor)
         for name, tensor in self.constants.items():
-            root.register_buffer(name, tensor, persistent=False)
+            root.register_buffer(name, tensor.to(device), persistent=False)
         module = torch.fx.GraphModule(root, self.graph)
         for key in self.unused:
             _hold(module, key, Block(key).of(dense[key]))
