@@ -321,14 +321,14 @@ def test_a_layer_norm_goes_over_each_models_own_slots(data):
     slots = data.draw(some_slots(spec, n))
     weights = drawn(model, n)
     dense = expand(slots, weights, export(model, (images(1),), RULES))
-    wide = Normed(OwnersNorm(slots.index["stem"], dense["norm.weight"], dense["norm.bias"])).double()
+    wide = Normed(OwnersNorm(slots.index["stem"], dense["norm.weight"], dense["norm.bias"]))
     stream, inner = slots.widths["stem"], slots.widths["up"]
     wide.stem, wide.out = nn.Conv2d(2, stream, 1), nn.Linear(stream, 3)
     wide.up, wide.down = nn.Linear(stream, inner), nn.Linear(inner, stream)
-    wide.load_state_dict({key: tensor for key, tensor in dense.items() if "norm" not in key})
+    wide.double().load_state_dict({key: tensor for key, tensor in dense.items() if "norm" not in key})
     x = images(3, seed=2)
     merge = expand_network(slots, model, weights, example=images(1))
-    torch.testing.assert_close(merge(x), wide.double()(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(merge(x), wide(x), rtol=1e-10, atol=1e-10)
 
 
 def half_shared(spec, n=2):
