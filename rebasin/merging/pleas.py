@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebasin.expanding.costs import Measure, graph_costs
+from rebasin.expanding.expanded import Expanded, expand_network, kept_whole
+from rebasin.expanding.expansion import Heads
+from rebasin.expanding.slots import Slots
+from rebasin.fitting.alignment import match_grams, mismatch
+from rebasin.fitting.grams import Grams
+from rebasin.fitting.least_squares import Fit, least_squares
+from rebasin.fitting.norm_statistics import measure_norms, norms_of
+from rebasin.fitting.normal_equations import Objective
 from rebasin.matching import Matching
-from rebasin.merging.alignment import match_grams, mismatch
 from rebasin.merging.budget import Budget, best_budget
-from rebasin.merging.costs import Measure, graph_costs
-from rebasin.merging.expanded import Expanded, expand_network, kept_whole
-from rebasin.merging.expansion import Heads
 from rebasin.merging.gains import mismatch_gains
-from rebasin.merging.grams import Grams
-from rebasin.merging.least_squares import Fit, least_squares
-from rebasin.merging.norm_statistics import measure_norms, norms_of
-from rebasin.merging.normal_equations import Objective
-from rebasin.merging.slots import Slots
 from rebasin.permutation import Permutation
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from rebasin import Permutation, activation_matching, collect, trace
-from rebasin.merging.alignment import aligned_correlation, correlations, match_grams, mismatch, unit_sums
+from rebasin.fitting.alignment import aligned_correlation, correlations, match_grams, mismatch, unit_sums
 from rebasin.merging.zipping import zip_slots
 from rebasin.weights import take
 

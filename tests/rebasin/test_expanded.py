@@ -13,12 +13,12 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from rebasin import Permutation, SpecError, trace
+from rebasin.expanding import split_layers
+from rebasin.expanding.expanded import expand_network, kept_whole
+from rebasin.expanding.expansion import expand
+from rebasin.expanding.rewriting import BECOMES
+from rebasin.expanding.slots import Slots
 from rebasin.graph import export
-from rebasin.merging import split_layers
-from rebasin.merging.expanded import expand_network, kept_whole
-from rebasin.merging.expansion import expand
-from rebasin.merging.rewriting import BECOMES
-from rebasin.merging.slots import Slots
 from rebasin.tracing.rules import sums
 from rebasin.tracing.units import RULES
 

@@ -7,9 +7,9 @@ from torch import nn
 from torch.func import functional_call
 
 from rebasin import Permutation, Slots, collect, fit_slots, match, pleas, reset_norms, trace
-from rebasin.merging.costs import count_cost, graph_costs
-from rebasin.merging.expanded import expand_network
-from rebasin.merging.norm_statistics import measure_norms
+from rebasin.expanding.costs import count_cost, graph_costs
+from rebasin.expanding.expanded import expand_network
+from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.weights import take
 
 # Sums of some hundred float64 products through a few layers.
@@ -130,7 +130,7 @@ def test_a_matching_of_weights_may_be_given():
 
 
 def test_regmean_is_the_stacked_objective_of_models_as_they_are(monkeypatch):
-    monkeypatch.setattr("rebasin.merging.least_squares.STRENGTHS", (0.0,))
+    monkeypatch.setattr("rebasin.fitting.least_squares.STRENGTHS", (0.0,))
     grams = merged_from(Chain, 2)
     identity = Permutation.identity(grams.spec, (2,))
     merge = fit_slots(grams, Slots.of_permutation(identity), objective="stacked")

@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rebasin.expanding.layout import blocks_of, places
+from rebasin.expanding.slots import Slots
 from rebasin.graph import AFFINE, NORMS, operator, weight_keys
-from rebasin.merging.layout import blocks_of, places
-from rebasin.merging.slots import Slots
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, to, weights_of

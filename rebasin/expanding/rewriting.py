@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rebasin.expanding.axes import Axes, Axis, CannotSplit
 from rebasin.graph import operator, weight_keys
-from rebasin.merging.axes import Axes, Axis, CannotSplit
 from rebasin.tracing import Followed
 from rebasin.tracing.units import RULES, Rule, Value
 from rebasin.weights import Weights

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebasin.expanding.layout import whole
+from rebasin.fitting.grams import Grams
+from rebasin.fitting.rows import layers_of
 from rebasin.matching.by_activations import Similarity
 from rebasin.matching.scores import assign_all
-from rebasin.merging.grams import Grams
-from rebasin.merging.layout import whole
-from rebasin.merging.rows import layers_of
 from rebasin.permutation import Permutation, flatten
 from rebasin.spec import Part, PermutationSpec
 

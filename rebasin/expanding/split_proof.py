@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebasin.expanding.axes import Axes
+from rebasin.expanding.expansion import Heads, expand, read_axes
+from rebasin.expanding.rewriting import rewrite
+from rebasin.expanding.slots import Slots
 from rebasin.graph import run
-from rebasin.merging.axes import Axes
-from rebasin.merging.expansion import Heads, expand, read_axes
-from rebasin.merging.rewriting import rewrite
-from rebasin.merging.slots import Slots
 from rebasin.spec import PermutationSpec, SpecError
 from rebasin.tracing import Followed
 from rebasin.tracing.proof import redrawn, same

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rebasin.fitting.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export
 from rebasin.matching.batches import batches_of
 from rebasin.merging.record import side_by_side
-from rebasin.merging.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, check_device, take
 
