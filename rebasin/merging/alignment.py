@@ -121,6 +121,21 @@ def aligned_correlation(grams: Grams, permutation: Permutation) -> dict[str, Ten
     return {group: torch.stack(values).mean(0) for group, values in alike.items()}
 
 
+def correlations(grams: Grams) -> dict[str, Tensor]:
+    """How alike all units of all models are, as they stand: (n units, n units) by group, as ``zip_slots`` takes it.
+
+    Groups are those that lie in no other. Two blocks are as alike as their units are on average, the first unit of one
+    with the first of the other, and so on.
+    """
+    spec = grams.spec
+    alike: dict[str, list[Tensor]] = defaultdict(list)
+    for group, sums in unit_sums(grams).items():
+        own = spec.sizes[group] if group in spec.inside else 1
+        in_blocks = sums.correlation.unflatten(1, (-1, own)).unflatten(0, (-1, own))  # (blocks, units, blocks, units)
+        alike[spec.inside.get(group, group)].append(in_blocks.diagonal(dim1=1, dim2=3).mean(2))
+    return {group: torch.stack(matrices).mean(0) for group, matrices in alike.items()}
+
+
 def mismatch(grams: Grams, permutation: Permutation) -> dict[str, Tensor]:
     """What merging each unit of the permuted models costs the layers that read it: (units,) by group, 0 or more.
 
