@@ -88,6 +88,8 @@ def pleas(
     spec = grams.spec
     if not 1 <= size <= grams.n:
         raise ValueError(f"no merge of {grams.n} models has size {size:g}: it goes from 1 to {grams.n}")
+    if not spec.families:
+        raise ValueError("the spec has no group of units that can be matched: spec.pinned says why")
     permutation = match_grams(grams) if permutation is None else _of_all(permutation, grams.n)
     if permutation.spec != spec or permutation.batch != (grams.n,):
         raise ValueError(f"the permutation is not of the {grams.n} models that the Gram matrices are of")

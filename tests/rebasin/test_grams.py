@@ -134,6 +134,11 @@ def test_bad_input_is_named():
         collect(spec, broken, images(20), model=model)
     with pytest.raises(ValueError, match="gave no batches"):
         collect(spec, models, [], model=model)
+    for batch, got in (({"x": images(2)}, "dict"), (images(2)[:0], "\\(0, 2, 4, 4\\)")):
+        with pytest.raises(ValueError, match=f"a batch is a tensor .* got {got}"):
+            collect(spec, models, [batch], model=model)
+    with pytest.raises(ValueError, match="two images or more are needed.* got 1"):
+        collect(spec, models, images(1), model=model)
     with pytest.raises(ValueError, match="the list is empty"):
         collect(spec, [], images(2))
     with pytest.raises(ValueError, match="'3.weight'"):

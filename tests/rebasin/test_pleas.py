@@ -165,6 +165,9 @@ def test_bad_input_is_named():
     for size in (0.9, 2.1):
         with pytest.raises(ValueError, match=f"2 models has size {size}: it goes from 1 to 2"):
             pleas(grams, size=size)
+    linear, x = [nn.Linear(4, 2) for _ in range(2)], torch.randn(20, 4)
+    with pytest.raises(ValueError, match="no group of units that can be matched: spec.pinned says why"):
+        pleas(collect(trace(linear[0], x), linear, x))
     with pytest.raises(ValueError, match="not of the 2 models"):
         pleas(grams, permutation=Permutation.identity(grams.spec, (3,)))
     model = Normed().double().eval()
