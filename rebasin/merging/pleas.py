@@ -18,7 +18,7 @@ from rebasin.merging.expanded import Expanded, expand_network, kept_whole
 from rebasin.merging.expansion import Heads
 from rebasin.merging.gains import mismatch_gains
 from rebasin.merging.grams import Grams
-from rebasin.merging.least_squares import Fit, least_squares
+from rebasin.merging.least_squares import ROUNDING, Fit, least_squares
 from rebasin.merging.norm_statistics import measure_norms, norms_of
 from rebasin.merging.normal_equations import Objective
 from rebasin.merging.slots import Slots
@@ -49,7 +49,7 @@ class Fitted:
 
     def __repr__(self) -> str:
         left = [sum(getattr(fit, name) for fit in self.fits.values()) for name in ("before", "after")]
-        share = f"{left[1] / left[0]:.0%}" if left[0] > 0 else "0%"
+        share = f"{left[1] / left[0]:.0%}" if left[0] > ROUNDING else "0%"
         return f"Fitted({repr(self.model)[9:-1]}; errors of its layers {share} of the average's)"
 
 
