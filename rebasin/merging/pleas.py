@@ -16,7 +16,7 @@ from rebasin.expanding.expansion import Heads
 from rebasin.expanding.slots import Slots
 from rebasin.fitting.alignment import match_grams, mismatch
 from rebasin.fitting.grams import Grams
-from rebasin.fitting.least_squares import Fit, least_squares
+from rebasin.fitting.least_squares import ROUNDING, Fit, least_squares
 from rebasin.fitting.norm_statistics import measure_norms, norms_of
 from rebasin.fitting.normal_equations import Objective
 from rebasin.matching import Matching
@@ -49,7 +49,7 @@ class Fitted:
 
     def __repr__(self) -> str:
         left = [sum(getattr(fit, name) for fit in self.fits.values()) for name in ("before", "after")]
-        share = f"{left[1] / left[0]:.0%}" if left[0] > 0 else "0%"
+        share = f"{left[1] / left[0]:.0%}" if left[0] > ROUNDING else "0%"
         return f"Fitted({repr(self.model)[9:-1]}; errors of its layers {share} of the average's)"
 
 
@@ -76,7 +76,7 @@ def pleas(
     3. of the aligned models, the units that lose least are merged: ``Slots.partial``;
     4. every layer is fitted, and norm statistics are measured: ``fit_slots``, which takes ``objective`` and ``heads``.
 
-    Raises ValueError for a size that no merge has, a permutation of other models, and what the steps raise. Warns of
+    Raises TypeError for anything but Gram matrices, ValueError for a size that no merge has, a permutation of other models, and what the steps raise. Warns of
     layers with fewer rows of data than unknowns.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
@@ -85,7 +85,11 @@ def pleas(
     >>> pleas(grams, size=1.5)
     Fitted(2 models, 2 groups, 16 + 16 -> ... units; size 1.4...; errors of its layers ...% of the average's)
     """
-    spec = grams.spec
+    if not isinstance(grams, Grams):
+        raise TypeError(
+            f"the first argument is what collect gives, and a {type(grams).__name__} was given: pleas(grams)"
+        )
+    spec, size = grams.spec, float(size)
     if not 1 <= size <= grams.n:
         raise ValueError(f"no merge of {grams.n} models has size {size:g}: it goes from 1 to {grams.n}")
     if not spec.families:

@@ -48,6 +48,7 @@ def test_permuted_copies_of_a_model_merge_into_the_model(network):
         {key: tensor.expand(2, *tensor.shape[1:]) for key, tensor in single.items()}
     )
     merge = pleas(collect(spec, models, x, model=model))
+    assert "errors of its layers 0% of" in repr(merge)  # of rounding, the share would say nothing
     torch.testing.assert_close(
         merge(images(5, seed=1)), functional_call(model, take(single, 0), (images(5, seed=1),)), **ROUNDING
     )
@@ -177,3 +178,8 @@ def test_bad_input_is_named():
     once = collect(spec, drawn(model, 2), iter([images(50)]), model=model)
     with pytest.raises(ValueError, match="read only once: collect from a list"):
         pleas(once)
+
+
+def test_models_in_place_of_gram_matrices_are_told_as_such():
+    with pytest.raises(TypeError, match=r"what collect gives, and a list was given: pleas\(grams\)"):
+        pleas([nn.Linear(2, 2)], size=1.2)

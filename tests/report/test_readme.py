@@ -38,7 +38,7 @@ def test_the_example_runs_as_it_stands(page):
 
 
 def narrow():
-    """A network of ResNet18's blocks that is merged in seconds: with two ResNet18 it takes minutes."""
+    """A network of ResNet18's blocks that is merged in seconds, where two ResNet18 take ten minutes."""
     first = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
     shortcut = nn.Sequential(nn.Conv2d(4, 8, 1, 2, bias=False), nn.BatchNorm2d(8))
     body = BasicBlock(4, 4), BasicBlock(4, 8, 2, shortcut), nn.AdaptiveAvgPool2d(1), nn.Flatten()
