@@ -76,8 +76,8 @@ def pleas(
     3. of the aligned models, the units that lose least are merged: ``Slots.partial``;
     4. every layer is fitted, and norm statistics are measured: ``fit_slots``, which takes ``objective`` and ``heads``.
 
-    Raises TypeError for anything but Gram matrices, ValueError for a size that no merge has, a permutation of other models, and what the steps raise. Warns of
-    layers with fewer rows of data than unknowns.
+    Raises TypeError for anything but Gram matrices, ValueError for a size that no merge has, a permutation of other
+    models, and what the steps raise. Warns of layers with fewer rows of data than unknowns.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
