@@ -21,6 +21,7 @@ from rebasin.merging.least_squares import least_squares
 from rebasin.merging.many import merge_many
 from rebasin.merging.mending import Mend, mender, repair, reset_norms
 from rebasin.merging.pleas import Fitted, fit_slots, pleas
+from rebasin.merging.sequential import refit
 from rebasin.merging.slots import Slots
 from rebasin.permutation import Permutation
 from rebasin.progress import show_progress
@@ -65,6 +66,7 @@ __all__ = [
     "merge_many",
     "merge_mean",
     "pleas",
+    "refit",
     "repair",
     "reset_norms",
     "show_progress",

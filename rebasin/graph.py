@@ -7,7 +7,7 @@ import functools
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,11 @@ def export(
     It is decomposed into simpler operators only if it needs that, or has one that is not in ``known``. Raises
     ValueError if torch.export refuses the model or the inputs, with the first line of what it says.
 
-    With ``any_batch`` the graph takes batches of any size, where torch.export allows it. One of one input is exported
-    twice over, since torch.export takes a size of 1 for a constant.
+    With ``any_batch`` the graph takes batches of any size, where torch.export allows it: not where the model asks for
+    ``len(x)``. Of ``inputs``, there are ``two_or_more``.
     """
     dynamic = torch.export.ShapesCollection()
     if any_batch:
-        inputs = tuple(torch.cat([x, x]) if x.ndim and len(x) == 1 else x for x in inputs)
         for x in inputs:
             dynamic[x] = {0: torch.export.Dim.AUTO} if x.ndim else {}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -66,6 +65,11 @@ def export(
         raise ValueError(f"torch.export refuses this model or input: {lines[0] if lines else error!r}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def two_or_more(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A batch of one input twice over, since torch.export takes a size of 1 for a constant; others as they are."""
+    return tuple(torch.cat([x, x]) if x.ndim and len(x) == 1 else x for x in inputs)
 
 
 def _make_functional(graph: torch.fx.Graph, known: Container[str] | None) -> bool:
@@ -128,7 +132,7 @@ def given(
 
 def number(size: int | torch.SymInt) -> int:
     """A size as a number: that of the example where the graph takes any."""
-    return size if isinstance(size, int) else int(str(size.node.hint))
+    return size if isinstance(size, int) else cast(int, size.node.hint)
 
 
 def operator(node: torch.fx.Node) -> str:

@@ -57,11 +57,17 @@ class Axes:
     height, width) was flattened one, in which a unit has as many slices as an image has places; after (height, width,
     channels) was, as many sweeps as there are places. In the merge, each sweep goes through all slots.
 
-    With heads side by side, the outputs are a group as well, of which nothing is shared.
+    With heads side by side, the outputs are a group as well, of which nothing is shared. Raises ValueError for slots of
+    another spec than that of the model.
     """
 
     def __init__(self, followed: Followed, slots: Slots, heads: Heads = "shared") -> None:
         membership, spec, self.slots = followed.membership, slots.spec, slots
+        own = followed.spec
+        if own.sizes != spec.sizes or any(spec.parts.get(key) != parts for key, parts in own.parts.items()):
+            raise ValueError(
+                "the slots are of another spec than that of the model: trace it on an example of this size"
+            )
         self._names: list[str] = []
         self._index: list[np.ndarray] = []  # (n, units), the slots of each group that is split
         # Of each label, the group that it is in and its unit; -1 if it is in none that is split.

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import export
+from rebasin.graph import export, two_or_more
 from rebasin.merging import split_layers, split_operators  # noqa: F401  each adds to BECOMES
 from rebasin.merging.axes import Axes, CannotSplit
 from rebasin.merging.expansion import Heads, expand
@@ -18,7 +18,7 @@ from rebasin.merging.rewriting import Block, Rewriting, rewrite
 from rebasin.merging.slots import Slots
 from rebasin.merging.split_proof import prove_split
 from rebasin.spec import PermutationSpec
-from rebasin.tracing import follow_program
+from rebasin.tracing import Followed, double_inputs, follow_program
 from rebasin.tracing.units import RULES
 from rebasin.weights import Models, Weights, check_module
 
@@ -45,7 +45,7 @@ def expand_network(
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> x = torch.ones(5, 3)
-    >>> slots = rebasin.Slots.apart(rebasin.trace(models[0], x), 2)
+    >>> slots = Slots.apart(rebasin.trace(models[0], x), 2)
     >>> ensemble = expand_network(slots, models[0], models, example=x)
     >>> ensemble
     Expanded(2 models, 1 group, 8 + 8 -> 16 units; size 2.00)
@@ -56,12 +56,26 @@ def expand_network(
     if heads not in get_args(Heads):
         raise ValueError(f"heads are 'shared' or 'side by side', not {heads!r}")
     weights, _ = side_by_side(slots.spec, models, "expand_network(slots, model, models, example=...)")
-    prove_split(slots, model, example, heads)
-    inputs = example if isinstance(example, tuple) else (example,)
-    program = export(model, inputs, RULES, any_batch=True)
-    followed = follow_program(program)
+    inputs = two_or_more(example if isinstance(example, tuple) else (example,))
+    followed = _follow(model, inputs)
     rewriting = rewrite(followed, Axes(followed, slots, heads))
-    return Expanded(rewriting, expand(slots, weights, program, heads=heads), inputs)
+    if _in_any_format(followed.program):
+        prove_split(followed, slots, inputs, heads)
+    else:
+        inputs_in_double = double_inputs(inputs)
+        prove_split(_follow(copy.deepcopy(model).double().cpu(), inputs_in_double), slots, inputs_in_double, heads)
+    return Expanded(rewriting, expand(slots, weights, followed.program, heads=heads), inputs)
+
+
+def _follow(model: nn.Module, inputs: tuple[Tensor, ...]) -> Followed:
+    return follow_program(export(model, inputs, RULES, any_batch=True))
+
+
+def _in_any_format(program: torch.export.ExportedProgram) -> bool:
+    """Whether a graph computes in the format and on the device of its inputs, float64 and the CPU as well."""
+    arguments = [torch.utils._pytree.tree_leaves((node.args, node.kwargs)) for node in program.graph.nodes]
+    on_cpu = all(tensor.device.type == "cpu" for tensor in (program.state_dict | program.constants).values())
+    return on_cpu and not any(isinstance(leaf, torch.dtype | torch.device) for leaves in arguments for leaf in leaves)
 
 
 class Expanded(nn.Module):
@@ -83,6 +97,7 @@ class Expanded(nn.Module):
         self.blocks = {**rewriting.blocks, **{key: Block(key) for key in rewriting.unused}}
         self.shapes = {key: tuple(tensor.shape) for key, tensor in dense.items()}
         self.outputs = program.call_spec.out_spec
+        self.only_batch = None if rewriting.any_batch else rewriting.batch
         self.network = rewriting.module(dense)
         self.macs = self.macs_dense = self.macs_parent = 0
         parent = {**program.constants, **program.state_dict}
@@ -96,7 +111,15 @@ class Expanded(nn.Module):
                 self.macs_parent += places * parent[key].numel()
 
     def forward(self, *inputs: Tensor) -> Any:
-        """What the model gives for its inputs, of any batch size."""
+        """What the merge gives for the model's inputs.
+
+        Raises ValueError for another batch size than the example's if torch.export fixed it.
+        """
+        if self.only_batch and inputs[0].shape[0] != self.only_batch:
+            raise ValueError(
+                f"torch.export fixed the batch size to {self.only_batch}, got {inputs[0].shape[0]}: "
+                "where the model has len(x), write x.shape[0], or give an example of this size"
+            )
         return torch.utils._pytree.tree_unflatten(self.network(*inputs), self.outputs)
 
     @property

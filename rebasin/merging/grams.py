@@ -17,6 +17,7 @@ from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, check_device, take
 
 GIBIBYTE = 2**30
+PIECE = 256  # columns that are multiplied at once; only pieces below the diagonal are, as products are symmetric
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,22 +127,35 @@ def collect(
             _add(layer, [rows_at(node, x, at) for _, x in of_models], held)
         images += len(inputs)
     for key, layer in layers.items():
-        if not layer.gram.isfinite().all():
+        for gram in layer.gram:
+            gram.copy_(gram.tril() + gram.tril(-1).T)
+        if not layer.gram.diagonal(dim1=1, dim2=2).isfinite().all():
             raise ValueError(f"what {key!r} reads is not finite for some of the models and inputs")
     return Grams(spec, model, weights, next(iter(programs.values())), layers, images, loader, example)
 
 
 def _add(layer: LayerGram, read: list[Tensor], held: Tensor) -> None:
-    """Add what n models read, (images, places, columns) each, to a layer's Gram matrices."""
-    ones = torch.ones_like(read[0][..., :1])
-    rows = torch.cat([*read, ones], -1)
-    for half, chosen in enumerate((~held, held)):
-        if len(rows) != len(held):
-            # The first axis is not the images', as in attention that has it second: any half will do.
-            chosen = torch.arange(len(rows)) % 2 == half
-        own = rows[chosen.to(rows.device)].flatten(0, 1)
-        layer.gram[half] += own.T @ own
+    """Add what n models read, (images, places, columns) each, to a layer's Gram matrices, below the diagonal."""
+    rows = torch.cat([*read, torch.ones_like(read[0][..., :1])], -1)
+    for half, own in enumerate(halves(rows, held)):
+        pieces = own.split(PIECE, 1)
+        for i, left in enumerate(pieces):
+            for j, right in enumerate(pieces[: i + 1]):
+                at = slice(i * PIECE, (i + 1) * PIECE), slice(j * PIECE, (j + 1) * PIECE)
+                layer.gram[(half, *at)] += left.T @ right
         layer.rows[half] += len(own)
+
+
+def halves(rows: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows (images, places, columns), those of the images that are fitted, and of those held back: (rows, columns).
+
+    ``held`` (images,) says which. Where the first axis is another, as in attention that has it second, every second
+    slice of that is held back.
+    """
+    if len(rows) != len(held):
+        held = torch.arange(len(rows)) % 2 == 1
+    held = held.to(rows.device)
+    return rows[~held].flatten(0, 1), rows[held].flatten(0, 1)
 
 
 def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], memory: float) -> dict[str, LayerGram]:

@@ -48,11 +48,6 @@ def measure_norms(model: Module, loader: Iterable[Any] | Tensor) -> Module:
     return measured
 
 
-def has_norms(program: torch.export.ExportedProgram) -> bool:
-    """Whether a graph has batch norms with running statistics."""
-    return bool(_norms(program))
-
-
 def _norms(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
     """The batch norms with running statistics, and the keys of their means and variances."""
     keys = weight_keys(program)
@@ -65,16 +60,30 @@ def _norms(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[s
 
 def _statistics(program: torch.export.ExportedProgram, weights: dict[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
     """The mean and the variance that each norm with running statistics sees, by the keys of these."""
-    norms = _norms(program)
+    norms = norms_of(program)
     statistics: dict[str, Tensor] = {}
 
     def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
         if node in norms:
-            variance, mean = torch.var_mean(args[0], [axis for axis in range(args[0].ndim) if axis != 1])
-            args[3], args[4] = mean, variance
-            at_mean, at_variance = norms[node]
-            statistics[at_mean], statistics[at_variance] = mean, variance
+            args[3:5] = batch_statistics(args[0])
+            statistics.update(zip(norms[node], args[3:5], strict=True))
         return compute(*args)
 
     run(program, weights, (inputs,), visit)
     return statistics
+
+
+def batch_statistics(x: Tensor) -> list[Tensor]:
+    """Mean and variance of each channel of (images, channels, ...)."""
+    variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1])
+    return [mean, variance]
+
+
+def norms_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
+    """The batch norms with running statistics, and the keys of their means and variances."""
+    keys = weight_keys(program)
+    norms: dict[torch.fx.Node, tuple[str, str]] = {}
+    for node in program.graph.nodes:
+        if operator(node) in BATCH_NORMS and node.args[3] in keys:
+            norms[node] = keys[node.args[3]], keys[node.args[4]]
+    return norms

@@ -19,7 +19,7 @@ from rebasin.merging.expansion import Heads
 from rebasin.merging.gains import mismatch_gains
 from rebasin.merging.grams import Grams
 from rebasin.merging.least_squares import Fit, least_squares
-from rebasin.merging.norm_statistics import has_norms, measure_norms
+from rebasin.merging.norm_statistics import measure_norms, norms_of
 from rebasin.merging.normal_equations import Objective
 from rebasin.merging.slots import Slots
 from rebasin.permutation import Permutation
@@ -129,7 +129,7 @@ def fit_slots(
     >>> torch.allclose(merge(x), (models[0](x) + models[1](x)) / 2, atol=1e-5)
     True
     """
-    norms = has_norms(grams.program)
+    norms = norms_of(grams.program)
     if norms and isinstance(grams.loader, Iterator):
         raise ValueError(
             "norm statistics have to be measured, and the loader can be read only once: collect from a list"

@@ -76,7 +76,9 @@ class Rewriting:
         program = self.followed.program
         self.keys = weight_keys(program)
         inputs = program.graph_signature.user_inputs
-        self.batch = next(self.value(node).shape[0] for node in program.graph.nodes if node.name in inputs)
+        first = next(node for node in program.graph.nodes if node.name in inputs)
+        self.batch = self.value(first).shape[0]  # that of the example
+        self.any_batch = bool(program.range_constraints)  # which there are of sizes that are not fixed
 
     def value(self, node: Node) -> Value:
         """What is known of the tensor that a node of the old graph gives."""

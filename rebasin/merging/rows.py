@@ -62,7 +62,7 @@ def draw_places(node: torch.fx.Node, x: Tensor, most: int | None, generator: tor
     count = math.prod(x.shape[1:-1]) if linear else math.prod(span.windows for span in _spans(node, x))
     if most is None or most >= count:
         return torch.arange(count, device=x.device).expand(len(x), -1)
-    return torch.rand(len(x), count, generator=generator).argsort(1)[:, :most].to(x.device)
+    return torch.rand(len(x), count, generator=generator).topk(most, 1).indices.to(x.device)
 
 
 def rows_at(node: torch.fx.Node, x: Tensor, places: Tensor) -> Tensor:
@@ -77,8 +77,11 @@ def rows_at(node: torch.fx.Node, x: Tensor, places: Tensor) -> Tensor:
     spans = _spans(node, x)
     x = functional.pad(x, [pad for span in reversed(spans) for pad in (span.before, span.after)])
     windows = _windows(spans, x.shape[2:]).to(x.device)[places]  # (images, places, kernel)
-    read = x.flatten(2).take_along_dim(windows.flatten(1).unsqueeze(1), 2)  # (images, channels, places * kernel)
-    return read.unflatten(2, windows.shape[1:]).movedim(1, 2).flatten(2)
+    # With the channels of a pixel side by side, a window is read in a few long pieces.
+    pixels = x.flatten(2).transpose(1, 2).contiguous()  # (images, pixels, channels)
+    first = len(pixels[0]) * torch.arange(len(x), device=x.device)
+    read = pixels.flatten(0, 1)[(windows + first[:, None, None]).flatten()]
+    return read.unflatten(0, windows.shape).transpose(2, 3).flatten(2)
 
 
 class _Span(NamedTuple):

@@ -6,77 +6,68 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rebasin.graph import export, run
+from rebasin.graph import run
 from rebasin.merging.axes import Axes
 from rebasin.merging.expansion import Heads, expand, read_axes
 from rebasin.merging.rewriting import rewrite
 from rebasin.merging.slots import Slots
 from rebasin.spec import PermutationSpec, SpecError
-from rebasin.tracing import Followed, double, double_inputs, follow_program
+from rebasin.tracing import Followed
 from rebasin.tracing.proof import redrawn, same
-from rebasin.tracing.units import RULES, Value
+from rebasin.tracing.units import Value
 from rebasin.weights import stack
 
 
 @torch.no_grad()
-def prove_split(slots: Slots, model: nn.Module, example: Tensor | tuple[Tensor, ...], heads: Heads = "shared") -> None:
+def prove_split(followed: Followed, slots: Slots, inputs: Sequence[Tensor], heads: Heads = "shared") -> None:
     """Raise CannotSplit, naming a group, or SpecError, unless the merge with these slots computes what it should.
 
-    All weights and inputs are redrawn in float64.
+    ``followed`` is the graph of a model on the CPU. Its weights and ``inputs`` are redrawn in float64, whole numbers
+    aside.
 
     1. The merge of models that are one but for ``slots.permutation`` must give what that one gives, whatever is shared.
        This goes for all slots that hold one unit of the permuted models each; those of ZipIt! do not.
     2. The merge of two unlike models of which nothing is shared must give the outputs of both, unless a part of the
        network is held in place and is therefore shared after all, or cannot be split.
-
-    Raises ValueError if the slots are of another spec than that of the model.
     """
-    inputs = double_inputs(example)
-    followed = follow_program(export(double(model), inputs, RULES, any_batch=True))
-    if followed.spec.sizes != slots.spec.sizes or any(
-        slots.spec.parts.get(key) != parts for key, parts in followed.spec.parts.items()
-    ):
-        raise ValueError("the slots are of another spec than that of the model: trace it on an example of this size")
-    networks = _Redrawn(followed, slots.spec, model, inputs)
+    spec = slots.spec
+    networks = _Redrawn(followed, spec, inputs)
     if _aligned(slots):
-        parents = [networks.draw()] * slots.n
-        moved = slots.permutation.invert().apply(stack(parents))
-        if not networks.agree(slots, parents, moved, heads):
+        model = networks.draw()
+        moved = slots.permutation.invert().apply(stack([model] * slots.n))
+        if not networks.agree(slots, moved, [networks.outputs(model)] * slots.n, heads):
             raise SpecError(f"a merge of equal models computes something else: {_at_fault(networks, slots)}")
-    apart = Slots.apart(slots.spec, 2)
+    apart = Slots.apart(spec, 2)
     try:
         axes = Axes(followed, apart, "side by side")
         rewrite(followed, axes)
     except ValueError:  # a group that cannot be split, or an output without units of its own
         return
-    parents = networks.draw_unlike(axes)
-    if parents and not networks.agree(apart, parents, stack(parents), "side by side"):
+    unlike = networks.draw_unlike(axes)
+    if unlike and not networks.agree(apart, stack(unlike), list(map(networks.outputs, unlike)), "side by side"):
         raise SpecError(f"a merge with nothing shared computes something else: {_at_fault(networks, apart)}")
 
 
 class _Redrawn:
     """Models of one graph with redrawn weights, and what they and their merges compute."""
 
-    def __init__(self, followed: Followed, spec: PermutationSpec, model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, followed: Followed, spec: PermutationSpec, inputs: Sequence[Tensor]) -> None:
         self.followed, self.program, self.spec = followed, followed.program, spec
-        self.unused = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
         self.generator = torch.Generator().manual_seed(0)
-        drawn = redrawn(self.program, self.generator)
-        self.program.constants.update({key: drawn[key] for key in self.program.constants})
-        self.inputs = [
-            torch.randn(x.shape, generator=self.generator, dtype=x.dtype) if x.is_floating_point() else x
-            for x in inputs
-        ]
+        self.inputs = []
+        for x in inputs:
+            drawn = torch.randn(x.shape, generator=self.generator, dtype=torch.float64)
+            self.inputs.append(drawn if x.is_floating_point() else x)
 
     def draw(self) -> dict[str, Tensor]:
-        """A model."""
+        """A model; zeros where the graph does not use an entry."""
         drawn = redrawn(self.program, self.generator)
-        return {key: drawn[key] if key in drawn else self.unused[key] for key in self.spec.shapes}
+        return {key: drawn[key] if key in drawn else torch.zeros(shape) for key, shape in self.spec.shapes.items()}
 
     def draw_unlike(self, axes: Axes) -> list[dict[str, Tensor]]:
-        """Two models that are alike only where a merge with these axes shares something; none if units are shared."""
+        """Two models that are alike only where a merge with these axes shares something; none if it shares units."""
         first, second = self.draw(), self.draw()
         values = {value.key: value for value in self.followed.values.values() if isinstance(value, Value)}
         reading = read_axes(self.spec, self.program)
@@ -92,17 +83,17 @@ class _Redrawn:
         return [first, second]
 
     def agree(
-        self, slots: Slots, parents: Sequence[Mapping[str, Tensor]], models: Mapping[str, Tensor], heads: Heads
+        self, slots: Slots, models: Mapping[str, Tensor], outputs: Sequence[Sequence[Tensor]], heads: Heads
     ) -> bool:
-        """Whether the merge of ``models`` (n, ...) gives the mean of the parents' outputs, or these side by side."""
+        """Whether the merge of models (n, ...) gives the mean of the outputs that they have, or these side by side."""
         rewriting = rewrite(self.followed, Axes(self.followed, slots, heads))
         merge = rewriting.module(expand(slots, models, self.program, heads=heads))
-        for output, *of_parents in zip(merge(*self.inputs), *map(self.outputs, parents), strict=True):
-            expected = torch.stack(of_parents).mean(0)
-            wider = [axis for axis, size in enumerate(output.shape) if size != expected.shape[axis]]
+        for merged, *of_models in zip(merge(*self.inputs), *outputs, strict=True):
+            expected = torch.stack(of_models).mean(0)
+            wider = [axis for axis, size in enumerate(merged.shape) if size != expected.shape[axis]]
             if wider and heads == "side by side":
-                expected = torch.cat(of_parents, wider[0])
-            if output.shape != expected.shape or not same(output, expected):
+                expected = torch.cat(of_models, wider[0])
+            if merged.shape != expected.shape or not same(merged, expected):
                 return False
         return True
 
@@ -137,11 +128,15 @@ def _aligned(slots: Slots) -> bool:
 
 
 def _at_fault(networks: _Redrawn, slots: Slots) -> str:
-    """The groups that cannot even be split alone, of those that are."""
-    whole = {group: torch.arange(slots.spec.sizes[group]).expand(2, -1) for group in slots.index}
-    parents, wrong = [networks.draw()] * 2, []
-    for group, units in whole.items():
-        alone = Slots.from_index(slots.spec, {**whole, group: torch.arange(units.numel()).reshape(2, -1)})
-        if slots.widths[group] > units.shape[1] and not networks.agree(alone, parents, stack(parents), "shared"):
+    """Which of the split groups cannot even be split alone: a pair of equal models must not notice."""
+    units = {group: torch.arange(slots.spec.sizes[group]) for group in slots.index}
+    whole = {group: torch.stack([own, own]) for group, own in units.items()}
+    model, wrong = networks.draw(), []
+    outputs = [networks.outputs(model)] * 2
+    for group, own in units.items():
+        half = torch.stack([own, torch.where(own < len(own) // 2, own, own + len(own))])
+        alone = Slots.from_index(slots.spec, {**whole, group: half})
+        split = slots.widths[group] > len(own)
+        if split and not networks.agree(alone, stack([model, model]), outputs, "shared"):
             wrong.append(group)
     return f"merge {', '.join(map(repr, wrong))} whole" if wrong else "some groups cannot be split together"

@@ -75,7 +75,8 @@ def test_drawn_places_are_some_of_each_image_and_depend_on_the_seed():
 
 
 @pytest.mark.parametrize("network", [network for name, network in NETWORKS.items() if name != "attention"])
-def test_gram_matrices_are_those_of_the_recorded_rows(network):
+def test_gram_matrices_are_those_of_the_recorded_rows(monkeypatch, network):
+    monkeypatch.setattr("rebasin.merging.grams.PIECE", 50)  # smaller than these matrices, and no divisor of them
     model = network().double().eval()
     spec, models, x = trace(model, images(1)), drawn(model, 2), images(9)
     grams = collect(spec, models, x, model=model, places=None)
@@ -127,6 +128,10 @@ def test_bad_input_is_named():
         collect(spec, models, images(2), model=model, memory=1e-5)
     with pytest.raises(ValueError, match="pass model="):
         collect(spec, models, images(2))
+    broken = {key: tensor.clone() for key, tensor in models.items()}
+    broken["1.weight"][1] = 1e300
+    with pytest.raises(ValueError, match="what '3.weight' reads is not finite"):
+        collect(spec, broken, images(20), model=model)
     with pytest.raises(ValueError, match="gave no batches"):
         collect(spec, models, [], model=model)
     with pytest.raises(ValueError, match="the list is empty"):

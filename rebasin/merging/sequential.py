@@ -1,0 +1,140 @@
+"""Least squares on what the layers of a merge itself read, one layer after another."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rebasin.graph import export, run
+from rebasin.merging.grams import Grams, halves
+from rebasin.merging.layout import blocks_of, places_as_given, whole
+from rebasin.merging.least_squares import Fit, solve
+from rebasin.merging.norm_statistics import batch_statistics, norms_of
+from rebasin.merging.normal_equations import Equations, Layout
+from rebasin.merging.pleas import Fitted
+from rebasin.merging.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
+from rebasin.weights import take, weights_of
+
+
+@torch.no_grad()
+def refit(merge: Fitted, grams: Grams, inputs: Tensor, *, places: int | None = 16, seed: int = 0) -> Fitted:
+    """Fit the layers of a merge once more, in order, each to what the merge itself reads by then.
+
+    ``merge`` is what ``pleas`` or ``fit_slots`` made of ``grams``, and ``inputs`` (m, ...) go into it, all at once. In
+    ``fit_slots`` a layer reads what the models' layers read; here it reads what the layers before it give, so that it
+    makes up for their errors. Its targets are the same: the mean of what the models' layers give for the units of a
+    slot. The ridge pulls towards the weights that the merge has. Running statistics are those of ``inputs``. ``places``
+    and ``seed`` are those of ``collect``; every second image is held back. Sources: RegMean++ (Nguyen et al. 2025) and
+    the least squares of neuron interpolation (2025), which differ in their targets. The ``fits`` are by parameter.
+
+    Raises ValueError for fewer than two inputs, and for a layer that is used twice.
+
+    >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+    >>> x = torch.randn(200, 3)
+    >>> grams = rebasin.collect(rebasin.trace(models[0], x), models, x)
+    >>> refit(rebasin.pleas(grams), grams, x)
+    Fitted(2 models, 1 group, 8 + 8 -> 8 units; size 1.00; ...)
+    """
+    if len(inputs) < 2:
+        raise ValueError(f"two inputs or more are needed, of which every second is held back: got {len(inputs)}")
+    network = copy.deepcopy(merge.model)
+    program = export(network, (inputs,))
+    layers, norms, weights = layers_of(program), norms_of(program), weights_of(network)
+    for name, times in Counter(weight for weight, _ in layers.values()).items():
+        if times > 1:
+            raise ValueError(
+                f"{name!r} is used {times} times, and reads something else each time: it cannot be refitted"
+            )
+    targets = _Targets(grams, merge, inputs, places, seed)
+    held = torch.arange(len(inputs)) % 2 == 1
+    fits: dict[str, Fit] = {}
+
+    def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
+        if node in norms:
+            args[3:5] = batch_statistics(args[0])
+            weights.update(zip(norms[node], args[3:5], strict=True))
+        elif node in layers:
+            weight, bias = layers[node]
+            block = network.blocks[weight.removeprefix("network.")]
+            at, given = targets.of(block.key)
+            rows = torch.arange(given.shape[-1]) if block.rows is None else torch.from_numpy(block.rows)
+            read = rows_at(node, args[0], at)
+            own_bias = None if bias is None else weights[bias]
+            fitted = _fit(read, given[..., rows], held, weights[weight], own_bias, number_of_blocks(node))
+            args[1], own_bias, fits[weight.removeprefix("network.")] = fitted
+            weights[weight] = args[1]
+            if bias is not None and own_bias is not None:
+                weights[bias] = args[2] = own_bias
+        return compute(*args)
+
+    run(program, weights, (inputs,), visit)
+    network.load_state_dict(weights)
+    return replace(merge, model=network, fits=fits)
+
+
+class _Targets:
+    """What the layers of a merge should give: the mean of what the models' layers give for the units of a slot."""
+
+    def __init__(self, grams: Grams, merge: Fitted, inputs: Tensor, places: int | None, seed: int) -> None:
+        self.grams, self.merge, self.places = grams, merge, places
+        self.generator = torch.Generator().manual_seed(seed)
+        self.program = export(grams.model, (inputs,))
+        alone = [take(grams.weights, m) for m in range(grams.n)]
+        # The models are computed only as far as the merge has come.
+        self.coming: Iterator[Any] = zip(*(layer_inputs(self.program, one, (inputs,)) for one in alone), strict=True)
+        self.known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def of(self, key: str) -> tuple[Tensor, Tensor]:
+        """Places (images, places) that were drawn, and the targets there (images, places, outputs)."""
+        while key not in self.known:
+            of_models = next(self.coming)
+            node, x = of_models[0]
+            weight, bias = layers_of(self.program)[node]
+            at = draw_places(node, x, self.places, self.generator)
+            slots, height = self.merge.slots, self.merge.model.shapes[weight][0]
+            index, shared = places_as_given(slots, weight, 0)
+            if height != shared:
+                index, _ = places_as_given(slots, weight, 0, stacked=True)
+            total = torch.zeros(())
+            for m, (_, read) in enumerate(of_models):
+                matrix = whole(self.grams.weights[weight][m], number_of_blocks(node)).flatten(1)
+                given = rows_at(node, read, at) @ matrix.T
+                given = given if bias is None else given + self.grams.weights[bias][m]
+                total = total + given.new_zeros(*at.shape, height).index_add_(2, index[m].to(given.device), given)
+            self.known[weight] = at, total / torch.bincount(index.flatten(), minlength=height).to(total)
+        return self.known[key]
+
+
+def _fit(
+    read: Tensor, given: Tensor, held: Tensor, weight: Tensor, bias: Tensor | None, blocks: int
+) -> tuple[Tensor, Tensor | None, Fit]:
+    """The weight and bias of a layer that reads and should give these (images, places, ...), and how it was fitted."""
+    around = whole(weight, blocks)
+    start = around.flatten(1).double()
+    if bias is not None:
+        start = torch.cat([start, bias.double().unsqueeze(-1)], 1)
+        read = torch.cat([read, torch.ones_like(read[..., :1])], -1)
+    outputs, columns = start.shape
+    sums = []
+    for x, y in zip(halves(read, held), halves(given, held), strict=True):
+        sums.append([(x.T @ x).double(), (y.T @ x).double(), y.square().sum(0).double(), torch.tensor(len(x))])
+    equations = Equations((0,), *(torch.stack(of_halves) for of_halves in zip(*sums, strict=True)))
+    # Each block of outputs reads its own block of columns, and the constant.
+    per_block = around[0].numel() // blocks
+    allowed = []
+    for block in range(blocks):
+        own = torch.arange(block * per_block, (block + 1) * per_block)
+        constant = torch.arange(around[0].numel(), columns)
+        allowed.append((torch.arange(outputs).reshape(blocks, -1)[block], torch.cat([own, constant])))
+    nothing = torch.zeros(1, 0, dtype=torch.int64)
+    layout = Layout(nothing, nothing, torch.ones(1, columns), allowed, [(0,)] * blocks)
+    fitted, fit = solve(layout, [equations], start)
+    new_bias = None if bias is None else fitted[:, -1].to(bias)
+    matrix = fitted if bias is None else fitted[:, :-1]
+    return blocks_of(matrix.reshape(around.shape), blocks).to(weight), new_bias, fit
