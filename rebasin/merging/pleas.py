@@ -99,7 +99,8 @@ def pleas(
     gains = {group: table for group, table in gains.items() if group not in whole}
     if not gains:
         raise ValueError("no group can be split: " + "; ".join(f"{g!r}, {reason}" for g, reason in whole.items()))
-    budget = best_budget(spec, graph_costs(spec, grams.program), gains=gains, size=size, n=grams.n, by=by)
+    costs = graph_costs(spec, grams.program, heads=heads)
+    budget = best_budget(spec, costs, gains=gains, size=size, n=grams.n, by=by)
     slots = Slots.partial(permutation, budget.merged, {group: -values for group, values in lost.items()})
     return fit_slots(grams, slots, objective=objective, heads=heads, budget=budget)
 

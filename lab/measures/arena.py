@@ -1,0 +1,124 @@
+"""What is measured of any merge in the arena: accuracy over all classes and for each task, calibration, and size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lab.bookkeeping.cache import kept
+from lab.bookkeeping.content import content
+from lab.contestants import Arena, Mending, Method
+from lab.images import Split
+from lab.measures.calibration import calibration_error
+
+COLUMNS = ("method", "mended", "size", "task", "metric", "value")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a method reached: its logits on the test images of each task, (m, all classes), and its network's cost.
+
+    ``structured``, ``dense`` and ``parameters`` are in multiples of one parent, and ``seconds`` are those of merging
+    and mending, without the pass for the Gram matrices. No logits: the method makes no merge of that size.
+    """
+
+    logits: list[Tensor]
+    structured: float = float("nan")
+    dense: float = float("nan")
+    parameters: float = float("nan")
+    seconds: float = float("nan")
+    one_head: bool = False
+
+
+@kept
+def tried(arena: Arena, method: Method, mending: Mending, size: float) -> Tried:
+    """What a method reaches at a size, mended so; it is kept, if the code of the method can be told."""
+    pass_made = "timed_grams" in vars(arena)
+    began = time.monotonic()
+    entry = method(arena, size)
+    entry = None if entry is None else mending(arena, entry)
+    seconds = time.monotonic() - began
+    if entry is None:
+        return Tried([])
+    if not pass_made and "timed_grams" in vars(arena):
+        seconds -= arena.timed_grams[1]  # whichever method comes first does not pay for all
+    logits = [answers(entry.network, split, arena.batch) for split in arena.test]
+    return Tried(logits, entry.structured, entry.dense, entry.parameters, seconds, entry.one_head)
+
+
+@kept
+def gram_seconds(arena: Arena) -> float:
+    """How long the pass for the Gram matrices takes, which serves all methods and sizes."""
+    return arena.timed_grams[1]
+
+
+def try_all(
+    arena: Arena, methods: Mapping[str, Method], mendings: Mapping[str, Mending], sizes: list[float]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every method at every size, mended in every way that there is; what is not defined has no rows.
+
+    The first table has a row for each method, mending, size asked for, task and metric, as ``scores`` has them. The
+    second has the ``seconds`` of merging, which are as they were when the merge was first made.
+    """
+    rows, times = [], []
+    for name, method in methods.items():
+        for mended, mending in mendings.items():
+            for size in sizes:
+                entry = (tried if _is_told(method) else tried.function)(arena, method, mending, size)
+                if entry.logits:
+                    rows += [(name, mended, size, *row) for row in scores(entry, arena.test)]
+                    times.append((name, mended, size, entry.seconds))
+    return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(times, columns=[*COLUMNS[:3], "seconds"])
+
+
+def _is_told(method: Method) -> bool:
+    """Whether the code of a method can be told; that of one which stands in a notebook cannot."""
+    try:
+        content(method)
+    except TypeError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def answers(network: Callable[[Tensor], Tensor], split: Split, batch: int) -> Tensor:
+    """The logits (m, all classes) of a network. Raises ValueError for ones that are NaN or infinite."""
+    logits = torch.cat([network(part.float() / 255) for part in split.images.split(batch)])
+    if not logits.isfinite().all():
+        raise ValueError("a network's outputs are NaN or infinite")
+    return logits
+
+
+def scores(entry: Tried, test: tuple[Split, ...]) -> list[tuple[str, str, float]]:
+    """Task, metric and value of what was reached.
+
+    - ``joint``: over the images of all tasks, whose task nobody tells. Each head's softmax goes over its own classes,
+      and the likeliest class of all heads is the answer. ``accuracy``; ``calibration_error`` of the answer's
+      probability in its head; ``loss``, the cross-entropy in nats in the head of an image's own task; and what the
+      network costs in multiples of one parent, ``structured``, ``dense`` and ``parameters``.
+    - ``0``, ``1``, ...: ``accuracy`` and ``loss`` over the images and the classes of that task alone.
+    """
+    classes = entry.logits[0].shape[1] // len(test)
+    labels = torch.cat([split.labels + task * classes for task, split in enumerate(test)])
+    logits = torch.cat(entry.logits).double()
+    heads = 1 if entry.one_head else len(test)
+    probabilities = logits.unflatten(1, (heads, -1)).softmax(-1).flatten(1)
+    right = (probabilities.argmax(1) == labels).double().mean()
+    loss = -probabilities.gather(1, labels.unsqueeze(1)).log().mean()
+    rows = [
+        ("joint", "accuracy", float(right)),
+        ("joint", "loss", float(loss)),
+        ("joint", "calibration_error", float(calibration_error(probabilities, labels))),
+    ]
+    rows += [("joint", by, getattr(entry, by)) for by in ("structured", "dense", "parameters")]
+    for task, (of_task, split) in enumerate(zip(entry.logits, test, strict=True)):
+        own = of_task[:, task * classes : (task + 1) * classes].double()
+        rows.append((str(task), "accuracy", float((own.argmax(1) == split.labels).double().mean())))
+        rows.append((str(task), "loss", float(cross_entropy(own, split.labels))))
+    return rows
