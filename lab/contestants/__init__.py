@@ -17,6 +17,8 @@ Adam that PLeaS has in its authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lab.contestants.arena import Arena, Entry, Mending, Method
 from lab.contestants.fitted import (
     pleas_averaged,
@@ -72,4 +74,13 @@ MENDINGS: dict[str, Mending] = {
     "repair by task": repaired_by_task,
 }
 
-__all__ = ["MENDINGS", "METHODS", "Arena", "Entry", "Mending", "Method"]
+
+def contestants(names: Sequence[str]) -> dict[str, Method]:
+    """The methods of these names. Raises ValueError, naming those that there are, for another."""
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}: there are {', '.join(METHODS)}")
+    return {name: METHODS[name] for name in names}
+
+
+__all__ = ["MENDINGS", "METHODS", "Arena", "Entry", "Mending", "Method", "contestants"]

@@ -6,7 +6,7 @@ import torch
 
 from lab.contestants.arena import Arena, Entry, of_expanded
 from lab.contestants.whole import by_weights
-from rebasin import Fitted, Grams, Permutation, Slots, fit_slots, pleas, refit
+from rebasin import Fitted, Permutation, Slots, fit_slots, pleas, refit
 from rebasin.merging.alignment import match_grams, mismatch, unit_sums
 from rebasin.merging.budget import shaped_budget
 from rebasin.merging.expanded import expand_network, kept_whole
@@ -36,7 +36,7 @@ def regmean(arena: Arena, size: float) -> Entry | None:
 
 
 def regmean_refitted(arena: Arena, size: float) -> Entry | None:
-    """RegMean, then each layer fitted anew to what the merge itself reads by then, as in RegMean++ (Nguyen et al. 2025).
+    """RegMean, each layer then fitted anew to what the merge itself reads by then, as RegMean++ (Nguyen et al. 2025).
 
     The targets are the means of what the parents' layers give; those of RegMean++ are what they would give on the
     merge's inputs.
@@ -109,8 +109,7 @@ def _regmean(arena: Arena) -> Fitted:
 
 
 def _refitted(arena: Arena, merge: Fitted) -> Entry:
-    grams: Grams = arena.grams
-    return _entry(arena, refit(merge, grams, arena.inputs, seed=arena.seed))
+    return _entry(arena, refit(merge, arena.grams, arena.inputs, seed=arena.seed))
 
 
 def _entry(arena: Arena, merge: Fitted) -> Entry:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lab.bookkeeping.cache import kept
 from lab.bookkeeping.content import content
-from lab.contestants import Arena, Mending, Method
+from lab.contestants import MENDINGS, Arena, Mending, Method
+from lab.contestants.arena import MEASURES
 from lab.images import Split
 from lab.measures.calibration import calibration_error
-
-COLUMNS = ("method", "mended", "size", "task", "metric", "value")
 
 
 @dataclass(frozen=True)
@@ -25,31 +24,38 @@ class Tried:
     """What a method reached: its logits on the test images of each task, (m, all classes), and its network's cost.
 
     ``structured``, ``dense`` and ``parameters`` are in multiples of one parent, and ``seconds`` are those of merging
-    and mending, without the pass for the Gram matrices. No logits: the method makes no merge of that size.
+    and mending, without the pass for the Gram matrices. ``one_head`` is that of ``Entry``.
     """
 
     logits: list[Tensor]
-    structured: float = float("nan")
-    dense: float = float("nan")
-    parameters: float = float("nan")
-    seconds: float = float("nan")
-    one_head: bool = False
+    structured: float
+    dense: float
+    parameters: float
+    seconds: float
+    one_head: bool
 
 
 @kept
-def tried(arena: Arena, method: Method, mending: Mending, size: float) -> Tried:
-    """What a method reaches at a size, mended so; it is kept, if the code of the method can be told."""
+def tried(arena: Arena, method: Method, size: float, mendings: Mapping[str, Mending]) -> dict[str, dict[str, Any]]:
+    """The fields of ``Tried`` for what a method makes at a size, mended in each of these ways, where there is any."""
     pass_made = "timed_grams" in vars(arena)
     began = time.monotonic()
     entry = method(arena, size)
-    entry = None if entry is None else mending(arena, entry)
-    seconds = time.monotonic() - began
+    merging = time.monotonic() - began
     if entry is None:
-        return Tried([])
+        return {}
     if not pass_made and "timed_grams" in vars(arena):
-        seconds -= arena.timed_grams[1]  # whichever method comes first does not pay for all
-    logits = [answers(entry.network, split, arena.batch) for split in arena.test]
-    return Tried(logits, entry.structured, entry.dense, entry.parameters, seconds, entry.one_head)
+        merging -= arena.timed_grams[1]  # whichever method comes first does not pay for all
+    reached = {}
+    for mended, mending in mendings.items():
+        began = time.monotonic()
+        other = mending(arena, entry)
+        seconds = merging + time.monotonic() - began
+        if other is not None:
+            logits = [answers(other.network, split, arena.batch) for split in arena.test]
+            sizes = {by: getattr(other, by) for by in MEASURES}
+            reached[mended] = {"logits": logits, **sizes, "seconds": seconds, "one_head": other.one_head}
+    return reached
 
 
 @kept
@@ -58,23 +64,15 @@ def gram_seconds(arena: Arena) -> float:
     return arena.timed_grams[1]
 
 
-def try_all(
-    arena: Arena, methods: Mapping[str, Method], mendings: Mapping[str, Mending], sizes: list[float]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Every method at every size, mended in every way that there is; what is not defined has no rows.
+def try_method(
+    arena: Arena, method: Method, size: float, mendings: Mapping[str, Mending] = MENDINGS
+) -> dict[str, Tried]:
+    """What a method reaches at a size, as merged (``none``) and mended; empty if it makes no merge of that size.
 
-    The first table has a row for each method, mending, size asked for, task and metric, as ``scores`` has them. The
-    second has the ``seconds`` of merging, which are as they were when the merge was first made.
+    It is kept, and computed once, if the code of the method can be told: if it stands in a module.
     """
-    rows, times = [], []
-    for name, method in methods.items():
-        for mended, mending in mendings.items():
-            for size in sizes:
-                entry = (tried if _is_told(method) else tried.function)(arena, method, mending, size)
-                if entry.logits:
-                    rows += [(name, mended, size, *row) for row in scores(entry, arena.test)]
-                    times.append((name, mended, size, entry.seconds))
-    return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(times, columns=[*COLUMNS[:3], "seconds"])
+    function = tried if _is_told(method) else tried.function
+    return {mended: Tried(**fields) for mended, fields in function(arena, method, size, mendings).items()}
 
 
 def _is_told(method: Method) -> bool:
@@ -116,7 +114,7 @@ def scores(entry: Tried, test: tuple[Split, ...]) -> list[tuple[str, str, float]
         ("joint", "loss", float(loss)),
         ("joint", "calibration_error", float(calibration_error(probabilities, labels))),
     ]
-    rows += [("joint", by, getattr(entry, by)) for by in ("structured", "dense", "parameters")]
+    rows += [("joint", by, getattr(entry, by)) for by in MEASURES]
     for task, (of_task, split) in enumerate(zip(entry.logits, test, strict=True)):
         own = of_task[:, task * classes : (task + 1) * classes].double()
         rows.append((str(task), "accuracy", float((own.argmax(1) == split.labels).double().mean())))
