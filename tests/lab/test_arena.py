@@ -162,7 +162,7 @@ def test_repair_by_task_gives_each_task_the_means_of_its_own_parent(apart):
 
 def test_a_new_head_is_one_of_all_classes_and_better_than_the_parent_that_knows_half(apart):
     floor, head = (try_method(apart, METHODS[name], 1.0)["none"] for name in ("parent", "head"))
-    accuracy = [dict((row[:2], row[2]) for row in scores(one, apart.test))["joint", "accuracy"] for one in (floor, head)]
+    accuracy = [{row[:2]: row[2] for row in scores(one, apart.test)}["joint", "accuracy"] for one in (floor, head)]
     assert accuracy[0] < 0.52 < 0.6 < accuracy[1]
     assert head.one_head
     assert not floor.logits[0][:, 5:].any()
