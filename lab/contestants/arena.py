@@ -152,24 +152,33 @@ Mending = Callable[[Arena, Entry], Entry | None]
 
 
 @dataclass(frozen=True, eq=False)
-class SideBySide:
-    """Networks of the parents' shape, whose outputs stand side by side."""
+class Together:
+    """Networks of the parents' shape, which answer together.
+
+    Of a ``shared`` head the logits are the mean of theirs; else they stand side by side, and those of ``unknown``
+    classes behind them are 0.
+    """
 
     model: nn.Module
     weights: tuple[Weights, ...]
+    shared: bool
+    unknown: int = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.cat([functional_call(self.model, dict(weights), (x,)) for weights in self.weights], 1)
+        logits = [functional_call(self.model, dict(weights), (x,)) for weights in self.weights]
+        return (
+            torch.stack(logits).mean(0) if self.shared else nn.functional.pad(torch.cat(logits, 1), (0, self.unknown))
+        )
 
 
-def with_own_heads(arena: Arena, merged: tuple[Weights, ...], parents: Weights) -> SideBySide:
+def with_own_heads(arena: Arena, merged: tuple[Weights, ...], parents: Weights) -> Together:
     """A merge for each task, or one for all, in which each task keeps the head of its own parent."""
     if arena.heads == "shared":
-        return SideBySide(arena.model, merged)
+        return Together(arena.model, merged, shared=True)
     keys = output_keys(arena.program)
     merged = merged * arena.n if len(merged) == 1 else merged
     networks = [{**body, **{key: parents[key][task] for key in keys}} for task, body in enumerate(merged)]
-    return SideBySide(arena.model, tuple(networks))
+    return Together(arena.model, tuple(networks), shared=False)
 
 
 def of_expanded(arena: Arena, network: Expanded) -> Entry:

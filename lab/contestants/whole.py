@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
 
-from lab.contestants.arena import Arena, Entry, SideBySide, with_own_heads
+from lab.contestants.arena import Arena, Entry, Together, with_own_heads
 from rebasin import Permutation, Slots, mean, mender, merge_many, reset_norms, weight_matching
 from rebasin.merging.alignment import match_grams
 from rebasin.merging.by_task import repair_by_task
 from rebasin.merging.norm_statistics import norms_of
-from rebasin.weights import Weights, take
-
-
-@dataclass(frozen=True, eq=False)
-class MeanOfLogits:
-    """The mean of the logits of n networks."""
-
-    model: nn.Module
-    weights: tuple[Weights, ...]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.stack([functional_call(self.model, dict(weights), (x,)) for weights in self.weights]).mean(0)
-
-
-@dataclass(frozen=True, eq=False)
-class FirstParent:
-    """The first parent, which knows nothing of ``unknown`` classes behind its own: their logits are 0."""
-
-    model: nn.Module
-    weights: Weights
-    unknown: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return nn.functional.pad(functional_call(self.model, dict(self.weights), (x,)), (0, self.unknown))
+from rebasin.weights import take
 
 
 def first_parent(arena: Arena, size: float) -> Entry | None:
@@ -44,7 +19,8 @@ def first_parent(arena: Arena, size: float) -> Entry | None:
     if size != 1:
         return None
     unknown = arena.classes * (len(arena.test) - 1)
-    return Entry(FirstParent(arena.model, take(arena.parents, 0), unknown), 1.0, 1.0, 1.0)
+    first = Together(arena.model, (take(arena.parents, 0),), shared=False, unknown=unknown)
+    return Entry(first, 1.0, 1.0, 1.0)
 
 
 def ensemble(arena: Arena, size: float) -> Entry | None:
@@ -52,9 +28,8 @@ def ensemble(arena: Arena, size: float) -> Entry | None:
     if size != arena.n:
         return None
     parents = tuple(take(arena.parents, m) for m in range(arena.n))
-    kind = MeanOfLogits if arena.heads == "shared" else SideBySide
     cost = float(arena.n)  # no layer reads what another parent gives
-    return Entry(kind(arena.model, parents), cost, cost, cost)
+    return Entry(Together(arena.model, parents, arena.heads == "shared"), cost, cost, cost)
 
 
 def not_matched(arena: Arena, size: float) -> Entry | None:
@@ -102,11 +77,14 @@ def as_merged(arena: Arena, entry: Entry) -> Entry:
 
 
 def reset(arena: Arena, entry: Entry) -> Entry | None:
-    """Statistics of batch norms measured anew, where there are any."""
-    if entry.weights is None or entry.parents is None or not norms_of(arena.program):
+    """Statistics of batch norms measured anew on all tasks' images, where there are any; of parents and ensembles too.
+
+    Networks whose layers were fitted have measured ones already.
+    """
+    if not isinstance(entry.network, Together) or not norms_of(arena.program):
         return None
-    merged = reset_norms(arena.model, entry.weights, arena.inputs)
-    return replace(entry, network=with_own_heads(arena, (merged,), entry.parents), weights=merged)
+    weights = tuple(reset_norms(arena.model, dict(own), arena.inputs) for own in entry.network.weights)
+    return replace(entry, network=replace(entry.network, weights=weights))
 
 
 def repaired(arena: Arena, entry: Entry) -> Entry | None:

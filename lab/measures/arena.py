@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from lab.bookkeeping.cache import kept
 from lab.bookkeeping.content import content
-from lab.contestants import MENDINGS, Arena, Mending, Method
+from lab.contestants import MENDINGS, Arena, Method
 from lab.contestants.arena import MEASURES
 from lab.images import Split
 from lab.measures.calibration import calibration_error
@@ -36,8 +36,8 @@ class Tried:
 
 
 @kept
-def tried(arena: Arena, method: Method, size: float, mendings: Mapping[str, Mending]) -> dict[str, dict[str, Any]]:
-    """The fields of ``Tried`` for what a method makes at a size, mended in each of these ways, where there is any."""
+def tried(arena: Arena, method: Method, size: float) -> dict[str, dict[str, Any]]:
+    """The fields of ``Tried`` for what a method makes at a size, mended in each way that there is for it."""
     pass_made = "timed_grams" in vars(arena)
     began = time.monotonic()
     entry = method(arena, size)
@@ -47,7 +47,7 @@ def tried(arena: Arena, method: Method, size: float, mendings: Mapping[str, Mend
     if not pass_made and "timed_grams" in vars(arena):
         merging -= arena.timed_grams[1]  # whichever method comes first does not pay for all
     reached = {}
-    for mended, mending in mendings.items():
+    for mended, mending in MENDINGS.items():
         began = time.monotonic()
         other = mending(arena, entry)
         seconds = merging + time.monotonic() - began
@@ -64,15 +64,13 @@ def gram_seconds(arena: Arena) -> float:
     return arena.timed_grams[1]
 
 
-def try_method(
-    arena: Arena, method: Method, size: float, mendings: Mapping[str, Mending] = MENDINGS
-) -> dict[str, Tried]:
+def try_method(arena: Arena, method: Method, size: float) -> dict[str, Tried]:
     """What a method reaches at a size, as merged (``none``) and mended; empty if it makes no merge of that size.
 
     It is kept, and computed once, if the code of the method can be told: if it stands in a module.
     """
     function = tried if _is_told(method) else tried.function
-    return {mended: Tried(**fields) for mended, fields in function(arena, method, size, mendings).items()}
+    return {mended: Tried(**fields) for mended, fields in function(arena, method, size).items()}
 
 
 def _is_told(method: Method) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
 
 from lab.contestants import MENDINGS, METHODS, Arena, Entry, contestants
@@ -164,8 +165,26 @@ def test_a_new_head_is_one_of_all_classes_and_better_than_the_parent_that_knows_
     floor, head = (try_method(apart, METHODS[name], 1.0)["none"] for name in ("parent", "head"))
     accuracy = [{row[:2]: row[2] for row in scores(one, apart.test)}["joint", "accuracy"] for one in (floor, head)]
     assert accuracy[0] < 0.52 < 0.6 < accuracy[1]
-    assert head.one_head
+    assert head.one_head and not floor.one_head
     assert not floor.logits[0][:, 5:].any()
+
+
+def test_batch_norms_are_reset_in_whatever_was_not_fitted():
+    """Networks of random weights, whose statistics are none of theirs: after the reset, units have mean 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+    parents = [{key: torch.rand_like(t.float()).to(t) for key, t in model.state_dict().items()} for _ in range(2)]
+    split = Split(torch.randint(0, 256, (80, 1, 4, 4), dtype=torch.uint8), torch.arange(80) % 3)
+    example = split.pixels[:2]
+    arena = Arena(model.eval(), trace(model, example), stack(parents), (split, split), (split, split))
+    for name, size in (("parent", 1.0), ("ensemble", 2.0), ("mean", 1.0)):
+        network = MENDINGS["reset"](arena, METHODS[name](arena, size)).network
+        for weights in network.weights:
+            given = functional_call(model[:2], {key: t for key, t in weights.items() if key < "2"}, (split.pixels,))
+            centre = (given.mean((0, 2, 3)) - weights["1.bias"]).abs().max()
+            assert centre < 1e-4, name
+    assert list(try_method(arena, METHODS["mean"], 1.0)) == ["none", "reset", "repair", "repair by task"]
+    assert list(try_method(arena, METHODS["pleas"], 1.0)) == ["none"]
 
 
 def own_method(arena, size):
@@ -183,7 +202,7 @@ def test_a_method_of_the_readers_own_joins_as_one_function_and_is_mended_too(apa
     reached = try_method(apart, own_method, 1.0)
     assert list(reached) == ["none", "repair", "repair by task"]  # there are no norms to be reset
     assert try_method(apart, own_method, 1.5) == {}
-    assert tried.path(apart, own_method, 1.0, MENDINGS).exists()
+    assert tried.path(apart, own_method, 1.0).exists()
     # One that stands in a notebook, whose code cannot be told, is tried each time.
     again = try_method(apart, lambda arena, size: own_method(arena, size), 1.0)
     assert torch.equal(again["repair"].logits[1], reached["repair"].logits[1])
