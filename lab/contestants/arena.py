@@ -16,7 +16,7 @@ from lab.images import Split
 from rebasin import Grams, Permutation, PermutationSpec, Slots, collect
 from rebasin.graph import export
 from rebasin.merging.costs import LayerCost, count_cost, graph_costs
-from rebasin.merging.expanded import Expanded
+from rebasin.merging.expanded import Expanded, kept_whole
 from rebasin.merging.expansion import Heads, output_keys
 from rebasin.weights import Weights
 
@@ -94,6 +94,11 @@ class Arena:
     def program(self) -> torch.export.ExportedProgram:
         """The graph of a parent, for two images."""
         return export(self.model, (self.example,))
+
+    @cached_property
+    def kept_whole(self) -> dict[str, str]:
+        """The groups that must be merged whole."""
+        return kept_whole(self.spec, self.model, self.example)
 
     @property
     def grams(self) -> Grams:

@@ -9,9 +9,9 @@ from lab.contestants.whole import by_weights
 from rebasin import Fitted, Permutation, Slots, fit_slots, pleas, refit
 from rebasin.merging.alignment import match_grams, mismatch, unit_sums
 from rebasin.merging.budget import shaped_budget
-from rebasin.merging.expanded import expand_network, kept_whole
+from rebasin.merging.expanded import expand_network
 from rebasin.merging.gains import linear_gains
-from rebasin.merging.norm_statistics import measure_norms
+from rebasin.merging.norm_statistics import measure_norms, norms_of
 from rebasin.merging.zipping import zip_slots
 
 
@@ -21,7 +21,9 @@ def zipped(arena: Arena, size: float) -> Entry | None:
     if slots is None:
         return None
     network = expand_network(slots, arena.model, arena.parents, example=arena.example, heads=arena.heads)
-    return of_expanded(arena, measure_norms(network, arena.batches(arena.inputs)))
+    if norms_of(arena.program):
+        network = measure_norms(network, arena.batches(arena.inputs))
+    return of_expanded(arena, network)
 
 
 def zipped_and_fitted(arena: Arena, size: float) -> Entry | None:
@@ -98,8 +100,8 @@ def _zip_slots(arena: Arena, size: float) -> Slots | None:
     correlations = {group: sums.correlation for group, sums in unit_sums(arena.grams).items()}
     merged = None
     if size != 1:
-        costs, whole = arena.costs(arena.heads), kept_whole(arena.spec, arena.model, arena.example)
-        merged = shaped_budget(arena.spec, costs, shape="prefix", size=size, n=arena.n, whole=whole).merged
+        costs = arena.costs(arena.heads)
+        merged = shaped_budget(arena.spec, costs, shape="prefix", size=size, n=arena.n, whole=arena.kept_whole).merged
     return zip_slots(arena.spec, correlations, merged=merged)
 
 

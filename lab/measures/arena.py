@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def try_method(arena: Arena, method: Method, size: float) -> dict[str, Tried]:
     return {mended: Tried(**fields) for mended, fields in function(arena, method, size).items()}
 
 
+@functools.cache
 def _is_told(method: Method) -> bool:
     """Whether the code of a method can be told; that of one which stands in a notebook cannot."""
     try:
