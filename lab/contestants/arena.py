@@ -171,9 +171,9 @@ class Together:
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = [functional_call(self.model, dict(weights), (x,)) for weights in self.weights]
-        return (
-            torch.stack(logits).mean(0) if self.shared else nn.functional.pad(torch.cat(logits, 1), (0, self.unknown))
-        )
+        if self.shared:
+            return torch.stack(logits).mean(0)
+        return nn.functional.pad(torch.cat(logits, 1), (0, self.unknown))
 
 
 def with_own_heads(arena: Arena, merged: tuple[Weights, ...], parents: Weights) -> Together:

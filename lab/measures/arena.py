@@ -106,9 +106,10 @@ def scores(entry: Tried, test: tuple[Split, ...]) -> list[tuple[str, str, float]
     labels = torch.cat([split.labels + task * classes for task, split in enumerate(test)])
     logits = torch.cat(entry.logits).double()
     heads = 1 if entry.one_head else len(test)
-    probabilities = logits.unflatten(1, (heads, -1)).softmax(-1).flatten(1)
+    logarithms = logits.unflatten(1, (heads, -1)).log_softmax(-1).flatten(1)  # (images, all classes)
+    probabilities = logarithms.exp()
     right = (probabilities.argmax(1) == labels).double().mean()
-    loss = -probabilities.gather(1, labels.unsqueeze(1)).log().mean()
+    loss = -logarithms.gather(1, labels.unsqueeze(1)).mean()
     rows = [
         ("joint", "accuracy", float(right)),
         ("joint", "loss", float(loss)),
