@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from lab.bookkeeping import vocabulary
 from lab.contestants import MENDINGS, METHODS, Arena, Entry, contestants
 from lab.contestants.arena import with_own_heads
 from lab.contestants.whole import by_weights, matched_by_weights, repaired_by_task
@@ -185,6 +186,11 @@ def test_batch_norms_are_reset_in_whatever_was_not_fitted():
             assert centre < 1e-4, name
     assert list(try_method(arena, METHODS["mean"], 1.0)) == ["none", "reset", "repair", "repair by task"]
     assert list(try_method(arena, METHODS["pleas"], 1.0)) == ["none"]
+
+
+def test_every_method_and_mending_has_a_name_for_readers():
+    assert list(vocabulary.CONTESTANTS) == list(METHODS)
+    assert set(MENDINGS) <= set(vocabulary.MENDINGS)
 
 
 def own_method(arena, size):
