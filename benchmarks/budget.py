@@ -19,8 +19,8 @@ import torchvision
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from lab.bookkeeping import results
+from rebasin.expanding.costs import layer_costs
 from rebasin.merging.budget import Budget, best_budget, cost_terms, shaped_budget
-from rebasin.merging.costs import layer_costs
 from rebasin.merging.gains import linear_gains, mismatch_gains
 from rebasin.tracing import trace
 

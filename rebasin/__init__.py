@@ -7,6 +7,9 @@ one of many.
 from importlib import metadata as _metadata
 
 from rebasin.assignment import solve_assignment
+from rebasin.expanding.slots import Slots
+from rebasin.fitting.grams import Grams, collect
+from rebasin.fitting.least_squares import least_squares
 from rebasin.inner_products import inner_product, mean_inner_product
 from rebasin.matching import Matcher, Matching, match
 from rebasin.matching.by_activations import activation_matching
@@ -15,14 +18,11 @@ from rebasin.matching.frank_wolfe import frank_wolfe_matching
 from rebasin.matching.straight_through import straight_through_matching
 from rebasin.merging import MendAt, Merge, Method, merge
 from rebasin.merging.averaging import merge_mean
-from rebasin.merging.grams import Grams, collect
 from rebasin.merging.hierarchy import merge_hierarchical
-from rebasin.merging.least_squares import least_squares
 from rebasin.merging.many import merge_many
 from rebasin.merging.mending import Mend, mender, repair, reset_norms
 from rebasin.merging.pleas import Fitted, fit_slots, pleas
 from rebasin.merging.sequential import refit
-from rebasin.merging.slots import Slots
 from rebasin.permutation import Permutation
 from rebasin.progress import show_progress
 from rebasin.spec import PermutationSpec, SpecError

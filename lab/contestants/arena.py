@@ -14,10 +14,10 @@ from torch.func import functional_call
 
 from lab.images import Split
 from rebasin import Grams, Permutation, PermutationSpec, Slots, collect
+from rebasin.expanding.costs import LayerCost, count_cost, graph_costs
+from rebasin.expanding.expanded import Expanded, kept_whole
+from rebasin.expanding.expansion import Heads, output_keys
 from rebasin.graph import export
-from rebasin.merging.costs import LayerCost, count_cost, graph_costs
-from rebasin.merging.expanded import Expanded, kept_whole
-from rebasin.merging.expansion import Heads, output_keys
 from rebasin.weights import Weights
 
 MEASURES = ("structured", "dense", "parameters")

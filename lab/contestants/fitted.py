@@ -7,11 +7,11 @@ import torch
 from lab.contestants.arena import Arena, Entry, of_expanded
 from lab.contestants.whole import by_weights
 from rebasin import Fitted, Permutation, Slots, fit_slots, pleas, refit
-from rebasin.merging.alignment import match_grams, mismatch, unit_sums
+from rebasin.expanding.expanded import expand_network
+from rebasin.fitting.alignment import match_grams, mismatch, unit_sums
+from rebasin.fitting.norm_statistics import measure_norms, norms_of
 from rebasin.merging.budget import shaped_budget
-from rebasin.merging.expanded import expand_network
 from rebasin.merging.gains import linear_gains
-from rebasin.merging.norm_statistics import measure_norms, norms_of
 from rebasin.merging.zipping import zip_slots
 
 

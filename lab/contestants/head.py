@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lab.contestants.arena import Arena, Entry
 from rebasin import Permutation, Slots
-from rebasin.merging.expansion import output_keys
-from rebasin.merging.least_squares import STRENGTHS
+from rebasin.expanding.expansion import output_keys
+from rebasin.fitting.least_squares import STRENGTHS
 from rebasin.weights import take
 
 

@@ -8,9 +8,9 @@ import torch
 
 from lab.contestants.arena import Arena, Entry, Together, with_own_heads
 from rebasin import Permutation, Slots, mean, mender, merge_many, reset_norms, weight_matching
-from rebasin.merging.alignment import match_grams
+from rebasin.fitting.alignment import match_grams
+from rebasin.fitting.norm_statistics import norms_of
 from rebasin.merging.by_task import repair_by_task
-from rebasin.merging.norm_statistics import norms_of
 from rebasin.weights import take
 
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from rebasin.merging.costs import LayerCost, Measure
+from rebasin.expanding.costs import LayerCost, Measure
 from rebasin.merging.widths import extra_cost, polished, relaxed, total_gain
 from rebasin.spec import PermutationSpec, check_spec
 
@@ -94,7 +94,7 @@ def best_budget(
     >>> x = torch.ones(1, 3)
     >>> spec = rebasin.trace(model, x)
     >>> gains = rebasin.merging.gains.linear_gains(spec, {"0": 1.0, "2": 2.0})
-    >>> best_budget(spec, rebasin.merging.costs.layer_costs(spec, model, x), gains=gains, size=1.5)
+    >>> best_budget(spec, rebasin.expanding.costs.layer_costs(spec, model, x), gains=gains, size=1.5)
     Budget(2 models in 1.481 of 1.5 times one's multiply-adds; 2 groups: 1 merged, 0 apart, 1 in part; gain 1.25, ...)
     """
     check_spec(spec, "best_budget(spec, costs, gains=gains, size=size)")
@@ -137,7 +137,7 @@ def shaped_budget(
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> x = torch.ones(1, 3)
     >>> spec = rebasin.trace(model, x)
-    >>> costs = rebasin.merging.costs.layer_costs(spec, model, x)
+    >>> costs = rebasin.expanding.costs.layer_costs(spec, model, x)
     >>> shaped_budget(spec, costs, shape="prefix", size=1.5).merged
     {'0': 8, '2': 3}
     >>> shaped_budget(spec, costs, shape="suffix", size=1.5).merged

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebasin.expanding.costs import Measure, graph_costs
+from rebasin.expanding.expanded import Expanded, expand_network, kept_whole
+from rebasin.expanding.expansion import Heads
+from rebasin.expanding.slots import Slots
+from rebasin.fitting.alignment import match_grams, mismatch
+from rebasin.fitting.grams import Grams
+from rebasin.fitting.least_squares import ROUNDING, Fit, least_squares
+from rebasin.fitting.norm_statistics import measure_norms, norms_of
+from rebasin.fitting.normal_equations import Objective
 from rebasin.matching import Matching
-from rebasin.merging.alignment import match_grams, mismatch
 from rebasin.merging.budget import Budget, best_budget
-from rebasin.merging.costs import Measure, graph_costs
-from rebasin.merging.expanded import Expanded, expand_network, kept_whole
-from rebasin.merging.expansion import Heads
 from rebasin.merging.gains import mismatch_gains
-from rebasin.merging.grams import Grams
-from rebasin.merging.least_squares import Fit, least_squares
-from rebasin.merging.norm_statistics import measure_norms, norms_of
-from rebasin.merging.normal_equations import Objective
-from rebasin.merging.slots import Slots
 from rebasin.permutation import Permutation
 
 
@@ -49,7 +49,7 @@ class Fitted:
 
     def __repr__(self) -> str:
         left = [sum(getattr(fit, name) for fit in self.fits.values()) for name in ("before", "after")]
-        share = f"{left[1] / left[0]:.0%}" if left[0] > 0 else "0%"
+        share = f"{left[1] / left[0]:.0%}" if left[0] > ROUNDING else "0%"
         return f"Fitted({repr(self.model)[9:-1]}; errors of its layers {share} of the average's)"
 
 
@@ -76,8 +76,8 @@ def pleas(
     3. of the aligned models, the units that lose least are merged: ``Slots.partial``;
     4. every layer is fitted, and norm statistics are measured: ``fit_slots``, which takes ``objective`` and ``heads``.
 
-    Raises ValueError for a size that no merge has, a permutation of other models, and what the steps raise. Warns of
-    layers with fewer rows of data than unknowns.
+    Raises TypeError for anything but Gram matrices, ValueError for a size that no merge has, a permutation of other
+    models, and what the steps raise. Warns of layers with fewer rows of data than unknowns.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in "ab"]
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
@@ -85,9 +85,15 @@ def pleas(
     >>> pleas(grams, size=1.5)
     Fitted(2 models, 2 groups, 16 + 16 -> ... units; size 1.4...; errors of its layers ...% of the average's)
     """
-    spec = grams.spec
+    if not isinstance(grams, Grams):
+        raise TypeError(
+            f"the first argument is what collect gives, and a {type(grams).__name__} was given: pleas(grams)"
+        )
+    spec, size = grams.spec, float(size)
     if not 1 <= size <= grams.n:
         raise ValueError(f"no merge of {grams.n} models has size {size:g}: it goes from 1 to {grams.n}")
+    if not spec.families:
+        raise ValueError("the spec has no group of units that can be matched: spec.pinned says why")
     permutation = match_grams(grams) if permutation is None else _of_all(permutation, grams.n)
     if permutation.spec != spec or permutation.batch != (grams.n,):
         raise ValueError(f"the permutation is not of the {grams.n} models that the Gram matrices are of")
@@ -99,8 +105,7 @@ def pleas(
     gains = {group: table for group, table in gains.items() if group not in whole}
     if not gains:
         raise ValueError("no group can be split: " + "; ".join(f"{g!r}, {reason}" for g, reason in whole.items()))
-    costs = graph_costs(spec, grams.program, heads=heads)
-    budget = best_budget(spec, costs, gains=gains, size=size, n=grams.n, by=by)
+    budget = best_budget(spec, graph_costs(spec, grams.program, heads=heads), gains=gains, size=size, n=grams.n, by=by)
     slots = Slots.partial(permutation, budget.merged, {group: -values for group, values in lost.items()})
     return fit_slots(grams, slots, objective=objective, heads=heads, budget=budget)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rebasin.merging.slots import Slots
+from rebasin.expanding.slots import Slots
 from rebasin.spec import PermutationSpec, check_spec
 
 

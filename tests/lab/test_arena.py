@@ -20,7 +20,7 @@ from lab.tasks import halves, tasks_of_parents
 from lab.training.recipe import Recipe
 from lab.training.train import train
 from rebasin import Permutation, Slots, trace
-from rebasin.merging.expanded import Expanded, expand_network
+from rebasin.expanding.expanded import Expanded, expand_network
 from rebasin.weights import stack, take
 
 RECIPE = Recipe(architecture="mlp2", width=12, batch_size=64, learning_rate=0.003)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from networks import NETWORKS, Branches, images
 
 from rebasin import Permutation, PermutationSpec
+from rebasin.expanding.costs import LayerCost, count_cost, layer_costs
+from rebasin.expanding.slots import Slots
 from rebasin.merging.budget import best_budget, shaped_budget
-from rebasin.merging.costs import LayerCost, count_cost, layer_costs
 from rebasin.merging.gains import linear_gains, mismatch_gains
-from rebasin.merging.slots import Slots
 from rebasin.tracing import trace
 
 # The solver stops at a relative gap of 1e-4, and its tolerances are 1e-6.

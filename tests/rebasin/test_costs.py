@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rebasin import PermutationSpec
+from rebasin.expanding.costs import LayerCost, count_cost, graph_costs, layer_costs
+from rebasin.expanding.expanded import expand_network
+from rebasin.expanding.slots import Slots
 from rebasin.graph import export
-from rebasin.merging.costs import LayerCost, count_cost, graph_costs, layer_costs
-from rebasin.merging.expanded import expand_network
-from rebasin.merging.slots import Slots
 from rebasin.tracing import trace
 
 EXAMPLE = images(2).float()

@@ -13,11 +13,12 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from rebasin import Permutation, SpecError, trace
+from rebasin.expanding import split_layers
+from rebasin.expanding.expanded import expand_network, kept_whole
+from rebasin.expanding.expansion import expand
+from rebasin.expanding.rewriting import BECOMES
+from rebasin.expanding.slots import Slots
 from rebasin.graph import export
-from rebasin.merging.expanded import expand_network, kept_whole
-from rebasin.merging.expansion import expand
-from rebasin.merging.rewriting import BECOMES
-from rebasin.merging.slots import Slots
 from rebasin.tracing.rules import sums
 from rebasin.tracing.units import RULES
 
@@ -135,7 +136,21 @@ class Gated(nn.Module):
         return {"a": self.a(x), "b": self.b(x)}
 
 
-ALL = {network.__name__: network for network in (Plain, Flattened, FlattenedLast, Residual, Dense, WrittenOut, Gated)}
+class Fixed(nn.Module):
+    """Begins with constants that are no weights, as a normalisation does."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((2, 1, 1), 0.1), persistent=False)
+        self.register_buffer("mixed", torch.linspace(-1, 1, 32 * 5).reshape(32, 5), persistent=False)
+        self.into, self.out = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.into((x - self.mean).flatten(1) @ self.mixed).relu())
+
+
+OWN = (Plain, Flattened, FlattenedLast, Residual, Dense, WrittenOut, Gated, Fixed)
+ALL = {network.__name__: network for network in OWN}
 ALL |= NETWORKS
 ALL |= {
     "layer norm": lambda: Normed(nn.LayerNorm(6)),
@@ -267,6 +282,18 @@ def test_its_cost_is_that_of_the_pairs_of_slots_with_a_common_owner(data):
     assert merge.parameters_count == weights + first.shape[1] + second.shape[1] + hidden.shape[1] + 3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["FlattenedLast", "WrittenOut", "layer norm"])
+def test_slices_that_are_looked_up_by_number_are_those_that_are_cut_out(name, monkeypatch):
+    model, spec = network(name)
+    slots, weights, x = half_shared(spec, 3), drawn(model, 3), images(3, seed=1)
+    cut = expand_network(slots, model, weights, example=images(1))
+    monkeypatch.setattr(split_layers, "MOST_SLICES", 1)
+    looked_up = expand_network(slots, model, weights, example=images(1))
+    torch.testing.assert_close(cut(x), looked_up(x), rtol=1e-12, atol=1e-12)
+    assert looked_up.macs == cut.macs
+
+
 class OwnersNorm(nn.Module):
     """A LayerNorm of each model's own units, taken apart and put together again, unit by unit."""
 
@@ -294,14 +321,14 @@ def test_a_layer_norm_goes_over_each_models_own_slots(data):
     slots = data.draw(some_slots(spec, n))
     weights = drawn(model, n)
     dense = expand(slots, weights, export(model, (images(1),), RULES))
-    wide = Normed(OwnersNorm(slots.index["stem"], dense["norm.weight"], dense["norm.bias"])).double()
+    wide = Normed(OwnersNorm(slots.index["stem"], dense["norm.weight"], dense["norm.bias"]))
     stream, inner = slots.widths["stem"], slots.widths["up"]
     wide.stem, wide.out = nn.Conv2d(2, stream, 1), nn.Linear(stream, 3)
     wide.up, wide.down = nn.Linear(stream, inner), nn.Linear(inner, stream)
-    wide.load_state_dict({key: tensor for key, tensor in dense.items() if "norm" not in key})
+    wide.double().load_state_dict({key: tensor for key, tensor in dense.items() if "norm" not in key})
     x = images(3, seed=2)
     merge = expand_network(slots, model, weights, example=images(1))
-    torch.testing.assert_close(merge(x), wide.double()(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(merge(x), wide(x), rtol=1e-10, atol=1e-10)
 
 
 def half_shared(spec, n=2):
@@ -474,13 +501,13 @@ class InHalf(Mixed):
 
 @torch.no_grad()
 def test_it_has_the_number_format_of_the_models():
-    model = InHalf(None)
-    weights = {key: tensor.float() for key, tensor in drawn(model, 2).items()}
-    merge = expand_network(Slots.apart(trace(model, images(1)), 2), model, weights, example=images(1))
-    x = images(3)
-    (a,), (b,) = outputs(model, weights, x)
-    assert merge(x).dtype == torch.float32
-    torch.testing.assert_close(merge(x), (a + b) / 2)
+    for model in (InHalf(None), Fixed()):
+        weights = {key: tensor.float() for key, tensor in drawn(model, 2).items()}
+        x = images(3).float()
+        merge = expand_network(Slots.apart(trace(model, x), 2), model, weights, example=x)
+        (a,), (b,) = outputs(model, weights, x)
+        assert merge(x).dtype == torch.float32
+        torch.testing.assert_close(merge(x), (a + b) / 2)
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from torch import nn
 from torch.func import functional_call
 
 from rebasin import Permutation, PermutationSpec, mean, trace
+from rebasin.expanding.expansion import expand, output_keys
+from rebasin.expanding.layout import Run, places, runs
+from rebasin.expanding.slots import Slots
 from rebasin.graph import export
-from rebasin.merging.expansion import expand, output_keys
-from rebasin.merging.layout import Run, places, runs
-from rebasin.merging.slots import Slots
 from rebasin.weights import take
 
 # Sums of some hundred float64 products, in another order.

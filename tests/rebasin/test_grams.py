@@ -7,9 +7,9 @@ from torch import nn
 from torch.func import functional_call
 
 from rebasin import trace
+from rebasin.fitting.grams import collect
+from rebasin.fitting.rows import draw_places, layer_inputs, rows_at
 from rebasin.graph import export
-from rebasin.merging.grams import collect
-from rebasin.merging.rows import draw_places, layer_inputs, rows_at
 from rebasin.weights import take
 
 CONVOLUTIONS = [
@@ -76,7 +76,7 @@ def test_drawn_places_are_some_of_each_image_and_depend_on_the_seed():
 
 @pytest.mark.parametrize("network", [network for name, network in NETWORKS.items() if name != "attention"])
 def test_gram_matrices_are_those_of_the_recorded_rows(monkeypatch, network):
-    monkeypatch.setattr("rebasin.merging.grams.PIECE", 50)  # smaller than these matrices, and no divisor of them
+    monkeypatch.setattr("rebasin.fitting.grams.PIECE", 50)  # smaller than these matrices, and no divisor of them
     model = network().double().eval()
     spec, models, x = trace(model, images(1)), drawn(model, 2), images(9)
     grams = collect(spec, models, x, model=model, places=None)
@@ -134,6 +134,11 @@ def test_bad_input_is_named():
         collect(spec, broken, images(20), model=model)
     with pytest.raises(ValueError, match="gave no batches"):
         collect(spec, models, [], model=model)
+    for batch, got in (({"x": images(2)}, "dict"), (images(2)[:0], "\\(0, 2, 4, 4\\)")):
+        with pytest.raises(ValueError, match=f"a batch is a tensor .* got {got}"):
+            collect(spec, models, [batch], model=model)
+    with pytest.raises(ValueError, match="two images or more are needed.* got 1"):
+        collect(spec, models, images(1), model=model)
     with pytest.raises(ValueError, match="the list is empty"):
         collect(spec, [], images(2))
     with pytest.raises(ValueError, match="'3.weight'"):

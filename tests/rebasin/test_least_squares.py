@@ -9,8 +9,8 @@ from torch import nn
 from torch.func import functional_call
 
 from rebasin import Permutation, Slots, collect, least_squares, trace
-from rebasin.merging.expansion import expand
-from rebasin.merging.layout import places
+from rebasin.expanding.expansion import expand
+from rebasin.expanding.layout import places
 from rebasin.weights import take
 
 OBJECTIVES = ["averaged", "stacked"]
@@ -63,7 +63,7 @@ def in_slots(values, index, width):
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("shared", [1.0, 0.5, 0.0])
 def test_the_weights_are_those_of_lstsq_on_the_recorded_rows(monkeypatch, objective, n, shared):
-    monkeypatch.setattr("rebasin.merging.least_squares.STRENGTHS", (0.0,))  # no ridge: there are rows enough
+    monkeypatch.setattr("rebasin.fitting.least_squares.STRENGTHS", (0.0,))  # no ridge: there are rows enough
     model, spec, models, grams = prepared(Chain, n)
     slots = some_slots(spec, n, shared)
     weights, fits = least_squares(grams, slots, objective=objective)
@@ -96,7 +96,7 @@ def test_the_weights_are_those_of_lstsq_on_the_recorded_rows(monkeypatch, object
 @pytest.mark.parametrize("shared", [1.0, 0.4])
 @pytest.mark.parametrize("layer", ["residual", "side", "grouped"])
 def test_no_small_change_of_a_convolution_leaves_less(monkeypatch, layer, shared):
-    monkeypatch.setattr("rebasin.merging.least_squares.STRENGTHS", (0.0,))
+    monkeypatch.setattr("rebasin.fitting.least_squares.STRENGTHS", (0.0,))
     model, spec, models, grams = prepared(Branches, 2)
     slots = some_slots(spec, 2, shared)
     weights, fits = least_squares(grams, slots)
@@ -124,7 +124,7 @@ def test_no_small_change_of_a_convolution_leaves_less(monkeypatch, layer, shared
 @pytest.mark.parametrize("strength", [1e-6, 1.0])
 @pytest.mark.parametrize("network", [Chain, Branches, Attention, Reused])
 def test_permuted_copies_of_a_model_merge_into_it_whatever_the_ridge(monkeypatch, network, strength, objective):
-    monkeypatch.setattr("rebasin.merging.least_squares.STRENGTHS", (strength,))
+    monkeypatch.setattr("rebasin.fitting.least_squares.STRENGTHS", (strength,))
     model = network().double().eval()
     spec, single = trace(model, images(1)), drawn(model, 1)
     permutation = Permutation.random(spec, (3,), torch.Generator().manual_seed(0))

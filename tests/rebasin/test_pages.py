@@ -24,8 +24,9 @@ def registries():
         registry.update(entries)
 
 
-@pytest.mark.parametrize("page", ["trace", "match", "merge", "rules", "method"])
-def test_a_page_prints_what_it_shows(page, registries):
+@pytest.mark.parametrize("page", ["trace", "match", "merge", "sizes", "rules", "method"])
+def test_a_page_prints_what_it_shows(page, registries, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a page may save files
     blocks = re.findall(r"```(python|text)\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.DOTALL)
     names: dict = {}
     printed = ""

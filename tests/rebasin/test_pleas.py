@@ -7,9 +7,9 @@ from torch import nn
 from torch.func import functional_call
 
 from rebasin import Permutation, Slots, collect, fit_slots, match, pleas, reset_norms, trace
-from rebasin.merging.costs import count_cost, graph_costs
-from rebasin.merging.expanded import expand_network
-from rebasin.merging.norm_statistics import measure_norms
+from rebasin.expanding.costs import count_cost, graph_costs
+from rebasin.expanding.expanded import expand_network
+from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.weights import take
 
 # Sums of some hundred float64 products through a few layers.
@@ -48,6 +48,7 @@ def test_permuted_copies_of_a_model_merge_into_the_model(network):
         {key: tensor.expand(2, *tensor.shape[1:]) for key, tensor in single.items()}
     )
     merge = pleas(collect(spec, models, x, model=model))
+    assert "errors of its layers 0% of" in repr(merge)  # of rounding, the share would say nothing
     torch.testing.assert_close(
         merge(images(5, seed=1)), functional_call(model, take(single, 0), (images(5, seed=1),)), **ROUNDING
     )
@@ -136,7 +137,7 @@ def test_a_matching_of_weights_may_be_given():
 
 
 def test_regmean_is_the_stacked_objective_of_models_as_they_are(monkeypatch):
-    monkeypatch.setattr("rebasin.merging.least_squares.STRENGTHS", (0.0,))
+    monkeypatch.setattr("rebasin.fitting.least_squares.STRENGTHS", (0.0,))
     grams = merged_from(Chain, 2)
     identity = Permutation.identity(grams.spec, (2,))
     merge = fit_slots(grams, Slots.of_permutation(identity), objective="stacked")
@@ -171,6 +172,9 @@ def test_bad_input_is_named():
     for size in (0.9, 2.1):
         with pytest.raises(ValueError, match=f"2 models has size {size}: it goes from 1 to 2"):
             pleas(grams, size=size)
+    linear, x = [nn.Linear(4, 2) for _ in range(2)], torch.randn(20, 4)
+    with pytest.raises(ValueError, match="no group of units that can be matched: spec.pinned says why"):
+        pleas(collect(trace(linear[0], x), linear, x))
     with pytest.raises(ValueError, match="not of the 2 models"):
         pleas(grams, permutation=Permutation.identity(grams.spec, (3,)))
     model = Normed().double().eval()
@@ -180,3 +184,8 @@ def test_bad_input_is_named():
     once = collect(spec, drawn(model, 2), iter([images(50)]), model=model)
     with pytest.raises(ValueError, match="read only once: collect from a list"):
         pleas(once)
+
+
+def test_models_in_place_of_gram_matrices_are_told_as_such():
+    with pytest.raises(TypeError, match=r"what collect gives, and a list was given: pleas\(grams\)"):
+        pleas([nn.Linear(2, 2)], size=1.2)

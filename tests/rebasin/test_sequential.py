@@ -18,7 +18,7 @@ def merged_from(network, n, count=600):
 def test_each_layer_is_fitted_to_what_the_merge_reads(monkeypatch):
     grams, x = merged_from(Chain, 2), images(400, seed=1)
     merge = pleas(grams)
-    monkeypatch.setattr("rebasin.merging.least_squares.STRENGTHS", (0.0,))
+    monkeypatch.setattr("rebasin.fitting.least_squares.STRENGTHS", (0.0,))
     weights = refit(merge, grams, x).model.weights
     moved = merge.slots.permutation.apply(grams.weights)
     own, of_models = x.flatten(1), [x.flatten(1)] * 2

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from networks import Attention, Chain, images
 
 from rebasin import Permutation, PermutationSpec, trace
-from rebasin.merging.slots import Slots
+from rebasin.expanding.slots import Slots
 
 SPEC = PermutationSpec.from_axes({"w": torch.zeros(4, 3)}, {"w": ("rows", "columns")})
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rebasin import Permutation, PermutationSpec
-from rebasin.merging.slots import Slots
+from rebasin.expanding.slots import Slots
 from rebasin.merging.zipping import zip_slots
 
 

@@ -5,14 +5,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+import rebasin
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("page", ["README.md", "book/reproduce.md"])
 def test_the_example_runs_as_it_stands(page):
     torch.manual_seed(0)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    code = blocks(page)[0]
     names: dict = {}
     exec(code, names)
     if page == "README.md":
@@ -27,3 +35,24 @@ def test_the_example_runs_as_it_stands(page):
         assert matching.objective > matching.objective_by_sweep[:, 0]
     else:
         assert type(names["merged"]) is type(names["networks"][0])
+
+
+def narrow():
+    """A network of ResNet18's blocks that is merged in seconds, where two ResNet18 take ten minutes."""
+    first = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+    shortcut = nn.Sequential(nn.Conv2d(4, 8, 1, 2, bias=False), nn.BatchNorm2d(8))
+    body = BasicBlock(4, 4), BasicBlock(4, 8, 2, shortcut), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*first, *body, nn.Linear(8, 10))
+
+
+def test_the_readme_merges_at_any_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it saves a file
+    torch.manual_seed(0)
+    a, b, images = narrow(), narrow(), torch.randn(200, 3, 8, 8)
+    names = {"rebasin": rebasin, "a": a, "b": b, "images": images, "spec": rebasin.trace(a, images[:2])}
+    exec(blocks("README.md")[1], names)
+    merged = names["merged"]
+    assert 1 < merged.model.size <= 1.2
+    again = torch.export.load(str(tmp_path / "merged.pt2")).module()
+    # Float32 sums of some dozen products, through six layers.
+    torch.testing.assert_close(again(images[:7]), merged(images[:7]), rtol=1e-4, atol=1e-5)

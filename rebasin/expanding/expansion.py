@@ -9,11 +9,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rebasin.expanding.layout import blocks_of, places
+from rebasin.expanding.slots import Slots
 from rebasin.graph import AFFINE, NORMS, operator, weight_keys
-from rebasin.merging.layout import blocks_of, places
-from rebasin.merging.slots import Slots
+from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, weights_of
+from rebasin.weights import Models, to, weights_of
 
 Heads = Literal["shared", "side by side"]
 PRODUCTS = ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
@@ -44,7 +45,8 @@ def expand(
         raise ValueError(f"the slots are of {slots.n} models, the weights have leading axes {tuple(n)}")
     reading = read_axes(spec, program)
     stacked = output_keys(program) if heads == "side by side" else frozenset()
-    moved = slots.permutation.apply(weights)
+    device = weights[next(iter(spec.shapes))].device
+    moved = Permutation(spec, to(slots.permutation.indices, device)).apply(weights)
     expanded = {}
     for key, tensor in moved.items():
         if tensor.is_floating_point():

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rebasin.expanding.expansion import Heads, output_keys
+from rebasin.expanding.slots import Slots
 from rebasin.graph import AFFINE, NORMS, export, number, operator, weight_keys
-from rebasin.merging.expansion import Heads, output_keys
-from rebasin.merging.slots import Slots
 from rebasin.spec import PermutationSpec, check_spec
 
 Measure = Literal["structured", "dense", "parameters"]

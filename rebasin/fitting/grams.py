@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rebasin.fitting.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export
 from rebasin.matching.batches import batches_of
 from rebasin.merging.record import side_by_side
-from rebasin.merging.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, check_device, take
 
@@ -90,9 +90,8 @@ def collect(
     None takes all. The outputs of a layer are linear in what it reads, so that these matrices serve every permutation,
     size and objective; nothing has to be read again. Products are made in the models' precision, and added in float64.
 
-    Raises ValueError if the models do not fit, if the loader gives nothing, or, before it is read, if the matrices
-    would take more than ``memory`` gibibytes;
-    and if what a layer reads is not finite.
+    Raises ValueError if the models do not fit, if the loader gives no tensors or fewer than two images, or, before any
+    layer is run, if the matrices would take more than ``memory`` gibibytes; and if what a layer reads is not finite.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
@@ -113,6 +112,9 @@ def collect(
     images, example = 0, torch.empty(0)
     for drawn in batches_of(loader, weights, "Gram matrices"):
         inputs = drawn[0] if isinstance(drawn, tuple | list) else drawn
+        if not isinstance(inputs, Tensor) or not inputs.numel():
+            what = f"{tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ValueError(f"a batch is a tensor of one input or more, or a tuple that begins with it: got {what}")
         if inputs.shape not in programs:
             programs[inputs.shape] = export(model, (inputs,))
         program = programs[inputs.shape]
@@ -126,6 +128,8 @@ def collect(
             at = draw_places(node, x, places, generator)
             _add(layer, [rows_at(node, x, at) for _, x in of_models], held)
         images += len(inputs)
+    if images < 2:
+        raise ValueError(f"two images or more are needed, of which every second is held back: got {images}")
     for key, layer in layers.items():
         for gram in layer.gram:
             gram.copy_(gram.tril() + gram.tril(-1).T)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rebasin.expanding.axes import Axis, CannotSplit
+from rebasin.expanding.rewriting import Block, Node, Rewriting, becomes, target_of
 from rebasin.graph import operator
-from rebasin.merging.axes import Axis, CannotSplit
-from rebasin.merging.rewriting import Block, Node, Rewriting, becomes, target_of
 from rebasin.tracing.rules import products, sums
 
 aten = torch.ops.aten

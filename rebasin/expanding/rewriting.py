@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rebasin.expanding.axes import Axes, Axis, CannotSplit
 from rebasin.graph import operator, weight_keys
-from rebasin.merging.axes import Axes, Axis, CannotSplit
 from rebasin.tracing import Followed
 from rebasin.tracing.units import RULES, Rule, Value
 from rebasin.weights import Weights
@@ -122,14 +122,14 @@ class Rewriting:
 
     def module(self, dense: Weights) -> torch.fx.GraphModule:
         """The network, its blocks cut from weights in the shapes of the merge. It holds unused entries as well."""
-        statistics = self.axes.slots.spec.statistics
+        statistics, device = self.axes.slots.spec.statistics, next(iter(dense.values())).device
         root = nn.Module()
         for name, block in self.blocks.items():
             tensor = block.of(dense[block.key])
             trained = block.key not in statistics and tensor.is_floating_point()
             _hold(root, name, nn.Parameter(tensor) if trained else tensor)
         for name, tensor in self.constants.items():
-            root.register_buffer(name, tensor, persistent=False)
+            root.register_buffer(name, tensor.to(device), persistent=False)
         module = torch.fx.GraphModule(root, self.graph)
         for key in self.unused:
             _hold(module, key, Block(key).of(dense[key]))

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from rebasin.expanding.axes import Axis, CannotSplit
+from rebasin.expanding.rewriting import Node, Rewriting, becomes
 from rebasin.graph import operator
-from rebasin.merging.axes import Axis, CannotSplit
-from rebasin.merging.rewriting import Node, Rewriting, becomes
 from rebasin.tracing.rules import entries, products, shapes, sums
 from rebasin.tracing.units import RULES
 

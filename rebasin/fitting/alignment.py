@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebasin.expanding.layout import whole
+from rebasin.fitting.grams import Grams
+from rebasin.fitting.rows import layers_of
 from rebasin.matching.by_activations import Similarity
 from rebasin.matching.scores import assign_all
-from rebasin.merging.grams import Grams
-from rebasin.merging.layout import whole
-from rebasin.merging.rows import layers_of
 from rebasin.permutation import Permutation, flatten
 from rebasin.spec import Part, PermutationSpec
 
@@ -119,6 +119,21 @@ def aligned_correlation(grams: Grams, permutation: Permutation) -> dict[str, Ten
         pairs = (own.sum((1, 2)) - own.diagonal(dim1=1, dim2=2).sum(1)) / max(1, n * (n - 1))
         alike[spec.inside.get(group, group)].append(_by_block(spec, group, pairs).mean(1))
     return {group: torch.stack(values).mean(0) for group, values in alike.items()}
+
+
+def correlations(grams: Grams) -> dict[str, Tensor]:
+    """How alike all units of all models are, as they stand: (n units, n units) by group, as ``zip_slots`` takes it.
+
+    Groups are those that lie in no other. Two blocks are as alike as their units are on average, the first unit of one
+    with the first of the other, and so on.
+    """
+    spec = grams.spec
+    alike: dict[str, list[Tensor]] = defaultdict(list)
+    for group, sums in unit_sums(grams).items():
+        own = spec.sizes[group] if group in spec.inside else 1
+        in_blocks = sums.correlation.unflatten(1, (-1, own)).unflatten(0, (-1, own))  # (blocks, units, blocks, units)
+        alike[spec.inside.get(group, group)].append(in_blocks.diagonal(dim1=1, dim2=3).mean(2))
+    return {group: torch.stack(matrices).mean(0) for group, matrices in alike.items()}
 
 
 def mismatch(grams: Grams, permutation: Permutation) -> dict[str, Tensor]:

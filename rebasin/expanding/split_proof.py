@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebasin.expanding.axes import Axes
+from rebasin.expanding.expansion import Heads, expand, read_axes
+from rebasin.expanding.rewriting import rewrite
+from rebasin.expanding.slots import Slots
 from rebasin.graph import run
-from rebasin.merging.axes import Axes
-from rebasin.merging.expansion import Heads, expand, read_axes
-from rebasin.merging.rewriting import rewrite
-from rebasin.merging.slots import Slots
 from rebasin.spec import PermutationSpec, SpecError
 from rebasin.tracing import Followed
 from rebasin.tracing.proof import redrawn, same
@@ -87,7 +87,7 @@ class _Redrawn:
     ) -> bool:
         """Whether the merge of models (n, ...) gives the mean of the outputs that they have, or these side by side."""
         rewriting = rewrite(self.followed, Axes(self.followed, slots, heads))
-        merge = rewriting.module(expand(slots, models, self.program, heads=heads))
+        merge = rewriting.module(expand(slots, models, self.program, heads=heads)).double()
         for merged, *of_models in zip(merge(*self.inputs), *outputs, strict=True):
             expected = torch.stack(of_models).mean(0)
             wider = [axis for axis, size in enumerate(merged.shape) if size != expected.shape[axis]]
@@ -108,7 +108,8 @@ class _Redrawn:
                 outputs[node] = value
             return value
 
-        run(self.program, weights, self.inputs, visit)
+        constants = {key: x.double() if x.is_floating_point() else x for key, x in self.program.constants.items()}
+        run(self.program, {**constants, **weights}, self.inputs, visit)
         return [outputs[node] for node in end.args[0]]
 
 

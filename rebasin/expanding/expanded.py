@@ -9,14 +9,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from rebasin.expanding import split_layers, split_operators  # noqa: F401  each adds to BECOMES
+from rebasin.expanding.axes import Axes, CannotSplit
+from rebasin.expanding.expansion import Heads, expand
+from rebasin.expanding.rewriting import Block, Rewriting, rewrite
+from rebasin.expanding.slots import Slots
+from rebasin.expanding.split_proof import prove_split
 from rebasin.graph import export, two_or_more
-from rebasin.merging import split_layers, split_operators  # noqa: F401  each adds to BECOMES
-from rebasin.merging.axes import Axes, CannotSplit
-from rebasin.merging.expansion import Heads, expand
 from rebasin.merging.record import side_by_side
-from rebasin.merging.rewriting import Block, Rewriting, rewrite
-from rebasin.merging.slots import Slots
-from rebasin.merging.split_proof import prove_split
 from rebasin.spec import PermutationSpec
 from rebasin.tracing import Followed, double_inputs, follow_program
 from rebasin.tracing.units import RULES
@@ -68,6 +68,7 @@ def expand_network(
 
 
 def _follow(model: nn.Module, inputs: tuple[Tensor, ...]) -> Followed:
+    """The model's graph, for batches of any size, and the units in it."""
     return follow_program(export(model, inputs, RULES, any_batch=True))
 
 
@@ -170,7 +171,8 @@ class Expanded(nn.Module):
 
         ``torch.export.load(path).module()`` reads it.
         """
-        torch.export.save(export(self, self.example, any_batch=True), path)
+        device = next(self.parameters()).device
+        torch.export.save(export(self, tuple(x.to(device) for x in self.example), any_batch=True), path)
 
     def __repr__(self) -> str:
         return f"Expanded({repr(self.slots)[6:-1]}; size {self.size:.2f})"

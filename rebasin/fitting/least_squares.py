@@ -10,11 +10,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rebasin.merging.expansion import Heads, expand, output_keys
-from rebasin.merging.grams import Grams
-from rebasin.merging.layout import blocks_of, whole
-from rebasin.merging.normal_equations import Equations, Layout, Objective, equations_of, layout_of, restricted
-from rebasin.merging.slots import Slots
+from rebasin.expanding.expansion import Heads, expand, output_keys
+from rebasin.expanding.layout import blocks_of, whole
+from rebasin.expanding.slots import Slots
+from rebasin.fitting.grams import Grams
+from rebasin.fitting.normal_equations import Equations, Layout, Objective, equations_of, layout_of, restricted
 
 # Ridges to choose from, as shares of each column's sum of squares.
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

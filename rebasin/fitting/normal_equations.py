@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rebasin.merging.grams import LayerGram
-from rebasin.merging.layout import places_as_given, whole
-from rebasin.merging.slots import Slots
+from rebasin.expanding.layout import places_as_given, whole
+from rebasin.expanding.slots import Slots
+from rebasin.fitting.grams import LayerGram
 from rebasin.weights import Weights
 
 Objective = Literal["averaged", "stacked"]

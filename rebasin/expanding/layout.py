@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rebasin.merging.slots import Slots
+from rebasin.expanding.slots import Slots
 from rebasin.permutation import permute
 from rebasin.spec import PermutationSpec
 from rebasin.weights import over

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rebasin.merging.expansion import Heads
-from rebasin.merging.slots import Slots
+from rebasin.expanding.expansion import Heads
+from rebasin.expanding.slots import Slots
 from rebasin.tracing import Followed
 from rebasin.tracing.units import Labels, Value
 
