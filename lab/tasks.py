@@ -42,3 +42,13 @@ def halves(dataset: Dataset) -> list[Dataset]:
     """Two tasks: the first half of the classes, and the other half."""
     half = dataset.classes // 2
     return [of_classes(dataset, range(half)), of_classes(dataset, range(half, dataset.classes))]
+
+
+def tasks_of_parents(dataset: Dataset, tasks: str) -> list[Dataset]:
+    """What each of two parents is trained on: ``"halves"``, a half of the classes each, or ``"whole"``, all of them.
+
+    Raises ValueError for another word.
+    """
+    if tasks not in ("halves", "whole"):
+        raise ValueError(f"tasks are 'halves' or 'whole', not {tasks!r}")
+    return halves(dataset) if tasks == "halves" else [dataset, dataset]

@@ -48,6 +48,28 @@ MENDINGS = {
     "repair": "after REPAIR",
     "repair every stage": "REPAIR at every stage",
     "reset": "statistics measured anew",
+    "repair by task": "after REPAIR for each task",
+}
+# Methods of the arena, by family: what a merge is compared with, whole units matched, ZipIt!, RegMean, PLeaS.
+CONTESTANTS = {
+    "parent": Drawn("one parent", "#999999", "D"),
+    "ensemble": Drawn("ensemble", "#8C6BB1", "*"),
+    "head": Drawn("one parent with a new head", "#999999", "X"),
+    "mean": Drawn("naive average", "#009E73", "^"),
+    "weights": Drawn("weight matching", "#0072B2", "o"),
+    "activations": Drawn("activation matching", "#0072B2", "s"),
+    "correlation": Drawn("correlation matching", "#0072B2", "v"),
+    "zip": Drawn("ZipIt!", "#CC79A7", "o"),
+    "zip_fitted": Drawn("ZipIt! with least squares", "#CC79A7", "s"),
+    "regmean": Drawn("RegMean", "#E69F00", "o"),
+    "regmean_refitted": Drawn("RegMean, refitted on its own inputs", "#E69F00", "s"),
+    "pleas": Drawn("PLeaS", "#D55E00", "o"),
+    "pleas_stacked": Drawn("PLeaS with RegMean's objective", "#D55E00", "s"),
+    "pleas_refitted": Drawn("PLeaS, refitted on its own inputs", "#D55E00", "P"),
+    "pleas_weights": Drawn("PLeaS with weight matching", "#D55E00", "^"),
+    "pleas_linear": Drawn("PLeaS with linear gains", "#D55E00", "v"),
+    "pleas_noise": Drawn("PLeaS on noise", "#D55E00", "X"),
+    "pleas_other": Drawn("PLeaS on other images", "#D55E00", "D"),
 }
 DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}

@@ -36,6 +36,8 @@ TINY = {
     "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
     "mnist_networks": {"width": 16, "epochs": [1, 2]}, "mnist_images": 100, "straight_through_epochs": 1,
     "half_networks": {"width": 16, "models": 4, "epochs": [1]}, "half_sizes": [2, 4],
+    "arena_networks": {"architecture": "mlp1", "width": 8, "epochs": [1]}, "arena_methods": ["mean", "pleas"],
+    "arena_sizes": [1.0], "arena_images": 100,
 }  # fmt: skip
 TABLES = {
     "train": ["models"],
@@ -52,6 +54,7 @@ TABLES = {
     "mnist": ["barriers", "paths"],
     "planted": ["recovered", "times"],
     "many": ["members", "nodes", "reliability"],
+    "arena": ["entries", "times"],
 }
 COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
 
@@ -112,7 +115,7 @@ def times(folder):
         (["smok"], "there is no preset 'smok': there are cpu, gpu, smoke"),
         (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
         (["cpu", "-p", "steps", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
-        (["smoke", "-p", "network", "3"], "unknown parameter 'network': the notebooks have attack_chunk, auto_epsilon"),
+        (["smoke", "-p", "network", "3"], "unknown parameter 'network': the notebooks have arena_images, arena_method"),
     ],
 )
 def test_a_wrong_word_is_named_and_nothing_runs(home, given, arguments, message):
@@ -130,6 +133,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         **dict.fromkeys(("merge", "accuracy", *COMPARED), merges),
         "conditions": {"run": "mine", "varied": {"width": [16]}},
         **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
+        "arena": {"run": "mine"},
     }
 
 
@@ -174,6 +178,7 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
         ({"straight_through_epochs": 2}, ["mnist"]),
         ({"mnist_networks": {"epochs": [1]}}, ["mnist", "many"]),
         ({"half_sizes": [4]}, ["many"]),
+        ({"arena_sizes": [2.0]}, ["arena"]),
         ({"barrier_test_images": 60}, ["barriers"]),
         ({"merges": {"hierarchy": [2]}}, ["merge", "accuracy", *COMPARED]),
         ({"varied": {"width": [8]}}, ["conditions"]),
@@ -203,7 +208,8 @@ def test_only_the_steps_asked_for_are_run_and_in_their_order(home, given):
 def test_running_everything_again_one_by_one_gives_identical_tables(finished, home):
     run_steps(TINY, at_once=1)
     # Times are measured anew, and nothing else differs.
-    assert {**tables(home), "planted-times": b""} == {**tables(finished), "planted-times": b""}
+    measured_anew = {"planted-times": b"", "arena-times": b""}
+    assert {**tables(home), **measured_anew} == {**tables(finished), **measured_anew}
 
 
 def test_a_stale_step_writes_the_tables_of_its_new_parameters(copied):

@@ -76,6 +76,12 @@ def test_it_costs_what_it_may_and_least_squares_err_less_than_the_average(networ
     assert errors[0] < errors[1]
 
 
+def test_heads_side_by_side_are_paid_from_the_size():
+    merge = pleas(merged_from(Chain, 2), size=1.3, heads="side by side")
+    assert 1 < merge.model.size <= 1.3
+    assert merge.budget.size == pytest.approx(merge.model.size)
+
+
 def test_more_units_err_less():
     grams, x = merged_from(Chain, 2), images(200, seed=1)
     target = of_models(grams, x).mean(0)

@@ -1,0 +1,86 @@
+"""The contestants of the arena: every merging method by name, and what mends a merge.
+
+A method is a function of the arena and a size. One of a reader's own joins by standing in the dict that is tried::
+
+    def first_layers_only(arena, size):
+        if size != 1:
+            return None
+        parents = matched_by_weights(arena, 1).parents
+        merged = {key: tensor.mean(0) if "layer1" in key else tensor[0] for key, tensor in parents.items()}
+        identity = Permutation.identity(arena.spec, (arena.n,))
+        network = with_own_heads(arena, (merged,), parents)
+        return Entry(network, **arena.sizes(Slots.of_permutation(identity)), weights=merged, parents=parents)
+
+Not here yet: the mixed score of MuDSC, CCA merging, distillation, RegMean++ with its own targets, and the 400 steps of
+Adam that PLeaS has in its authors' code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lab.contestants.arena import Arena, Entry, Mending, Method
+from lab.contestants.fitted import (
+    pleas_averaged,
+    pleas_by_weights,
+    pleas_on_noise,
+    pleas_on_other_images,
+    pleas_refitted,
+    pleas_stacked,
+    pleas_with_linear_gains,
+    regmean,
+    regmean_refitted,
+    zipped,
+    zipped_and_fitted,
+)
+from lab.contestants.head import new_head
+from lab.contestants.whole import (
+    as_merged,
+    ensemble,
+    first_parent,
+    matched_by_activations,
+    matched_by_correlation,
+    matched_by_weights,
+    not_matched,
+    repaired,
+    repaired_by_task,
+    reset,
+)
+
+METHODS: dict[str, Method] = {
+    "parent": first_parent,
+    "ensemble": ensemble,
+    "head": new_head,
+    "mean": not_matched,
+    "weights": matched_by_weights,
+    "activations": matched_by_activations,
+    "correlation": matched_by_correlation,
+    "zip": zipped,
+    "zip_fitted": zipped_and_fitted,
+    "regmean": regmean,
+    "regmean_refitted": regmean_refitted,
+    "pleas": pleas_averaged,
+    "pleas_stacked": pleas_stacked,
+    "pleas_refitted": pleas_refitted,
+    "pleas_weights": pleas_by_weights,
+    "pleas_linear": pleas_with_linear_gains,
+    "pleas_noise": pleas_on_noise,
+    "pleas_other": pleas_on_other_images,
+}
+MENDINGS: dict[str, Mending] = {
+    "none": as_merged,
+    "reset": reset,
+    "repair": repaired,
+    "repair by task": repaired_by_task,
+}
+
+
+def contestants(names: Sequence[str]) -> dict[str, Method]:
+    """The methods of these names. Raises ValueError, naming those that there are, for another."""
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"unknown method {name!r}: there are {', '.join(METHODS)}")
+    return {name: METHODS[name] for name in names}
+
+
+__all__ = ["MENDINGS", "METHODS", "Arena", "Entry", "Mending", "Method", "contestants"]

@@ -1,0 +1,242 @@
+"""Any merging method is tried alike: what it makes is measured as defined, at the cost that the network really has."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from lab.bookkeeping import vocabulary
+from lab.contestants import MENDINGS, METHODS, Arena, Entry, contestants
+from lab.contestants.arena import with_own_heads
+from lab.contestants.whole import by_weights, matched_by_weights, repaired_by_task
+from lab.images import Split
+from lab.measures.arena import Tried, answers, scores, tried, try_method
+from lab.networks import build
+from lab.tasks import halves, tasks_of_parents
+from lab.training.recipe import Recipe
+from lab.training.train import train
+from rebasin import Permutation, Slots, trace
+from rebasin.expanding.expanded import Expanded, expand_network
+from rebasin.weights import stack, take
+
+RECIPE = Recipe(architecture="mlp2", width=12, batch_size=64, learning_rate=0.003)
+# Logits of order 10 from a few layers in float32, of weights whose sums were taken in another order.
+ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
+AT_ANY_SIZE = ["zip", "zip_fitted", *(name for name in METHODS if name.startswith("pleas"))]
+
+
+def trained(task, seed):
+    return train(replace(RECIPE, seed=seed), task, 1, [4], "cpu").last
+
+
+def arena_of(tasks, weights, splits):
+    """An arena of these networks (1, ...) each, on 300 training images of each of the splits' tasks."""
+    model = build("mlp2", tasks[0], 12).eval()
+    seen = tuple(task.train.sample(300) for task in splits)
+    parents = stack([take(one, 0) for one in weights])
+    tests = tuple(task.test for task in splits)
+    return Arena(model, trace(model, tasks[0].example), parents, seen, tests, other=splits[0].held_out.pixels)
+
+
+@pytest.fixture(scope="module")
+def apart(digits):
+    """Two parents of two tasks, with a head each."""
+    tasks = halves(digits)
+    return arena_of(tasks, [trained(task, seed) for seed, task in enumerate(tasks)], tasks)
+
+
+@pytest.fixture(scope="module")
+def alike(digits):
+    """The same parent twice: with one task and a shared head, and as if there were two tasks."""
+    task = halves(digits)[0]
+    weights = trained(task, 0)
+    return {heads: arena_of([task], [weights] * 2, [task] * heads) for heads in (1, 2)}
+
+
+def logits_of(arena, parent, images):
+    with torch.no_grad():
+        return functional_call(arena.model, take(arena.parents, parent), (images,))
+
+
+def test_the_scores_of_the_ensemble_are_those_of_a_plain_computation(apart):
+    reached = try_method(apart, METHODS["ensemble"], 2.0)["none"]
+    rows = {(task, metric): value for task, metric, value in scores(reached, apart.test)}
+    right, losses = [], []
+    for task, split in enumerate(apart.test):
+        likeliest = []
+        for parent in range(2):
+            exponentials = np.exp(logits_of(apart, parent, split.pixels).numpy().astype(float))
+            likeliest.append(exponentials / exponentials.sum(1, keepdims=True))
+        answer = np.concatenate(likeliest, 1).argmax(1)
+        right += list(answer == split.labels.numpy() + 5 * task)
+        own = likeliest[task]
+        losses += list(-np.log(own[np.arange(len(own)), split.labels]))
+        assert rows[str(task), "accuracy"] == pytest.approx((own.argmax(1) == split.labels.numpy()).mean())
+    assert rows["joint", "accuracy"] == pytest.approx(np.mean(right))
+    assert rows["joint", "loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_confidence_is_that_of_the_answer_in_its_head():
+    """Of two images, one is answered rightly with a confidence of .9, the other wrongly with .8."""
+    odds = [[9, 1, 1, 1], [1, 1, 4, 1]]
+    test = tuple(Split(torch.zeros(1, 1, 2, 2), torch.tensor([label])) for label in (0, 1))
+    reached = Tried([torch.tensor([row]).float().log() for row in odds], 1.0, 1.0, 1.0, 0.0, False)
+    rows = {(task, metric): value for task, metric, value in scores(reached, test)}
+    assert rows["joint", "accuracy"] == 0.5
+    assert rows["joint", "calibration_error"] == pytest.approx((0.1 + 0.8) / 2)
+    # One head of all classes has one softmax.
+    rows = {row[:2]: row[2] for row in scores(replace(reached, one_head=True), test)}
+    assert rows["joint", "calibration_error"] == pytest.approx(((1 - 9 / 12) + 4 / 7) / 2)
+    assert rows["joint", "loss"] == pytest.approx(-(np.log(9 / 12) + np.log(1 / 7)) / 2)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("parent", "head")])
+def test_two_identical_parents_merge_into_the_parent_by_every_method(alike, heads, method):
+    """On images that were seen: of a unit that is silent there, least squares and statistics know nothing."""
+    arena = alike[heads]
+    images = arena.train[0].pixels
+    expected = torch.cat([logits_of(arena, 0, images)] * heads, 1)
+    entries = [entry for size in (1.0, 1.5, 2.0) if (entry := METHODS[method](arena, size)) is not None]
+    assert len(entries) == (3 if method in AT_ANY_SIZE else 1) - (method == "pleas_linear")
+    for entry in entries:
+        for mended, mending in MENDINGS.items():
+            other = mending(arena, entry)
+            if other is not None:
+                with torch.no_grad():
+                    assert torch.allclose(other.network(images), expected, **ROUNDING), mended
+
+
+def test_heads_stand_in_the_order_of_the_parents(apart):
+    reached = try_method(apart, METHODS["ensemble"], 2.0)["none"]
+    for task, split in enumerate(apart.test):
+        for parent in range(2):
+            own = reached.logits[task][:, 5 * parent : 5 * parent + 5]
+            torch.testing.assert_close(own, logits_of(apart, parent, split.pixels), **ROUNDING)
+
+
+def test_an_average_with_the_parents_heads_is_the_expanded_network_of_its_permutation(apart):
+    entry, permutation = matched_by_weights(apart, 1), by_weights(apart)
+    assert not torch.equal(*permutation.flat[next(iter(permutation.flat))])
+    slots = Slots.of_permutation(permutation)
+    network = expand_network(slots, apart.model, apart.parents, example=apart.example, heads="side by side")
+    images = apart.test[1].pixels
+    with torch.no_grad():
+        torch.testing.assert_close(entry.network(images), network(images), **ROUNDING)
+    assert entry.structured == pytest.approx(network.size)
+
+
+def test_pleas_at_full_size_is_the_ensemble(apart):
+    """On images that were seen: units that are silent there may be merged, as that costs nothing."""
+    images = apart.inputs
+    ensemble, merge = METHODS["ensemble"](apart, 2.0), METHODS["pleas"](apart, 2.0)
+    with torch.no_grad():
+        torch.testing.assert_close(merge.network(images), ensemble.network(images), **ROUNDING)
+
+
+@pytest.mark.parametrize("method", ["zip", "zip_fitted", "pleas", "pleas_weights", "pleas_linear"])
+def test_a_merge_costs_what_its_blocks_have_and_no_more_than_was_asked(apart, method):
+    entry = METHODS[method](apart, 1.4)
+    assert isinstance(entry.network, Expanded)
+    parent = sum(tensor.numel() for tensor in apart.model.parameters() if tensor.ndim == 2)
+    multiplied = sum(tensor.numel() for tensor in entry.network.parameters() if tensor.ndim == 2)
+    assert entry.structured == pytest.approx(multiplied / parent)
+    assert entry.structured <= 1.4 + 1e-9
+    # Another unit apart would cost at most a row of the input, both ends of the next layer, and of its own.
+    assert entry.structured > 1.4 - (64 + 2 * 12) / parent or method.startswith("zip")
+
+
+def test_repair_by_task_gives_each_task_the_means_of_its_own_parent(apart):
+    entry = METHODS["mean"](apart, 1)
+    mended = repaired_by_task(apart, entry)
+    for task, weights in enumerate(mended.network.weights):
+        pixels = apart.train[task].pixels.flatten(1)
+        own = take(apart.parents, task)
+        answers_of = [(pixels @ one["layer1.weight"].T + one["layer1.bias"]).mean(0) for one in (weights, own)]
+        torch.testing.assert_close(*answers_of, **ROUNDING)
+        torch.testing.assert_close(weights["layer3.weight"], own["layer3.weight"])
+    assert mended.structured == 2.0
+
+
+def test_a_new_head_is_one_of_all_classes_and_better_than_the_parent_that_knows_half(apart):
+    floor, head = (try_method(apart, METHODS[name], 1.0)["none"] for name in ("parent", "head"))
+    accuracy = [{row[:2]: row[2] for row in scores(one, apart.test)}["joint", "accuracy"] for one in (floor, head)]
+    assert accuracy[0] < 0.52 < 0.6 < accuracy[1]
+    assert head.one_head and not floor.one_head
+    assert not floor.logits[0][:, 5:].any()
+
+
+def test_batch_norms_are_reset_in_whatever_was_not_fitted():
+    """Networks of random weights, whose statistics are none of theirs: after the reset, units have mean 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+    parents = [{key: torch.rand_like(t.float()).to(t) for key, t in model.state_dict().items()} for _ in range(2)]
+    split = Split(torch.randint(0, 256, (80, 1, 4, 4), dtype=torch.uint8), torch.arange(80) % 3)
+    example = split.pixels[:2]
+    arena = Arena(model.eval(), trace(model, example), stack(parents), (split, split), (split, split))
+    for name, size in (("parent", 1.0), ("ensemble", 2.0), ("mean", 1.0)):
+        network = MENDINGS["reset"](arena, METHODS[name](arena, size)).network
+        for weights in network.weights:
+            given = functional_call(model[:2], {key: t for key, t in weights.items() if key < "2"}, (split.pixels,))
+            centre = (given.mean((0, 2, 3)) - weights["1.bias"]).abs().max()
+            assert centre < 1e-4, name
+    assert list(try_method(arena, METHODS["mean"], 1.0)) == ["none", "reset", "repair", "repair by task"]
+    assert list(try_method(arena, METHODS["pleas"], 1.0)) == ["none"]
+
+
+def test_every_method_and_mending_has_a_name_for_readers():
+    assert list(vocabulary.CONTESTANTS) == list(METHODS)
+    assert set(MENDINGS) <= set(vocabulary.MENDINGS)
+
+
+def own_method(arena, size):
+    """Matched by weights in the first layer, the first parent's in all others: as in the doc of lab.contestants."""
+    if size != 1:
+        return None
+    parents = matched_by_weights(arena, 1).parents
+    merged = {key: tensor.mean(0) if "layer1" in key else tensor[0] for key, tensor in parents.items()}
+    identity = Permutation.identity(arena.spec, (arena.n,))
+    network = with_own_heads(arena, (merged,), parents)
+    return Entry(network, **arena.sizes(Slots.of_permutation(identity)), weights=merged, parents=parents)
+
+
+def test_a_method_of_the_readers_own_joins_as_one_function_and_is_mended_too(apart):
+    reached = try_method(apart, own_method, 1.0)
+    assert list(reached) == ["none", "repair", "repair by task"]  # there are no norms to be reset
+    assert try_method(apart, own_method, 1.5) == {}
+    assert tried.path(apart, own_method, 1.0).exists()
+    # One that stands in a notebook, whose code cannot be told, is tried each time.
+    again = try_method(apart, lambda arena, size: own_method(arena, size), 1.0)
+    assert torch.equal(again["repair"].logits[1], reached["repair"].logits[1])
+
+
+def test_what_is_kept_is_what_was_computed(apart):
+    first, second = (try_method(apart, METHODS["correlation"], 1.0) for _ in range(2))
+    assert first["repair"].seconds == second["repair"].seconds
+    entry = METHODS["correlation"](apart, 1.0)
+    assert torch.equal(first["none"].logits[0], answers(entry.network, apart.test[0], apart.batch))
+
+
+def test_networks_and_tasks_that_do_not_fit_are_refused(apart, digits):
+    parts = {name: getattr(apart, name) for name in ("model", "spec", "parents", "train", "test")}
+    bad = {
+        "two parents or more are merged, (n, ...)": {"parents": take(apart.parents, slice(1))},
+        "2 parents have one task, or a task each: there are 1 training splits and 2 test splits": {
+            "train": apart.train[:1]
+        },
+        "task 0 has the label 9, the parents 5": {"train": (digits.train,), "test": (digits.test,)},
+        "task 1 has 0 test images": {"test": (apart.test[0], digits.test.sample(0))},
+    }
+    for message, changed in bad.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Arena(**{**parts, **changed})
+    with pytest.raises(ValueError, match="unknown method 'plaes': there are parent, ensemble"):
+        contestants(["pleas", "plaes"])
+    with pytest.raises(ValueError, match="tasks are 'halves' or 'whole', not 'thirds'"):
+        tasks_of_parents(digits, "thirds")
+    with pytest.raises(ValueError, match="outputs are NaN or infinite"):
+        answers(lambda x: x.flatten(1) * float("nan"), apart.test[0], 100)
