@@ -76,7 +76,12 @@ def check_comparison(networks: Planned) -> None:
 
 
 def one_per_block(nodes: Nodes, model: nn.Module) -> Group:
-    """The first of these nodes in every block of eight leaves, or all if they are as large."""
+    """The first of these nodes in every block of eight leaves, or all if they are as large.
+
+    Raises ValueError for nodes that do not divide a block, and are not made of whole ones.
+    """
+    if BLOCK % nodes.n_leaves and nodes.n_leaves % BLOCK:
+        raise ValueError(f"nodes of {nodes.n_leaves} leaves cannot be compared block by block, of {BLOCK} leaves each")
     every = max(1, BLOCK // nodes.n_leaves)
     numbers = tuple(range(0, len(nodes.effort), every))
     weights = take(nodes.weights, slice(None, None, every))
@@ -114,6 +119,8 @@ def ensembles(model: nn.Module, leaves: Weights) -> Group:
 
 def stopped_early(merged: Sequence[Group], dataset: Dataset, networks: Planned, device: str) -> list[Group]:
     """For each merge in these groups, its first leaf, stopped in its training at the merge's held-out accuracy."""
+    if not merged:
+        return []
     model, first = merged[0].model, merged[0]
     numbers = [node * first.n_leaves for node in first.nodes]
     targets = torch.empty(len(merged), len(numbers), dtype=torch.float64)

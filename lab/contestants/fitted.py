@@ -8,10 +8,11 @@ from lab.contestants.arena import Arena, Entry, of_expanded
 from lab.contestants.whole import by_weights
 from rebasin import Fitted, Permutation, Slots, fit_slots, pleas, refit
 from rebasin.expanding.expanded import expand_network
-from rebasin.fitting.alignment import match_grams, mismatch, unit_sums
-from rebasin.fitting.norm_statistics import measure_norms, norms_of
+from rebasin.fitting.alignment import correlations, match_grams, mismatch
+from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.merging.budget import shaped_budget
 from rebasin.merging.gains import linear_gains
+from rebasin.merging.mending import norms_of
 from rebasin.merging.zipping import zip_slots
 
 
@@ -97,12 +98,11 @@ def _zip_slots(arena: Arena, size: float) -> Slots | None:
     """The slots of ZipIt! at this size; None for networks with units within blocks, for which it is not defined."""
     if arena.spec.inside:
         return None
-    correlations = {group: sums.correlation for group, sums in unit_sums(arena.grams).items()}
     merged = None
     if size != 1:
         costs = arena.costs(arena.heads)
         merged = shaped_budget(arena.spec, costs, shape="prefix", size=size, n=arena.n, whole=arena.kept_whole).merged
-    return zip_slots(arena.spec, correlations, merged=merged)
+    return zip_slots(arena.spec, correlations(arena.grams), merged=merged)
 
 
 def _regmean(arena: Arena) -> Fitted:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from lab.contestants.arena import Arena, Entry, Together, with_own_heads
 from rebasin import Permutation, Slots, mean, mender, merge_many, reset_norms, weight_matching
 from rebasin.fitting.alignment import match_grams
-from rebasin.fitting.norm_statistics import norms_of
 from rebasin.merging.by_task import repair_by_task
+from rebasin.merging.mending import norms_of
+from rebasin.merging.pleas import of_both
 from rebasin.weights import take
 
 
@@ -57,11 +56,7 @@ def by_weights(arena: Arena) -> Permutation:
     if arena.n > 2:
         return merge_many(arena.spec, arena.parents, seed=arena.seed).permutation
     first, second = take(arena.parents, 0), take(arena.parents, 1)
-    matching = weight_matching(arena.spec, first, second, seed=arena.seed)
-    indices = {}
-    for group, index in matching.permutation.indices.items():
-        indices[group] = torch.stack([Permutation.identity(arena.spec).indices[group], index])
-    return Permutation(arena.spec, indices)
+    return of_both(weight_matching(arena.spec, first, second, seed=arena.seed))
 
 
 def _averaged(arena: Arena, permutation: Permutation) -> Entry:

@@ -98,36 +98,49 @@ def solve(layout: Layout, equations: Sequence[Equations], start: Tensor) -> tupl
     energy = sum(float(part.energy[1].sum()) for part in parts)
     before = sum(_left(part, weight) for part, weight in zip(parts, starts, strict=True))
     strength, after = float("inf"), before
+    systems = [_system(part, [0], weight) for part, weight in zip(parts, starts, strict=True)]
     for ridge in STRENGTHS:
-        solutions = [_solution(part, (0,), weight, ridge) for part, weight in zip(parts, starts, strict=True)]
+        solutions = [_solution(*system, weight, ridge) for system, weight in zip(systems, starts, strict=True)]
         left = sum(_left(part, weight) for part, weight in zip(parts, solutions, strict=True))
         if left < after:
             strength, after = ridge, left
     fitted = start.clone()
     if strength < float("inf"):
         for (rows, columns), part, weight in zip(layout.allowed, parts, starts, strict=True):
-            fitted[rows.unsqueeze(-1), columns] = _solution(part, (0, 1), weight, strength)
+            fitted[rows.unsqueeze(-1), columns] = _solution(*_system(part, [0, 1], weight), weight, strength)
     share = 1 / energy if energy > 0 else 0.0
     rows_of_data = min(int(part.count[0]) for part in parts)
     unknowns = max(part.gram.shape[-1] for part in parts)
     return fitted, Fit(strength, max(0.0, before * share), max(0.0, after * share), rows_of_data, unknowns)
 
 
-def _solution(part: Equations, halves: Sequence[int], start: Tensor, ridge: float) -> Tensor:
-    """The weight (outputs, columns) that leaves the least of the targets on these halves of the images.
+def _system(part: Equations, halves: Sequence[int], start: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix of these halves of the images, and what ``start`` leaves of the targets, times what is read."""
+    gram, cross = part.gram[halves].sum(0), part.cross[halves].sum(0)
+    return gram, cross - start @ gram
 
-    It is as close to ``start`` as the ridge asks. Where rounding made the matrix indefinite, the ridge grows.
+
+def _solution(gram: Tensor, residual: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """The weight (outputs, columns) that solves a ``_system``, as close to ``start`` as the ridge asks.
+
+    Where rounding made the matrix indefinite, the ridge grows.
     """
-    gram, cross = part.gram[list(halves)].sum(0), part.cross[list(halves)].sum(0)
     diagonal = gram.diagonal()
-    scale = torch.diag(diagonal.clamp(min=FLOOR * float(diagonal.max())))
-    factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale)
+    scale = diagonal.clamp(min=FLOOR * float(diagonal.max()))
+    factor, failed = torch.linalg.cholesky_ex(_with_ridge(gram, ridge * scale))
     while failed:
         if not scale.any():
             return start  # nothing was read
         ridge = max(10 * ridge, FLOOR)
-        factor, failed = torch.linalg.cholesky_ex(gram + ridge * scale)
-    return start + torch.cholesky_solve((cross - start @ gram).T, factor).T
+        factor, failed = torch.linalg.cholesky_ex(_with_ridge(gram, ridge * scale))
+    return start + torch.cholesky_solve(residual.T, factor).T
+
+
+def _with_ridge(gram: Tensor, ridge: Tensor) -> Tensor:
+    """A Gram matrix with these numbers added to its diagonal."""
+    matrix = gram.clone()
+    matrix.diagonal().add_(ridge)
+    return matrix
 
 
 def _left(part: Equations, weight: Tensor) -> float:

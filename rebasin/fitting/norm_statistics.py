@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import export, operator, run, weight_keys
+from rebasin.graph import export, run
 from rebasin.matching.batches import batches_of
-from rebasin.merging.mending import BATCH_NORMS
+from rebasin.merging.mending import norms_of
 from rebasin.weights import weights_of
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -48,16 +48,6 @@ def measure_norms(model: Module, loader: Iterable[Any] | Tensor) -> Module:
     return measured
 
 
-def _norms(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
-    """The batch norms with running statistics, and the keys of their means and variances."""
-    keys = weight_keys(program)
-    norms: dict[torch.fx.Node, tuple[str, str]] = {}
-    for node in program.graph.nodes:
-        if operator(node) in BATCH_NORMS and node.args[3] in keys:
-            norms[node] = keys[node.args[3]], keys[node.args[4]]
-    return norms
-
-
 def _statistics(program: torch.export.ExportedProgram, weights: dict[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
     """The mean and the variance that each norm with running statistics sees, by the keys of these."""
     norms = norms_of(program)
@@ -77,13 +67,3 @@ def batch_statistics(x: Tensor) -> list[Tensor]:
     """Mean and variance of each channel of (images, channels, ...)."""
     variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1])
     return [mean, variance]
-
-
-def norms_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
-    """The batch norms with running statistics, and the keys of their means and variances."""
-    keys = weight_keys(program)
-    norms: dict[torch.fx.Node, tuple[str, str]] = {}
-    for node in program.graph.nodes:
-        if operator(node) in BATCH_NORMS and node.args[3] in keys:
-            norms[node] = keys[node.args[3]], keys[node.args[4]]
-    return norms

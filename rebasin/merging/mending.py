@@ -138,11 +138,7 @@ def reset_norms(model: nn.Module, weights: Kind, inputs: Tensor) -> Kind:
     given = weights_of(weights, "the weights")
     batch = _leading(model, given, "the weights", inputs)
     program = export(model, (inputs,))
-    keys = weight_keys(program)
-    norms: dict[torch.fx.Node, tuple[str, str]] = {}  # the keys of each norm's mean and variance
-    for node in program.graph.nodes:
-        if operator(node) in BATCH_NORMS and node.args[3] in keys:
-            norms[node] = keys[node.args[3]], keys[node.args[4]]
+    norms = norms_of(program)
     if not norms:
         raise ValueError("the model has no norm with running statistics")
 
@@ -161,6 +157,16 @@ def reset_norms(model: nn.Module, weights: Kind, inputs: Tensor) -> Kind:
         return weights
 
     return like(weights, unflat(each_model(measured)(flat(given, len(batch))), batch))
+
+
+def norms_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
+    """The batch norms with running statistics, and the keys of their means and variances."""
+    keys = weight_keys(program)
+    norms: dict[torch.fx.Node, tuple[str, str]] = {}
+    for node in program.graph.nodes:
+        if operator(node) in BATCH_NORMS and node.args[3] in keys:
+            norms[node] = keys[node.args[3]], keys[node.args[4]]
+    return norms
 
 
 def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:

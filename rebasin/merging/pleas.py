@@ -17,11 +17,12 @@ from rebasin.expanding.slots import Slots
 from rebasin.fitting.alignment import match_grams, mismatch
 from rebasin.fitting.grams import Grams
 from rebasin.fitting.least_squares import ROUNDING, Fit, least_squares
-from rebasin.fitting.norm_statistics import measure_norms, norms_of
+from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.fitting.normal_equations import Objective
 from rebasin.matching import Matching
 from rebasin.merging.budget import Budget, best_budget
 from rebasin.merging.gains import mismatch_gains
+from rebasin.merging.mending import norms_of
 from rebasin.permutation import Permutation
 
 
@@ -94,7 +95,7 @@ def pleas(
         raise ValueError(f"no merge of {grams.n} models has size {size:g}: it goes from 1 to {grams.n}")
     if not spec.families:
         raise ValueError("the spec has no group of units that can be matched: spec.pinned says why")
-    permutation = match_grams(grams) if permutation is None else _of_all(permutation, grams.n)
+    permutation = match_grams(grams) if permutation is None else of_both(permutation)
     if permutation.spec != spec or permutation.batch != (grams.n,):
         raise ValueError(f"the permutation is not of the {grams.n} models that the Gram matrices are of")
     if size == 1:
@@ -148,8 +149,8 @@ def fit_slots(
     return Fitted(network, slots, fits, budget)
 
 
-def _of_all(permutation: Permutation | Matching, n: int) -> Permutation:
-    """A permutation (n,): of a matching of two models, that of both."""
+def of_both(permutation: Permutation | Matching) -> Permutation:
+    """The permutation (2,) of both models of a matching, of which the first stays; one (n,) as it is."""
     if isinstance(permutation, Permutation):
         return permutation
     second = permutation.permutation

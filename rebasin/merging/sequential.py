@@ -14,10 +14,11 @@ from torch import Tensor
 from rebasin.expanding.layout import blocks_of, places_as_given, whole
 from rebasin.fitting.grams import Grams, halves
 from rebasin.fitting.least_squares import Fit, solve
-from rebasin.fitting.norm_statistics import batch_statistics, norms_of
+from rebasin.fitting.norm_statistics import batch_statistics
 from rebasin.fitting.normal_equations import Equations, Layout
 from rebasin.fitting.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export, run
+from rebasin.merging.mending import norms_of
 from rebasin.merging.pleas import Fitted
 from rebasin.weights import take, weights_of
 

@@ -1,6 +1,8 @@
 """Any merging method is tried alike: what it makes is measured as defined, at the cost that the network really has."""
 
+import inspect
 import re
+import textwrap
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+import lab.contestants
 from lab.bookkeeping import vocabulary
 from lab.contestants import MENDINGS, METHODS, Arena, Entry, contestants
 from lab.contestants.arena import with_own_heads
@@ -193,8 +196,7 @@ def test_every_method_and_mending_has_a_name_for_readers():
     assert set(MENDINGS) <= set(vocabulary.MENDINGS)
 
 
-def own_method(arena, size):
-    """Matched by weights in the first layer, the first parent's in all others: as in the doc of lab.contestants."""
+def first_layers_only(arena, size):
     if size != 1:
         return None
     parents = matched_by_weights(arena, 1).parents
@@ -204,13 +206,17 @@ def own_method(arena, size):
     return Entry(network, **arena.sizes(Slots.of_permutation(identity)), weights=merged, parents=parents)
 
 
+def test_the_readers_own_method_is_the_one_that_the_doc_shows():
+    assert textwrap.indent(inspect.getsource(first_layers_only), "    ") in lab.contestants.__doc__
+
+
 def test_a_method_of_the_readers_own_joins_as_one_function_and_is_mended_too(apart):
-    reached = try_method(apart, own_method, 1.0)
+    reached = try_method(apart, first_layers_only, 1.0)
     assert list(reached) == ["none", "repair", "repair by task"]  # there are no norms to be reset
-    assert try_method(apart, own_method, 1.5) == {}
-    assert tried.path(apart, own_method, 1.0).exists()
+    assert try_method(apart, first_layers_only, 1.5) == {}
+    assert tried.path(apart, first_layers_only, 1.0).exists()
     # One that stands in a notebook, whose code cannot be told, is tried each time.
-    again = try_method(apart, lambda arena, size: own_method(arena, size), 1.0)
+    again = try_method(apart, lambda arena, size: first_layers_only(arena, size), 1.0)
     assert torch.equal(again["repair"].logits[1], reached["repair"].logits[1])
 
 

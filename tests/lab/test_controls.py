@@ -8,7 +8,7 @@ from composing import compared
 from torch.func import functional_call
 
 from lab import controls, merges
-from lab.controls import check_comparison, penalised
+from lab.controls import check_comparison, one_per_block, penalised, stopped_early
 from lab.measures.norms import layer_norms
 from lab.merges import merge_all
 from lab.networks import build
@@ -21,7 +21,7 @@ from lab.training.recipe import Recipe
 from lab.training.train import train
 from rebasin.permutation import Permutation
 from rebasin.tracing import trace
-from rebasin.weights import grouped
+from rebasin.weights import grouped, take
 
 RECIPE = Recipe(width=16, batch_size=64, learning_rate=3e-3, initial="lecun_normal")
 NETWORKS = Planned("networks", "digits", RECIPE, (2,), 16, held_out=200, chunk=16)
@@ -248,6 +248,16 @@ def test_another_setting_is_computed_anew(groups, digits, cache, monkeypatch, ch
 def test_networks_that_cannot_be_compared_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         check_comparison(replace(NETWORKS, **change))
+
+
+def test_nodes_that_fill_no_block_are_refused(spec_of_mlp, leaves, model):
+    (three,) = merge_all(spec_of_mlp, take(leaves, slice(12)), {"mean": [3]})
+    with pytest.raises(ValueError, match="nodes of 3 leaves cannot be compared block by block, of 8 leaves each"):
+        one_per_block(three, model)
+
+
+def test_without_merges_nothing_is_stopped_early(digits):
+    assert stopped_early([], digits, NETWORKS, "cpu") == []
 
 
 def test_a_penalty_that_there_is_not_is_named(digits, model):
