@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lab.images import Dataset
-from lab.networks.convnets import resnet20, vgg16
+from lab.networks.convnets import resnet20, vgg11, vgg16
 from lab.networks.mlp import mlp
 from lab.networks.vit import vit
 
@@ -36,6 +36,7 @@ ARCHITECTURES = {
     "mlp1": Architecture(partial(mlp, depth=1), "MLP, 1 hidden layer", "none", 512),
     "mlp2": Architecture(partial(mlp, depth=2), "MLP, 2 hidden layers", "none", 512),
     "mlp6": Architecture(partial(mlp, depth=6), "MLP, 6 hidden layers", "none", 512),
+    "vgg11": Architecture(vgg11, "VGG-11", "none", 64),
     "vgg16_ln": Architecture(partial(vgg16, norm="layer"), "VGG-16", "LayerNorm", 64),
     "vgg16_bn": Architecture(partial(vgg16, norm="batch"), "VGG-16", "BatchNorm", 64),
     "resnet20_ln": Architecture(partial(resnet20, norm="layer"), "ResNet20", "LayerNorm", 16),

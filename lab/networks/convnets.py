@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -14,6 +15,7 @@ from lab.images import Dataset
 from lab.networks.normalise import Normalise
 
 # Channels in units of the first layer's, M where the image is halved.
+VGG11 = (1, "M", 2, "M", 4, 4, "M", 8, 8, "M", 8, 8, "M")
 VGG16 = (1, 1, "M", 2, 2, "M", 4, 4, 4, "M", 8, 8, 8, "M", 8, 8, 8, "M")
 
 
@@ -37,17 +39,45 @@ class PixelMean(nn.Module):
 NORMS = {"layer": LayerNorm2d, "batch": nn.BatchNorm2d}
 
 
+def vgg11(dataset: Dataset, width: int) -> nn.Sequential:
+    """VGG-11 without norms, with ``width`` channels in its first layer, 64 in the original, and one linear layer behind.
+
+    So ZipIt! has it (Stoica et al. 2024, table 11).
+    """
+    layers, features = _convolutions(VGG11, dataset, width, norm=None)
+    layers.update(flatten=nn.Flatten(), layer9=nn.Linear(features, dataset.classes))
+    return nn.Sequential(layers)
+
+
 def vgg16(dataset: Dataset, width: int, norm: str) -> nn.Sequential:
     """VGG-16 with ``width`` channels in its first layer, 64 in the original, and all others in proportion.
 
-    Two hidden layers of 8 ``width`` follow the 13 convolutions, as in Git Re-Basin's code. Max pooling stops when a
-    side of the image is 1: the digits' 8 x 8 pixels are pooled three times and not five.
+    Two hidden layers of 8 ``width`` follow the 13 convolutions, as in Git Re-Basin's code.
+    """
+    layers, features = _convolutions(VGG16, dataset, width, norm)
+    layers.update(
+        flatten=nn.Flatten(),
+        layer14=nn.Linear(features, 8 * width),
+        relu14=nn.ReLU(),
+        layer15=nn.Linear(8 * width, 8 * width),
+        relu15=nn.ReLU(),
+        layer16=nn.Linear(8 * width, dataset.classes),
+    )
+    return nn.Sequential(layers)
+
+
+def _convolutions(
+    steps: Sequence[int | str], dataset: Dataset, width: int, norm: str | None
+) -> tuple[OrderedDict[str, nn.Module], int]:
+    """The layers of a VGG before it is flattened, and how many features that gives.
+
+    Max pooling stops when a side of the image is 1: the digits' 8 x 8 pixels are pooled three times and not five.
     """
     channels, *sides = dataset.train.images.shape[1:]
     layers: OrderedDict[str, nn.Module] = OrderedDict(normalise=Normalise(dataset.mean, dataset.std))
     i = 0
-    for step in VGG16:
-        if step == "M":
+    for step in steps:
+        if isinstance(step, str):
             if min(sides) > 1:
                 layers[f"pool{i}"] = nn.MaxPool2d(2)
                 sides = [side // 2 for side in sides]
@@ -55,17 +85,10 @@ def vgg16(dataset: Dataset, width: int, norm: str) -> nn.Sequential:
         i += 1
         layers[f"conv{i}"] = nn.Conv2d(channels, step * width, 3, padding=1)
         channels = step * width
-        layers[f"norm{i}"] = NORMS[norm](channels)
+        if norm is not None:
+            layers[f"norm{i}"] = NORMS[norm](channels)
         layers[f"relu{i}"] = nn.ReLU()
-    layers.update(
-        flatten=nn.Flatten(),
-        layer14=nn.Linear(channels * sides[0] * sides[1], 8 * width),
-        relu14=nn.ReLU(),
-        layer15=nn.Linear(8 * width, 8 * width),
-        relu15=nn.ReLU(),
-        layer16=nn.Linear(8 * width, dataset.classes),
-    )
-    return nn.Sequential(layers)
+    return layers, channels * sides[0] * sides[1]
 
 
 class BasicBlock(nn.Module):
