@@ -157,6 +157,28 @@ def _image_files(source: Path):
     yield from sorted(contents.items())
 
 
+def photograph_crops(like: Dataset, count: int, seed: int) -> Tensor:
+    """So many crops of two photographs, in pixels from 0 to 1 and the shape of a data set's images: (count, ...).
+
+    The photographs are scikit-learn's, of a temple and of a flower. A crop is a random square, shrunk to size; they stand
+    for natural images that have to do with no task.
+    """
+    from sklearn.datasets import load_sample_images
+
+    photographs = [torch.tensor(p).permute(2, 0, 1) / 255 for p in load_sample_images().images]
+    channels, height, width = like.train.images.shape[1:]
+    generator = np.random.default_rng(seed)
+    crops = []
+    for number in range(count):
+        whole = photographs[number % len(photographs)]
+        side = int(generator.integers(height, min(whole.shape[1:]) + 1))
+        top, left = (int(generator.integers(size - side + 1)) for size in whole.shape[1:])
+        crop = whole[None, :, top : top + side, left : left + side]
+        crop = torch.nn.functional.interpolate(crop, (height, width), mode="bilinear", antialias=True)
+        crops.append(crop.mean(1, keepdim=True) if channels == 1 else crop)
+    return torch.cat(crops)
+
+
 def _data_folder() -> Path | None:
     given = os.environ.get("REBASIN_DATA")
     if given and not Path(given).is_dir():

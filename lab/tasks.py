@@ -10,6 +10,8 @@ import torch
 from lab.bookkeeping.code import fingerprint
 from lab.images import Dataset, Split
 
+TASKS = ("halves", "whole")
+
 
 def of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     """The images of these classes alone, labelled 0, 1, ... in the order that the classes are given in.
@@ -44,11 +46,11 @@ def halves(dataset: Dataset) -> list[Dataset]:
     return [of_classes(dataset, range(half)), of_classes(dataset, range(half, dataset.classes))]
 
 
-def tasks_of_parents(dataset: Dataset, tasks: str) -> list[Dataset]:
-    """What each of two parents is trained on: ``"halves"``, a half of the classes each, or ``"whole"``, all of them.
+def tasks_of(dataset: Dataset, tasks: str) -> list[Dataset]:
+    """What networks are trained on: ``"halves"``, two tasks with a half of the classes each, or ``"whole"``, one.
 
     Raises ValueError for another word.
     """
-    if tasks not in ("halves", "whole"):
-        raise ValueError(f"tasks are 'halves' or 'whole', not {tasks!r}")
-    return halves(dataset) if tasks == "halves" else [dataset, dataset]
+    if tasks not in TASKS:
+        raise ValueError(f"tasks are {' or '.join(TASKS)}, not {tasks!r}")
+    return halves(dataset) if tasks == "halves" else [dataset]

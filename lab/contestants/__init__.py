@@ -11,14 +11,14 @@ A method is a function of the arena and a size. One of a reader's own joins by s
         network = with_own_heads(arena, (merged,), parents)
         return Entry(network, **arena.sizes(Slots.of_permutation(identity)), weights=merged, parents=parents)
 
-Not here yet: the mixed score of MuDSC, CCA merging, distillation, RegMean++ with its own targets, and the 400 steps of
-Adam that PLeaS has in its authors' code.
+Not here yet: the mixed score of MuDSC, CCA merging, distillation, and RegMean++ with its own targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lab.contestants.adam import pleas_by_adam
 from lab.contestants.arena import Arena, Entry, Mending, Method
 from lab.contestants.fitted import (
     pleas_averaged,
@@ -27,6 +27,7 @@ from lab.contestants.fitted import (
     pleas_on_other_images,
     pleas_refitted,
     pleas_stacked,
+    pleas_tree,
     pleas_with_linear_gains,
     regmean,
     regmean_refitted,
@@ -38,6 +39,7 @@ from lab.contestants.whole import (
     as_merged,
     ensemble,
     first_parent,
+    in_a_hierarchy,
     matched_by_activations,
     matched_by_correlation,
     matched_by_weights,
@@ -53,6 +55,7 @@ METHODS: dict[str, Method] = {
     "head": new_head,
     "mean": not_matched,
     "weights": matched_by_weights,
+    "hierarchy": in_a_hierarchy,
     "activations": matched_by_activations,
     "correlation": matched_by_correlation,
     "zip": zipped,
@@ -62,6 +65,8 @@ METHODS: dict[str, Method] = {
     "pleas": pleas_averaged,
     "pleas_stacked": pleas_stacked,
     "pleas_refitted": pleas_refitted,
+    "pleas_adam": pleas_by_adam,
+    "pleas_tree": pleas_tree,
     "pleas_weights": pleas_by_weights,
     "pleas_linear": pleas_with_linear_gains,
     "pleas_noise": pleas_on_noise,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lab.contestants.arena import Arena, Entry, of_expanded
+from lab.contestants.arena import Arena, Entry, Together, of_expanded
 from lab.contestants.whole import by_weights
-from rebasin import Fitted, Permutation, Slots, fit_slots, pleas, refit
+from rebasin import Fitted, Permutation, Slots, collect, fit_slots, least_squares, pleas, refit, reset_norms
 from rebasin.expanding.expanded import expand_network
 from rebasin.fitting.alignment import correlations, match_grams, mismatch
 from rebasin.fitting.norm_statistics import measure_norms
@@ -14,6 +14,7 @@ from rebasin.merging.budget import shaped_budget
 from rebasin.merging.gains import linear_gains
 from rebasin.merging.mending import norms_of
 from rebasin.merging.zipping import zip_slots
+from rebasin.weights import Weights, stack, take
 
 
 def zipped(arena: Arena, size: float) -> Entry | None:
@@ -62,6 +63,16 @@ def pleas_refitted(arena: Arena, size: float) -> Entry | None:
     return _refitted(arena, pleas(arena.grams, size=size, heads=arena.heads))
 
 
+def pleas_tree(arena: Arena, size: float) -> Entry | None:
+    """PLeaS as the node of a tree: pairs are merged, then their merges, stage by stage; of 4, 8, ... networks."""
+    if size != 1 or arena.n < 4 or arena.n.bit_count() > 1 or arena.heads != "shared":
+        return None
+    nodes = [take(arena.parents, m) for m in range(arena.n)]
+    while len(nodes) > 1:
+        nodes = [_pair(arena, stack(nodes[at : at + 2])) for at in range(0, len(nodes), 2)]
+    return Entry(Together(arena.model, (nodes[0],), shared=True), 1.0, 1.0, 1.0)
+
+
 def pleas_by_weights(arena: Arena, size: float) -> Entry | None:
     """PLeaS of units that are matched by their weights."""
     return _entry(arena, pleas(arena.grams, size=size, permutation=by_weights(arena), heads=arena.heads))
@@ -92,6 +103,13 @@ def pleas_on_other_images(arena: Arena, size: float) -> Entry | None:
     if arena.other is None:
         return None
     return _entry(arena, pleas(arena.grams_on(arena.other), size=size, heads=arena.heads))
+
+
+def _pair(arena: Arena, parents: Weights) -> Weights:
+    """The weights of a merge of two networks, which has their shape."""
+    grams = collect(arena.spec, parents, arena.batches(arena.inputs), model=arena.model, seed=arena.seed)
+    merged, _ = least_squares(grams, Slots.of_permutation(match_grams(grams)))
+    return reset_norms(arena.model, merged, arena.inputs) if norms_of(arena.program) else merged
 
 
 def _zip_slots(arena: Arena, size: float) -> Slots | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lab.contestants.arena import Arena, Entry, Together, with_own_heads
-from rebasin import Permutation, Slots, mean, mender, merge_many, reset_norms, weight_matching
+from rebasin import Permutation, Slots, mean, mender, merge_hierarchical, merge_many, reset_norms, weight_matching
 from rebasin.fitting.alignment import match_grams
 from rebasin.merging.by_task import repair_by_task
 from rebasin.merging.mending import norms_of
@@ -39,6 +39,13 @@ def not_matched(arena: Arena, size: float) -> Entry | None:
 def matched_by_weights(arena: Arena, size: float) -> Entry | None:
     """Git Re-Basin: weight matching of two parents (Algorithm 1), MergeMany of more (Algorithm 3)."""
     return _averaged(arena, by_weights(arena)) if size == 1 else None
+
+
+def in_a_hierarchy(arena: Arena, size: float) -> Entry | None:
+    """Hierarchical Re-Basin: pairs are matched by their weights and averaged, stage by stage. Two are no hierarchy."""
+    if size != 1 or arena.n == 2:
+        return None
+    return _averaged(arena, merge_hierarchical(arena.spec, arena.parents, seed=arena.seed).permutation)
 
 
 def matched_by_activations(arena: Arena, size: float) -> Entry | None:

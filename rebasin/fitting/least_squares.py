@@ -13,8 +13,9 @@ from torch import Tensor
 from rebasin.expanding.expansion import Heads, expand, output_keys
 from rebasin.expanding.layout import blocks_of, whole
 from rebasin.expanding.slots import Slots
-from rebasin.fitting.grams import Grams
+from rebasin.fitting.grams import Grams, LayerGram
 from rebasin.fitting.normal_equations import Equations, Layout, Objective, equations_of, layout_of, restricted
+from rebasin.weights import Weights
 
 # Ridges to choose from, as shares of each column's sum of squares.
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -74,20 +75,35 @@ def least_squares(
     fits = {}
     for key, layer in grams.layers.items():
         layout = layout_of(slots, layer, grams.weights, stacked=key in stacked)
-        # (outputs, columns), the bias as the last column.
-        blocks = weights[key].shape[0] * layer.blocks // grams.weights[key].shape[1] if layer.blocks > 1 else 1
-        around = whole(weights[key], blocks)
-        start = around.flatten(1).to(layer.gram)
-        if layer.bias is not None:
-            start = torch.cat([start, weights[layer.bias].to(start).unsqueeze(-1)], 1)
+        start = flat_weight(weights, layer, grams.weights)
         fitted, fits[key] = solve(layout, equations_of(layer, layout, grams.weights, objective), start)
-        fitted = fitted.to(weights[key])
-        if layer.bias is not None:
-            weights[layer.bias] = fitted[:, -1]
-            fitted = fitted[:, :-1]
-        weights[key] = blocks_of(fitted.reshape(around.shape), blocks)
+        put_back(fitted, weights, layer, grams.weights)
     _warn_of_little_data(grams, fits)
     return weights, fits
+
+
+def flat_weight(merged: Weights, layer: LayerGram, models: Weights) -> Tensor:
+    """The weight (outputs, columns) of a layer of a merge of ``models`` (n, ...), float64, its bias as the last column."""
+    flat = whole(merged[layer.weight], _merged_blocks(merged, layer, models)).flatten(1).to(layer.gram)
+    if layer.bias is None:
+        return flat
+    return torch.cat([flat, merged[layer.bias].to(flat).unsqueeze(-1)], 1)
+
+
+def put_back(flat: Tensor, merged: dict[str, Tensor], layer: LayerGram, models: Weights) -> None:
+    """Set a layer of a merge to a weight (outputs, columns) as ``flat_weight`` gives it."""
+    blocks = _merged_blocks(merged, layer, models)
+    shape = whole(merged[layer.weight], blocks).shape
+    flat = flat.to(merged[layer.weight])
+    if layer.bias is not None:
+        merged[layer.bias] = flat[:, -1]
+        flat = flat[:, :-1]
+    merged[layer.weight] = blocks_of(flat.reshape(shape), blocks)
+
+
+def _merged_blocks(merged: Weights, layer: LayerGram, models: Weights) -> int:
+    """How many channel groups a layer of a merge has: as many outputs each as in the models."""
+    return merged[layer.weight].shape[0] * layer.blocks // models[layer.weight].shape[1] if layer.blocks > 1 else 1
 
 
 def solve(layout: Layout, equations: Sequence[Equations], start: Tensor) -> tuple[Tensor, Fit]:

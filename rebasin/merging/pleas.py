@@ -86,6 +86,20 @@ def pleas(
     >>> pleas(grams, size=1.5)
     Fitted(2 models, 2 groups, 16 + 16 -> ... units; size 1.4...; errors of its layers ...% of the average's)
     """
+    slots, budget = choose_slots(grams, size=size, by=by, permutation=permutation, gains=gains, heads=heads)
+    return fit_slots(grams, slots, objective=objective, heads=heads, budget=budget)
+
+
+def choose_slots(
+    grams: Grams,
+    *,
+    size: float = 1.0,
+    by: Measure = "structured",
+    permutation: Permutation | Matching | None = None,
+    gains: Mapping[str, Tensor] | None = None,
+    heads: Heads = "shared",
+) -> tuple[Slots, Budget | None]:
+    """Which units ``pleas`` merges, and how it chose how many: steps 1 to 3; at size 1 there is nothing to choose."""
     if not isinstance(grams, Grams):
         raise TypeError(
             f"the first argument is what collect gives, and a {type(grams).__name__} was given: pleas(grams)"
@@ -99,7 +113,7 @@ def pleas(
     if permutation.spec != spec or permutation.batch != (grams.n,):
         raise ValueError(f"the permutation is not of the {grams.n} models that the Gram matrices are of")
     if size == 1:
-        return fit_slots(grams, Slots.of_permutation(permutation), objective=objective, heads=heads)
+        return Slots.of_permutation(permutation), None
     lost = mismatch(grams, permutation)
     whole = kept_whole(spec, grams.model, grams.example)
     gains = mismatch_gains(lost) if gains is None else gains
@@ -107,8 +121,7 @@ def pleas(
     if not gains:
         raise ValueError("no group can be split: " + "; ".join(f"{g!r}, {reason}" for g, reason in whole.items()))
     budget = best_budget(spec, graph_costs(spec, grams.program, heads=heads), gains=gains, size=size, n=grams.n, by=by)
-    slots = Slots.partial(permutation, budget.merged, {group: -values for group, values in lost.items()})
-    return fit_slots(grams, slots, objective=objective, heads=heads, budget=budget)
+    return Slots.partial(permutation, budget.merged, {group: -values for group, values in lost.items()}), budget
 
 
 def fit_slots(

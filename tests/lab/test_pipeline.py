@@ -36,8 +36,10 @@ TINY = {
     "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
     "mnist_networks": {"width": 16, "epochs": [1, 2]}, "mnist_images": 100, "straight_through_epochs": 1,
     "half_networks": {"width": 16, "models": 4, "epochs": [1]}, "half_sizes": [2, 4],
-    "arena_networks": {"architecture": "mlp1", "width": 8, "epochs": [1]}, "arena_methods": ["mean", "pleas"],
-    "arena_sizes": [1.0], "arena_images": 100,
+    "arena_settings": [
+        {"setting": "tiny", "images": 100, "test_images": 50, "methods": {"mean": [1.0], "pleas": [1.0]},
+         "networks": {"dataset": "digits", "architecture": "mlp1", "width": 8, "models": 2, "epochs": [1]}}
+    ],
 }  # fmt: skip
 TABLES = {
     "train": ["models"],
@@ -115,7 +117,7 @@ def times(folder):
         (["smok"], "there is no preset 'smok': there are cpu, gpu, smoke"),
         (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
         (["cpu", "-p", "steps", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
-        (["smoke", "-p", "network", "3"], "unknown parameter 'network': the notebooks have arena_images, arena_method"),
+        (["smoke", "-p", "network", "3"], "unknown parameter 'network': the notebooks have arena_settings, attack"),
     ],
 )
 def test_a_wrong_word_is_named_and_nothing_runs(home, given, arguments, message):
@@ -178,7 +180,7 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
         ({"straight_through_epochs": 2}, ["mnist"]),
         ({"mnist_networks": {"epochs": [1]}}, ["mnist", "many"]),
         ({"half_sizes": [4]}, ["many"]),
-        ({"arena_sizes": [2.0]}, ["arena"]),
+        ({"arena_settings": []}, ["arena"]),
         ({"barrier_test_images": 60}, ["barriers"]),
         ({"merges": {"hierarchy": [2]}}, ["merge", "accuracy", *COMPARED]),
         ({"varied": {"width": [8]}}, ["conditions"]),

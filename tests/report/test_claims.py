@@ -514,6 +514,9 @@ def test_the_bounds_are_those_that_were_chosen_before_the_runs():
         "G1": [zero] * 3, "G2": [("above", 99), ("below", 4.5)], "G3": [positive, ("below", 1)],
         "G4": [positive, ("below", 1)] * 2, "G5": [positive] * 3, "G6": [positive] * 2, "G7": [positive],
         "G8": [positive], "G9": [("above", 0.02)] * 2, "G10": [positive],
+        "P1": [("above", 8)] * 9, "P2": [positive] * 3, "P3": [("below", 2)] * 3, "P4": [("above", 10)] * 3,
+        "P5": [positive] * 3, "P6": [("above", -0.5)] * 3, "P7": [positive] * 3, "P8": [positive] * 2,
+        "P9": [positive] * 3,
     }  # fmt: skip
     assert {name: bound for name, bound in bounds.items() if bound} == expected
 
