@@ -6,7 +6,7 @@ import torch
 
 from lab.contestants.arena import Arena, Entry, Together, of_expanded
 from lab.contestants.whole import by_weights
-from rebasin import Fitted, Permutation, Slots, collect, fit_slots, least_squares, pleas, refit, reset_norms
+from rebasin import Fitted, Permutation, Slots, collect, fit_slots, pleas, refit
 from rebasin.expanding.expanded import expand_network
 from rebasin.fitting.alignment import correlations, match_grams, mismatch
 from rebasin.fitting.norm_statistics import measure_norms
@@ -107,9 +107,8 @@ def pleas_on_other_images(arena: Arena, size: float) -> Entry | None:
 
 def _pair(arena: Arena, parents: Weights) -> Weights:
     """The weights of a merge of two networks, which has their shape."""
-    grams = collect(arena.spec, parents, arena.batches(arena.inputs), model=arena.model, seed=arena.seed)
-    merged, _ = least_squares(grams, Slots.of_permutation(match_grams(grams)))
-    return reset_norms(arena.model, merged, arena.inputs) if norms_of(arena.program) else merged
+    batches = arena.batches(arena.inputs)
+    return pleas(collect(arena.spec, parents, batches, model=arena.model, seed=arena.seed)).model.weights
 
 
 def _zip_slots(arena: Arena, size: float) -> Slots | None:

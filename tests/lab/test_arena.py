@@ -22,7 +22,7 @@ from lab.networks import build
 from lab.tasks import halves, tasks_of
 from lab.training.recipe import Recipe
 from lab.training.train import train
-from rebasin import Permutation, Slots, trace
+from rebasin import Permutation, Slots, merge_hierarchical, trace
 from rebasin.expanding.expanded import Expanded, expand_network
 from rebasin.weights import stack, take
 
@@ -247,3 +247,32 @@ def test_networks_and_tasks_that_do_not_fit_are_refused(apart, digits):
         tasks_of(digits, "thirds")
     with pytest.raises(ValueError, match="outputs are NaN or infinite"):
         answers(lambda x: x.flatten(1) * float("nan"), apart.test[0], 100)
+
+
+@pytest.fixture(scope="module")
+def four(digits):
+    """Four parents of one task."""
+    weights = train(RECIPE, digits, 4, [4], "cpu").last
+    model = build("mlp2", digits, 12).eval()
+    return Arena(model, trace(model, digits.example), weights, (digits.train.sample(300),), (digits.test,))
+
+
+def test_a_tree_merges_pairs_and_then_their_merges(four):
+    pairs = [take(four.parents, slice(at, at + 2)) for at in (0, 2)]
+    halves_of_four = [replace(four, parents=pair) for pair in pairs]
+    merged = stack([METHODS["pleas"](half, 1.0).network.weights for half in halves_of_four])
+    expected = METHODS["pleas"](replace(four, parents=merged), 1.0).network
+    network = METHODS["pleas_tree"](four, 1.0).network
+    with torch.no_grad():
+        torch.testing.assert_close(network(four.inputs), expected(four.inputs), **ROUNDING)
+
+
+def test_the_hierarchy_is_that_of_the_library(four):
+    entry = METHODS["hierarchy"](four, 1.0)
+    expected = merge_hierarchical(four.spec, four.parents).weights
+    for key, tensor in expected.items():
+        torch.testing.assert_close(entry.weights[key], tensor)
+
+
+def test_two_are_no_tree(apart):
+    assert METHODS["hierarchy"](apart, 1.0) is None and METHODS["pleas_tree"](apart, 1.0) is None

@@ -1,0 +1,74 @@
+"""A setting of the arena says which networks are merged, and refuses what does not fit together."""
+
+import re
+
+import pytest
+import torch
+
+from lab.contestants.settings import read_settings, train_parents
+from lab.tasks import tasks_of
+from lab.training.recipe import Recipe
+from lab.training.train import train
+
+NETWORKS = {"dataset": "digits", "architecture": "mlp1", "width": 6, "batch_size": 64, "models": 4, "epochs": [1]}
+HALVES = {"setting": "tiny", "methods": {"mean": [1], "pleas": [1, 1.5]}, "networks": NETWORKS}
+WHOLE = {**HALVES, "tasks": "whole", "parents": 4}
+
+
+def recipe_of(seed):
+    return Recipe(architecture="mlp1", width=6, batch_size=64, seed=seed)
+
+
+def test_what_is_left_out_is_two_parents_of_half_of_the_classes_each():
+    (setting,) = read_settings([HALVES])
+    assert (setting.tasks, setting.parents, setting.nodes, setting.merges) == ("halves", 2, 2, 2 * 3)
+    assert setting.methods == {"mean": (1.0,), "pleas": (1.0, 1.5)}
+    columns = setting.columns
+    assert columns["setting"] == "tiny" and columns["width"] == 6 and columns["epochs"] == 1
+
+
+def test_parents_of_halves_are_trained_on_a_half_each_by_seeds_of_their_own(digits):
+    (setting,) = read_settings([HALVES])
+    tasks = tasks_of(digits, "halves")
+    nodes, seconds = train_parents(setting, tasks, "cpu")
+    assert len(nodes) == 2 and seconds > 0
+    for parent, task in enumerate(tasks):
+        alone = train(recipe_of(parent), task, 2, [1], "cpu").last
+        for node in range(2):
+            assert all(torch.equal(nodes[node][key][parent], alone[key][node]) for key in alone)
+
+
+def test_parents_of_one_task_are_neighbours_of_one_training(digits):
+    pair, four = {**WHOLE, "parents": 2}, WHOLE
+    alone = train(recipe_of(0), digits, 4, [1], "cpu").last
+    for entry, groups in ((pair, [(0, 1), (2, 3)]), (four, [(0, 1, 2, 3)])):
+        (setting,) = read_settings([entry])
+        nodes, _ = train_parents(setting, [digits], "cpu")
+        assert len(nodes) == len(groups)
+        for node, group in zip(nodes, groups, strict=True):
+            assert all(torch.equal(node[key], alone[key][list(group)]) for key in alone)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"setting": 3}, "a setting of the arena lacks its name, 'setting'"),
+        ({"sizes": [1]}, "the setting 'tiny' has an unknown key 'sizes': there are setting, tasks"),
+        ({"methods": {"plaes": [1]}}, "unknown method 'plaes': there are parent, ensemble"),
+        ({"methods": {"pleas": [1, 2.5]}}, "sizes of 'pleas' in 'tiny' are a list from 1 to 2: got [1, 2.5]"),
+        ({"methods": {"pleas": []}}, "sizes of 'pleas' in 'tiny' are a list from 1 to 2: got []"),
+        ({"tasks": "thirds"}, "tasks of 'tiny' are halves or whole, not 'thirds'"),
+        ({"parents": 4}, "'tiny' merges 4 at a time: of halves there are two, of wholes two or more"),
+        ({"tasks": "whole", "parents": 3}, "4 networks of 'tiny' are not shared out into groups of 3"),
+        ({"networks": {**NETWORKS, "epoch": [1]}}, "'tiny' has an unknown key 'epoch'"),
+    ],
+)
+def test_what_does_not_fit_is_named(changed, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_settings([{**HALVES, **changed}])
+
+
+@pytest.mark.parametrize("key", ["methods", "networks"])
+def test_what_is_missing_is_named(key):
+    with pytest.raises(ValueError, match=f"the setting 'tiny' lacks '{key}'"):
+        read_settings([{name: value for name, value in HALVES.items() if name != key}])
