@@ -114,8 +114,10 @@ def solve(layout: Layout, equations: Sequence[Equations], start: Tensor) -> tupl
     energy = sum(float(part.energy[1].sum()) for part in parts)
     before = sum(_left(part, weight) for part, weight in zip(parts, starts, strict=True))
     strength, after = float("inf"), before
+    # A layer that reads the inputs of the network makes no error as it is: there is nothing to be fitted.
+    strengths = STRENGTHS if before > ROUNDING * energy else ()
     systems = [_system(part, [0], weight) for part, weight in zip(parts, starts, strict=True)]
-    for ridge in STRENGTHS:
+    for ridge in strengths:
         solutions = [_solution(*system, weight, ridge) for system, weight in zip(systems, starts, strict=True)]
         left = sum(_left(part, weight) for part, weight in zip(parts, solutions, strict=True))
         if left < after:
