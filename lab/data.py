@@ -160,8 +160,8 @@ def _image_files(source: Path):
 def photograph_crops(like: Dataset, count: int, seed: int) -> Tensor:
     """So many crops of two photographs, in pixels from 0 to 1 and the shape of a data set's images: (count, ...).
 
-    The photographs are scikit-learn's, of a temple and of a flower. A crop is a random square, shrunk to size; they stand
-    for natural images that have to do with no task.
+    The photographs are scikit-learn's, of a temple and of a flower. A crop is a random square, shrunk to size. They
+    stand for natural images that have to do with no task.
     """
     from sklearn.datasets import load_sample_images
 

@@ -118,5 +118,3 @@ def _merged_rows(read: Tensor, models: Tensor, layout: Layout) -> tuple[Tensor, 
         targets.index_add_(1, layout.rows[m], read[m] @ models[m].T)
     units = torch.bincount(layout.rows.flatten(), minlength=height)
     return merged / layout.members.sum(0).clamp(min=1), targets / units
-
-

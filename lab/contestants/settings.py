@@ -59,7 +59,8 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
 
     Each has ``setting``, its name; ``methods``, the sizes at which each is tried; and ``networks``, a plan as
     ``read_networks`` takes it. Without ``tasks`` they are ``"halves"``, without ``parents`` there are 2, without
-    ``images`` 1000, without ``test_images`` 5000. Raises ValueError, with the setting's name, for what does not fit together, and as ``read_networks`` does.
+    ``images`` 1000, without ``test_images`` 5000. Raises ValueError, with the setting's name, for what does not fit
+    together, and as ``read_networks`` does.
     """
     settings = []
     for entry in entries:

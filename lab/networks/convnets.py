@@ -40,7 +40,7 @@ NORMS = {"layer": LayerNorm2d, "batch": nn.BatchNorm2d}
 
 
 def vgg11(dataset: Dataset, width: int) -> nn.Sequential:
-    """VGG-11 without norms, with ``width`` channels in its first layer, 64 in the original, and one linear layer behind.
+    """VGG-11 without norms, with ``width`` channels in its first layer, 64 in the original, and one linear layer.
 
     So ZipIt! has it (Stoica et al. 2024, table 11).
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,26 +10,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import CONTESTANTS, DATASETS, MENDINGS, Drawn
+from lab.bookkeeping.vocabulary import CONTESTANTS, MENDINGS, Drawn
 from lab.networks import ARCHITECTURES
 from lab.report.claims import contrast_of_nodes, picked
 from lab.report.draw import interval_line, legend_below
-from lab.report.facts import OPEN, Facts, outcome, reads
+from lab.report.facts import Facts, outcome, reads
 from lab.report.statistics import Interval, interval
 from lab.report.verdicts import claim
-from lab.report.words import decimal, points, seconds
+from lab.report.words import points
 
 ONE = 1.0  # the size of one network
+# What is no merge of one network's size: floor, ceiling, and a head that needs labels.
+NO_MERGES = ("parent", "ensemble", "head")
 # What figures over the size show.
 OVER_SIZE = ("zip", "pleas", "pleas_refitted")
-# What figures over the number of networks show, each as it is mended best without a look at the result: see ``shown_as``.
+# What figures over the number of networks show.
 OVER_NUMBER = ("mean", "weights", "hierarchy", "regmean", "pleas", "pleas_refitted", "pleas_tree", "ensemble")
-# VGG-11 of full width with cross-entropy, each trained to the end: accuracy over ten classes (ZipIt!, table 11).
-PUBLISHED = {"parent": 44.6, "mean": 10.2, "correlation": 25.4, "zip": 33.2, "ensemble": 66.6}
 
 
 def settings_of(run: str, tasks: str) -> dict[str, pd.DataFrame]:
-    """Accuracies over all classes by the title of their setting: of ``halves``, or of networks with one task, ``whole``."""
+    """Accuracies over all classes by the title of their setting: of ``halves``, or of ``whole``, one task for all."""
     entries = results.read(run, "arena", "entries")
     entries = picked(entries, {"tasks": tasks, "task": "joint", "metric": "accuracy"})
     return {title_of(rows): rows for _, rows in entries.groupby("setting", sort=False)}
@@ -65,21 +65,186 @@ def difference(rows: pd.DataFrame, first: Sequence, second: Sequence) -> Interva
 
 
 @reads("arena")
+def best(run: str) -> Facts:
+    """Which merge of the size of one network is the most accurate in the mean, of each kind of networks.
+
+    The outcome names them in the order of the kinds: ``pleas, pleas_refitted``. The values are accuracies in percent,
+    of the best merge, of one parent and of the ensemble, by kind: ``best_mlp``, ``parent_mlp``, ``ensemble_mlp``.
+    """
+    names, values = [], {}
+    for kind, rows in by_kind(run).items():
+        reached = {name: accuracy(rows, name) for name in CONTESTANTS if name not in NO_MERGES}
+        means = {name: value.mean for name, value in reached.items() if value is not None}
+        names.append(max(means, key=means.__getitem__))
+        ends = {"parent": ("parent", ONE), "ensemble": ("ensemble", 2.0)}
+        values |= _levels(rows, kind, {"best": (names[-1], ONE), **ends})
+        values["n"] = str(reached[names[-1]].n)
+    return Facts(", ".join(names) or "not measured", values)
+
+
+@reads("arena")
+def levels(run: str) -> Facts:
+    """Accuracies in percent by kind: ``pleas_mlp``, ... at the size of one network, ``pleas_small_mlp``, ... at 1.2.
+
+    The outcome says whether all kinds have them: ``all`` or ``some``.
+    """
+    wanted = {
+        "pleas": ("pleas", ONE), "refitted": ("pleas_refitted", ONE), "zip": ("zip", ONE), "regmean": ("regmean", ONE),
+        "permuted": ("correlation", ONE), "mean": ("mean", ONE), "head": ("head", ONE), "pleas_small": ("pleas", 1.2),
+        "refitted_small": ("pleas_refitted", 1.2), "zip_small": ("zip", 1.2),
+    }  # fmt: skip
+    values, kinds = {}, by_kind(run)
+    for kind, rows in kinds.items():
+        values |= _levels(rows, kind, wanted)
+    return Facts("all" if len(values) == len(wanted) * len(kinds) > 0 else "some", values)
+
+
+@reads("arena")
+def over_zip(run: str) -> Facts:
+    """What PLeaS has over ZipIt!, at the size of one network: see ``_conditions``."""
+    return _conditions(run, "P1", "zip_")
+
+
+@reads("arena")
+def over_permuted(run: str) -> Facts:
+    """What PLeaS has over correlation matching, at the size of one network: see ``_conditions``."""
+    return _conditions(run, "P1", "permuted_")
+
+
+@reads("arena")
+def over_repaired(run: str) -> Facts:
+    """What PLeaS has over correlation matching with REPAIR, at the size of one network: see ``_conditions``."""
+    return _conditions(run, "P1", "repaired_")
+
+
+@reads("arena")
+def beside_the_ensemble(run: str) -> Facts:
+    """What PLeaS at 1.2 has over four fifths of the way to the ensemble: see ``_conditions``."""
+    return _conditions(run, "P2")
+
+
+@reads("arena")
+def without_data(run: str) -> Facts:
+    """What PLeaS at 1.2 loses on other images: see ``_conditions``."""
+    return _conditions(run, "P3")
+
+
+@reads("arena")
+def matching(run: str) -> Facts:
+    """What PLeaS has over RegMean, which matches nothing: see ``_conditions``."""
+    return _conditions(run, "P4")
+
+
+@reads("arena")
+def parts(run: str) -> Facts:
+    """What merging all layers in part has over merging the first layers whole: see ``_conditions``."""
+    return _conditions(run, "P5")
+
+
+@reads("arena")
+def closed_form(run: str) -> Facts:
+    """What the closed form has over 400 steps of Adam: see ``_conditions``."""
+    return _conditions(run, "P6")
+
+
+@reads("arena")
+def gains(run: str) -> Facts:
+    """What gains by mismatch have over linear ones: see ``_conditions``."""
+    return _conditions(run, "P7")
+
+
+@reads("arena")
+def over_many(run: str) -> Facts:
+    """What PLeaS of many networks has over MergeMany with REPAIR: see ``_conditions``; by their number, ``at_4``."""
+    return _conditions(run, "P8")
+
+
+@reads("arena")
+def refitted(run: str) -> Facts:
+    """What fitting to the merge's own inputs has over fitting to the parents': see ``_conditions``."""
+    return _conditions(run, "P9")
+
+
+def _conditions(run: str, name: str, start: str = "") -> Facts:
+    """The conditions of a claim that were measured, in points: by kind of networks, and ``n``, the fewest of them.
+
+    The outcome says of each where its interval lies, beside the bound: ``mlp above, vgg11 open``.
+    """
+    conditions = [condition for condition in claim(run, name).conditions if condition.id.startswith(start)]
+    if not conditions:
+        return Facts("not measured", {})
+    values = {c.id.removeprefix(start): points(c.effect, signed=True) for c in conditions}
+    sides = [f"{c.id.removeprefix(start)} {outcome(c.effect, c.bound)}" for c in conditions]
+    return Facts(", ".join(sides), {**values, "n": str(min(c.effect.n for c in conditions))})
+
+
+@reads("arena")
+def new_head(run: str) -> Facts:
+    """What the best merge by least squares, PLeaS refitted, has over one parent with a new head, in points by kind."""
+    values, sides = {}, []
+    for kind, rows in by_kind(run).items():
+        beyond = difference(rows, ("pleas_refitted", ONE, "none"), ("head", ONE, "none"))
+        values[kind] = points(beyond, signed=True)
+        sides.append(f"{kind} {outcome(beyond)}")
+    return Facts(", ".join(sides) or "not measured", values)
+
+
+@reads("arena")
+def number(run: str) -> Facts:
+    """Merges of 8 networks of one task, of the size of one: accuracies in percent by method, and which is the best."""
+    rows = many(run)
+    rows = rows[rows["parents"] == 8]
+    values, means = {}, {}
+    for method in ("parent", *OVER_NUMBER):
+        for mended in ("none", "repair"):
+            reached = accuracy(rows, method, 8.0 if method == "ensemble" else ONE, mended)
+            if reached is not None:
+                values[method if mended == "none" else f"{method}_repaired"] = points(reached)
+                if method not in NO_MERGES:
+                    means[method, mended] = reached.mean
+    return Facts(max(means, key=means.__getitem__)[0] if means else "not measured", values)
+
+
+@reads("arena")
+def recipe(run: str) -> Facts:
+    """How networks of halves were trained and merged: ``epochs_mlp``, ``images_mlp`` by kind, and ``nodes``, pairs."""
+    values = {}
+    for kind, rows in by_kind(run).items():
+        first = rows.iloc[0]
+        values |= {f"epochs_{kind}": str(first["epochs"]), f"images_{kind}": str(2 * first["images"])}
+        values["nodes"] = str(rows["node"].nunique())
+    return Facts(", ".join(by_kind(run)) or "not measured", values)
+
+
+def by_kind(run: str) -> dict[str, pd.DataFrame]:
+    """The settings of halves by the last word of their name: ``mlp``, ``vgg11``, ``resnet20``."""
+    return {rows["setting"].iloc[0].split()[-1]: rows for rows in settings_of(run, "halves").values()}
+
+
+def _levels(rows: pd.DataFrame, kind: str, wanted: Mapping[str, tuple[str, float]]) -> dict[str, str]:
+    reached = {name: accuracy(rows, method, size) for name, (method, size) in wanted.items()}
+    return {f"{name}_{kind}": points(value) for name, value in reached.items() if value is not None}
+
+
+@reads("arena")
 def accuracy_by_size(run: str) -> Figure:
     """Accuracy over all classes by the size of the merge: a panel for each kind of networks."""
     settings = settings_of(run, "halves")
-    figure, panels = plt.subplots(len(settings), 1, figsize=(5.4, 0.4 + 2.6 * len(settings)), sharex=True, squeeze=False)
+    size = (5.4, 0.4 + 2.6 * len(settings))
+    figure, panels = plt.subplots(len(settings), 1, figsize=size, sharex=True, squeeze=False)
     for (title, rows), axes in zip(settings.items(), panels[:, 0], strict=True):
         for method in OVER_SIZE:
             sizes = sorted(rows[rows["method"] == method]["size"].unique())
-            interval_line(axes, sizes, [accuracy(rows, method, size) for size in sizes], CONTESTANTS[method], _name(method))
+            reached = [accuracy(rows, method, size) for size in sizes]
+            interval_line(axes, sizes, reached, CONTESTANTS[method], name_of(method))
         for method, size in (("correlation", ONE), ("regmean", ONE), ("head", ONE), ("ensemble", 2.0)):
             reached = accuracy(rows, method, size)
             if reached is not None:
-                interval_line(axes, [size], [reached], CONTESTANTS[method], _name(method), line="none")
+                interval_line(axes, [size], [reached], CONTESTANTS[method], name_of(method), line="none")
         parent = accuracy(rows, "parent")
         if parent is not None:
-            axes.axhline(parent.mean, color=CONTESTANTS["parent"].colour, linestyle="--", label=_name("parent"), zorder=1)
+            grey = CONTESTANTS["parent"].colour
+            axes.axhline(parent.mean, color=grey, linestyle="--", label=name_of("parent"), zorder=1)
         axes.set_title(title)
         axes.set_ylabel("accuracy (%)")
     panels[-1, 0].set_xlabel("size: multiply-adds, in multiples of one network")
@@ -107,7 +272,7 @@ def at_one_size(run: str) -> Figure:
             axes.axvline(ensemble.mean, color=CONTESTANTS["ensemble"].colour, linestyle="--", zorder=1)
         axes.set_title(title)
         axes.set_xlabel("accuracy (%)")
-    panels[0, 0].set_yticks(range(len(methods)), [_name(method) for method in methods])
+    panels[0, 0].set_yticks(range(len(methods)), [name_of(method) for method in methods])
     panels[0, 0].invert_yaxis()
     figure.tight_layout()
     return figure
@@ -136,7 +301,7 @@ def accuracy_by_number(run: str) -> Figure:
                 if (value := accuracy(of_number, method, size, mended)) is not None:
                     reached[number] = value
             if reached:
-                label = _name(method) if mended == "none" else f"{_name(method)}, {MENDINGS['repair']}"
+                label = name_of(method) if mended == "none" else f"{name_of(method)}, {MENDINGS['repair']}"
                 interval_line(axes, list(reached), list(reached.values()), CONTESTANTS[method], label, line)
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
@@ -152,5 +317,6 @@ def many(run: str) -> pd.DataFrame:
     return picked(entries, {"tasks": "whole", "subset": "all", "task": "joint", "metric": "accuracy"})
 
 
-def _name(method: str) -> str:
+def name_of(method: str) -> str:
+    """What a reader calls a method."""
     return CONTESTANTS[method].title

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class LayerGram:
       columns that model m reads, for each half of the images: those to fit, and those held back.
       Columns are those of the weight, flattened, of a grouped convolution made whole.
     - ``rows`` (2,): how many rows were added up.
+    - ``alike``: whether all models read the same, as in a first layer.
     """
 
     weight: str
@@ -37,6 +38,7 @@ class LayerGram:
     blocks: int
     gram: Tensor
     rows: Tensor
+    alike: bool
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,6 +111,7 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
     layers: dict[str, LayerGram] = {}
+    differ: set[str] = set()  # layers of which the models read not all the same
     images, example = 0, torch.empty(0)
     for drawn in batches_of(loader, weights, "Gram matrices"):
         inputs = drawn[0] if isinstance(drawn, tuple | list) else drawn
@@ -126,11 +129,15 @@ def collect(
             node, x = of_models[0]
             layer = layers[layers_of(program)[node][0]]
             at = draw_places(node, x, places, generator)
-            _add(layer, [rows_at(node, x, at) for _, x in of_models], held)
+            read = [rows_at(node, x, at) for _, x in of_models]
+            if not all(torch.equal(read[0], other) for other in read[1:]):
+                differ.add(layer.weight)
+            _add(layer, read, held)
         images += len(inputs)
     if images < 2:
         raise ValueError(f"two images or more are needed, of which every second is held back: got {images}")
     for key, layer in layers.items():
+        layers[key] = replace(layer, alike=key not in differ)
         for gram in layer.gram:
             gram.copy_(gram.tril() + gram.tril(-1).T)
         if not layer.gram.diagonal(dim1=1, dim2=2).isfinite().all():
@@ -179,7 +186,7 @@ def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor],
     layers = {}
     for key, size in sizes.items():
         gram = torch.zeros(2, size, size, dtype=torch.float64, device=weights[key].device)
-        layers[key] = LayerGram(key, biases[key], blocks[key], gram, torch.zeros(2, dtype=torch.int64))
+        layers[key] = LayerGram(key, biases[key], blocks[key], gram, torch.zeros(2, dtype=torch.int64), True)
     return layers
 
 

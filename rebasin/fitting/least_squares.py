@@ -75,6 +75,10 @@ def least_squares(
     fits = {}
     for key, layer in grams.layers.items():
         layout = layout_of(slots, layer, grams.weights, stacked=key in stacked)
+        if layer.alike and bool((layout.columns == layout.columns[0]).all()):
+            # What a slot should give is the same linear function of what all read: the averaged weights.
+            fits[key] = Fit(float("inf"), 0.0, 0.0, int(layer.rows[0]), layout.members.shape[1])
+            continue
         start = flat_weight(weights, layer, grams.weights)
         fitted, fits[key] = solve(layout, equations_of(layer, layout, grams.weights, objective), start)
         put_back(fitted, weights, layer, grams.weights)
@@ -114,10 +118,8 @@ def solve(layout: Layout, equations: Sequence[Equations], start: Tensor) -> tupl
     energy = sum(float(part.energy[1].sum()) for part in parts)
     before = sum(_left(part, weight) for part, weight in zip(parts, starts, strict=True))
     strength, after = float("inf"), before
-    # A layer that reads the inputs of the network makes no error as it is: there is nothing to be fitted.
-    strengths = STRENGTHS if before > ROUNDING * energy else ()
     systems = [_system(part, [0], weight) for part, weight in zip(parts, starts, strict=True)]
-    for ridge in strengths:
+    for ridge in STRENGTHS:
         solutions = [_solution(*system, weight, ridge) for system, weight in zip(systems, starts, strict=True)]
         left = sum(_left(part, weight) for part, weight in zip(parts, solutions, strict=True))
         if left < after:

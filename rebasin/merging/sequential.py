@@ -23,6 +23,10 @@ from rebasin.merging.pleas import Fitted
 from rebasin.weights import take, weights_of
 
 
+# What a layer leaves of its targets, as a share of their squares, if rounding of single precision is all.
+ROUNDING_OF_SINGLES = 1e-10
+
+
 @torch.no_grad()
 def refit(merge: Fitted, grams: Grams, inputs: Tensor, *, places: int | None = 16, seed: int = 0) -> Fitted:
     """Fit the layers of a merge once more, in order, each to what the merge itself reads by then.
@@ -122,6 +126,10 @@ def _fit(
         start = torch.cat([start, bias.double().unsqueeze(-1)], 1)
         read = torch.cat([read, torch.ones_like(read[..., :1])], -1)
     outputs, columns = start.shape
+    left, energy = (given - read @ start.T.to(read)).square().sum(), given.square().sum()
+    if left <= ROUNDING_OF_SINGLES * energy:
+        # As a first layer does, which reads the same as the models': its targets are linear in that.
+        return weight, bias, Fit(float("inf"), 0.0, 0.0, read[..., 0].numel() // 2, columns)
     sums = []
     for x, y in zip(halves(read, held), halves(given, held), strict=True):
         sums.append([(x.T @ x).double(), (y.T @ x).double(), y.square().sum(0).double(), torch.tensor(len(x))])

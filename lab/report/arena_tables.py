@@ -1,0 +1,101 @@
+"""The tables of the arena: every method at every size, what it cost, and what other people measured."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lab.bookkeeping import results
+from lab.bookkeeping.vocabulary import MENDINGS
+from lab.report.arena import ONE, accuracy, by_kind, many, name_of, settings_of, title_of
+from lab.report.claims import picked
+from lab.report.facts import reads
+from lab.report.statistics import interval
+from lab.report.words import decimal, points, seconds
+
+# VGG-11 of full width with cross-entropy, each trained to the end: accuracy over ten classes (ZipIt!, table 11).
+PUBLISHED = {"parent": 44.6, "mean": 10.2, "correlation": 25.4, "zip": 33.2, "ensemble": 66.6}
+
+
+@reads("arena")
+def size_table(run: str) -> pd.DataFrame:
+    """Accuracy of every method at every size, with its mending, by kind of networks."""
+    table = []
+    for title, rows in settings_of(run, "halves").items():
+        for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
+            row = {"networks": title, "method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
+            for size in sorted(rows["size"].unique()):
+                row[f"at {size:g}"] = _cell(own[own["size"] == size])
+            table.append(row)
+    return pd.DataFrame(table)
+
+
+@reads("arena")
+def number_table(run: str) -> pd.DataFrame:
+    """Accuracy of merges of networks of one task, of the size of one, by how many were merged."""
+    rows, table = many(run), []
+    for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
+        row = {"method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
+        for number, of_number in rows.groupby("parents"):
+            size = float(number) if method == "ensemble" else ONE
+            nodes = of_number["node"].nunique()
+            row[f"{number} networks (n = {nodes})"] = _cell(picked(own, {"parents": number, "size": size}))
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+@reads("arena")
+def published_table(run: str) -> pd.DataFrame:
+    """Our VGG-11 beside that of ZipIt!'s table 11."""
+    rows = by_kind(run).get("vgg11")
+    table = []
+    for method, theirs in PUBLISHED.items():
+        ours = None if rows is None else accuracy(rows, method, 2.0 if method == "ensemble" else ONE)
+        own = "–" if ours is None else points(ours)
+        table.append({"method": name_of(method), "ours (%)": own, "theirs (%)": decimal(theirs, 1)})
+    return pd.DataFrame(table)
+
+
+@reads("arena")
+def other_table(run: str) -> pd.DataFrame:
+    """Accuracy of merges of networks that saw the classes in other shares, each 80 % of some and 20 % of the others."""
+    entries = results.read(run, "arena", "entries")
+    rows = picked(entries, {"subset": "split", "task": "joint", "metric": "accuracy"})
+    table = []
+    for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
+        row = {"method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
+        for size in sorted(rows["size"].unique()):
+            row[f"at {size:g}"] = _cell(own[own["size"] == size])
+        table.append(row)
+    return pd.DataFrame(table)
+
+
+@reads("arena")
+def cost_table(run: str) -> pd.DataFrame:
+    """What each method took in seconds at the size of one network, and what else was measured of its merge."""
+    entries, times = (results.read(run, "arena", table) for table in ("entries", "times"))
+    table = []
+    for setting, of_setting in picked(entries, {"tasks": "halves", "task": "joint", "mended": "none"}).groupby(
+        "setting", sort=False
+    ):
+        for method, own in of_setting.groupby("method", sort=False):
+            size = own["size"].min()
+            own = own[own["size"] == size].groupby("metric")["value"].mean()
+            took = picked(times, {"setting": setting, "method": method, "mended": "none", "size": size})["value"]
+            table.append(
+                {
+                    "networks": title_of(of_setting),
+                    "method": name_of(method),
+                    "accuracy (%)": decimal(100 * own["accuracy"], 1),
+                    "loss (nats)": decimal(own["loss"], 2),
+                    "calibration error (points)": decimal(100 * own["calibration_error"], 1),
+                    "multiply-adds": decimal(own["structured"], 2),
+                    "parameters": decimal(own["parameters"], 2),
+                    "seconds": seconds(took.median()),
+                }
+            )
+    return pd.DataFrame(table)
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    """The accuracy of these rows in percent, with its interval."""
+    return points(interval(100 * rows["value"].to_numpy())) if len(rows) else "–"

@@ -1,0 +1,162 @@
+"""The arena in the book: facts, tables and figures are those of the tables that were planted."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from planting import plant
+
+from lab.report import arena, arena_tables
+
+NETS = {"mlp": ("mlp", 512), "vgg11": ("vgg11", 16)}
+# Accuracy of each (method, size, mended).
+PLANTED = {
+    ("parent", 1.0, "none"): 0.3, ("ensemble", 2.0, "none"): 0.6, ("head", 1.0, "none"): 0.45,
+    ("correlation", 1.0, "none"): 0.35, ("correlation", 1.0, "repair"): 0.36, ("zip", 1.0, "none"): 0.38,
+    ("zip_fitted", 1.55, "none"): 0.52, ("regmean", 1.0, "none"): 0.3, ("pleas", 1.0, "none"): 0.5,
+    ("pleas", 1.2, "none"): 0.58, ("pleas", 1.55, "none"): 0.58, ("pleas_refitted", 1.0, "none"): 0.51,
+    ("pleas_adam", 1.0, "none"): 0.49, ("pleas_linear", 1.55, "none"): 0.58, ("pleas_other", 1.2, "none"): 0.53,
+}  # fmt: skip
+MANY = {
+    ("parent", 1.0, "none"): 0.5, ("weights", 1.0, "none"): 0.4, ("weights", 1.0, "repair"): 0.45,
+    ("pleas", 1.0, "none"): 0.48,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path))
+
+
+def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY):
+    """Let a run have the tables of notebooks/arena.ipynb: ``changed`` accuracies by (net, method, size, mended)."""
+    entries = []
+    for net in nets:
+        architecture, width = NETS[net]
+        kind = {
+            "setting": f"cifar10 halves {net}", "tasks": "halves", "parents": 2, "images": 1000, "epochs": 9,
+            "architecture": architecture, "width": width, "subset": "all",
+        }  # fmt: skip
+        for (method, size, mended), value in PLANTED.items():
+            mean = (changed or {}).get((net, method, size, mended), value)
+            entries += planted(kind, method, size, mended, mean, pairs)
+    for parents in (4, 8):
+        kind = {
+            "setting": f"cifar10 many {parents}", "tasks": "whole", "parents": parents, "images": 1000, "epochs": 9,
+            "architecture": "mlp", "width": 128, "subset": "all",
+        }  # fmt: skip
+        for (method, size, mended), value in many.items():
+            entries += planted(kind, method, size, mended, value, pairs)
+    kind = {**kind, "setting": "cifar10 shares mlp", "parents": 2, "subset": "split"}
+    entries += planted(kind, "pleas", 1.0, "none", 0.55, pairs)
+    frame = pd.DataFrame(entries)
+    times = frame[frame["metric"] == "accuracy"].drop(columns="task").assign(metric="seconds", value=2.5)
+    plant("mine", {"entries": frame, "times": times}, "arena")
+
+
+def planted(kind, method, size, mended, mean, pairs):
+    """The rows of a method: accuracies that spread a little around their mean, and what else is measured."""
+    rows = []
+    for node in range(pairs):
+        own = {**kind, "node": node, "method": method, "mended": mended, "size": size, "task": "joint"}
+        values = {"accuracy": mean + 0.001 * (node - (pairs - 1) / 2), "loss": 1.5, "calibration_error": 0.1}
+        values |= {"structured": size, "dense": size, "parameters": size}
+        rows += [{**own, "metric": metric, "value": value} for metric, value in values.items()]
+    return rows
+
+
+def test_the_best_merge_is_named_of_each_kind_and_a_new_head_is_none():
+    plant_arena(changed={("vgg11", "zip", 1.0, "none"): 0.59})
+    facts = arena.best("mine")
+    assert facts.outcome == "pleas_refitted, zip"
+    assert facts.values["best_mlp"].startswith("51.0 [") and facts.values["best_vgg11"].startswith("59.0 [")
+    assert facts.values["parent_mlp"].startswith("30.0") and facts.values["ensemble_vgg11"].startswith("60.0")
+    assert facts.values["n"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("fact", "outcome", "value"),
+    [
+        (arena.over_zip, "mlp above, vgg11 open", "+12.0"),
+        (arena.over_permuted, "mlp above, vgg11 above", "+15.0"),
+        (arena.over_repaired, "mlp above, vgg11 above", "+14.0"),
+        # 58 - (35 + 0.8 * 25) = 3 points over four fifths of the way.
+        (arena.beside_the_ensemble, "mlp above, vgg11 above", "+3.0"),
+        (arena.without_data, "mlp above, vgg11 above", "+5.0"),
+        (arena.matching, "mlp above, vgg11 above", "+20.0"),
+        (arena.parts, "mlp above, vgg11 above", "+6.0"),
+        (arena.closed_form, "mlp above, vgg11 above", "+1.0"),
+        (arena.refitted, "mlp above, vgg11 above", "+1.0"),
+        (arena.new_head, "mlp above, vgg11 above", "+6.0"),
+    ],
+)
+def test_differences_are_those_of_the_claims_by_kind(fact, outcome, value):
+    # Eight points exactly are neither above nor below eight.
+    plant_arena(changed={("vgg11", "zip", 1.0, "none"): 0.42})
+    facts = fact("mine")
+    if fact is arena.over_zip:
+        sides = dict(part.split() for part in facts.outcome.split(", "))
+        assert sides["mlp"] == "above" and facts.values["vgg11"].startswith("+8.0")
+    else:
+        assert facts.outcome == outcome
+    assert facts.values["mlp"].startswith(value)
+
+
+def test_what_was_not_measured_is_left_out_and_told_if_it_is_all():
+    plant_arena(nets=("mlp",))
+    assert arena.refitted("mine").outcome == "mlp above"
+    assert set(arena.refitted("mine").values) == {"mlp", "n"}
+    plant_arena(nets=())
+    assert arena.refitted("mine").outcome == arena.best("mine").outcome == "not measured"
+
+
+def test_levels_say_whether_all_kinds_have_them():
+    plant_arena()
+    facts = arena.levels("mine")
+    assert facts.outcome == "some", "no naive average was planted"
+    assert facts.values["pleas_small_mlp"].startswith("58.0") and facts.values["head_vgg11"].startswith("45.0")
+
+
+def test_merges_of_many_are_compared_at_their_number():
+    plant_arena()
+    facts = arena.over_many("mine")
+    assert facts.outcome == "at_4 above, at_8 above" and facts.values["at_8"].startswith("+3.0")
+    facts = arena.number("mine")
+    assert facts.outcome == "pleas" and facts.values["weights_repaired"].startswith("45.0")
+
+
+def test_the_recipe_is_told_by_kind():
+    plant_arena()
+    values = arena.recipe("mine").values
+    assert (values["epochs_mlp"], values["images_vgg11"], values["nodes"]) == ("9", "2000", "8")
+
+
+def test_tables_have_a_row_for_each_method_and_its_mending():
+    plant_arena()
+    table = arena_tables.size_table("mine")
+    row = table[(table["networks"] == "VGG-11, 1/4") & (table["method"] == "PLeaS")].iloc[0]
+    assert row["at 1.2"].startswith("58.0") and row["at 2"] == "–"
+    repaired = table[(table["networks"] == "MLP") & (table[""] == "after REPAIR")]
+    assert list(repaired["method"]) == ["correlation matching"]
+    many = arena_tables.number_table("mine")
+    assert many[many["method"] == "PLeaS"]["8 networks (n = 8)"].iloc[0].startswith("48.0")
+    shares = arena_tables.other_table("mine")
+    assert list(shares["method"]) == ["PLeaS"] and shares["at 1"].iloc[0].startswith("55.0")
+    published = arena_tables.published_table("mine").set_index("method")
+    assert published.loc["ZipIt!", "theirs (%)"] == "33.2" and published.loc["ZipIt!", "ours (%)"].startswith("38.0")
+    costs = arena_tables.cost_table("mine")
+    assert set(costs["seconds"]) == {"2.5"} and len(costs) == 2 * 12, "each method once"
+
+
+def test_figures_show_each_method_where_it_lies():
+    plant_arena()
+    by_size = arena.accuracy_by_size("mine")
+    assert [axes.get_title() for axes in by_size.axes] == ["MLP", "VGG-11, 1/4"]
+    lines = {line.get_label(): line for line in by_size.axes[0].get_lines()}
+    assert list(lines["one parent"].get_ydata()) == pytest.approx([30, 30])
+    one = arena.at_one_size("mine")
+    names = [label.get_text() for label in one.axes[0].get_yticklabels()]
+    assert "PLeaS" in names and "ensemble" not in names
+    number = arena.accuracy_by_number("mine")
+    assert [label.get_text() for label in number.axes[0].get_xticklabels()] == ["4", "8"]
+    for figure in (by_size, one, number):
+        plt.close(figure)
