@@ -15,7 +15,7 @@ from lab.training.plan import Planned, read_networks
 from lab.training.train import train
 from rebasin.weights import stack, take
 
-KEYS = ("setting", "tasks", "parents", "images", "test_images", "methods", "networks")
+KEYS = ("setting", "tasks", "parents", "images", "test_images", "attacked", "methods", "networks")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Setting:
     """Networks of one plan, merged ``parents`` at a time by several ``methods``, each at its sizes.
 
     ``tasks`` is ``"halves"``, where the two parents have a half of the classes and a head each, or ``"whole"``. Methods
-    see so many ``images`` of each task's training set, and are judged on at most ``test_images`` of its test set.
+    see so many ``images`` of each task's training set, and are judged on at most ``test_images`` of its test set, of
+    which ``attacked`` are attacked where all have one task.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Setting:
     parents: int
     images: int
     test_images: int
+    attacked: int
     methods: Mapping[str, tuple[float, ...]]
     networks: Planned
 
@@ -59,8 +61,8 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
 
     Each has ``setting``, its name; ``methods``, the sizes at which each is tried; and ``networks``, a plan as
     ``read_networks`` takes it. Without ``tasks`` they are ``"halves"``, without ``parents`` there are 2, without
-    ``images`` 1000, without ``test_images`` 5000. Raises ValueError, with the setting's name, for what does not fit
-    together, and as ``read_networks`` does.
+    ``images`` 1000, without ``test_images`` 5000, and without ``attacked`` none. Raises ValueError, with the setting's
+    name, for what does not fit together, and as ``read_networks`` does.
     """
     settings = []
     for entry in entries:
@@ -75,7 +77,7 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
                 raise ValueError(f"the setting {name!r} has an unknown key {key!r}: there are {', '.join(KEYS)}")
         networks = read_networks(entry["networks"], name)
         tasks, parents = entry.get("tasks", "halves"), entry.get("parents", 2)
-        images = entry.get("images", 1000), entry.get("test_images", 5000)
+        images = entry.get("images", 1000), entry.get("test_images", 5000), entry.get("attacked", 0)
         contestants(list(entry["methods"]))  # each is known
         if tasks not in TASKS:
             raise ValueError(f"tasks of {name!r} are {' or '.join(TASKS)}, not {tasks!r}")

@@ -206,6 +206,29 @@ def number(run: str) -> Facts:
 
 
 @reads("arena")
+def attacked(run: str) -> Facts:
+    """Merges of 8 networks under every attack at 2/255: what PLeaS has over one parent, and over MergeMany, in points.
+
+    The outcome says where both differences lie: ``below, above``. Values are ``over_parent``, ``over_many`` and the
+    accuracies under attack in percent, ``parent``, ``many``, ``pleas``.
+    """
+    rows = results.read(run, "arena", "attacks")
+    rows = picked(rows, {"parents": 8, "epsilon": 2})
+    if not len(rows):
+        return Facts("not measured", {})
+    beyond = {
+        "over_parent": difference(rows, ("pleas", ONE, "none"), ("parent", ONE, "none")),
+        "over_many": difference(rows, ("pleas", ONE, "none"), ("weights", ONE, "none")),
+    }
+    reached = {
+        name: accuracy(rows, method) for name, method in (("parent", "parent"), ("many", "weights"), ("pleas", "pleas"))
+    }
+    values = {name: points(value, signed=True) for name, value in beyond.items()}
+    values |= {name: points(value) for name, value in reached.items() if value is not None}
+    return Facts(", ".join(outcome(value) for value in beyond.values()), values)
+
+
+@reads("arena")
 def recipe(run: str) -> Facts:
     """How networks of halves were trained and merged: ``epochs_mlp``, ``images_mlp`` by kind, and ``nodes``, pairs."""
     values = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import MENDINGS
+from lab.bookkeeping.vocabulary import GREY_LEVELS, MENDINGS
 from lab.report.arena import ONE, accuracy, by_kind, many, name_of, settings_of, title_of
-from lab.report.claims import picked
+from lab.report.claims import FEWEST_FOR_VERDICT, picked
 from lab.report.facts import reads
 from lab.report.statistics import interval
 from lab.report.words import decimal, points, seconds
@@ -93,6 +93,22 @@ def cost_table(run: str) -> pd.DataFrame:
                     "seconds": seconds(took.median()),
                 }
             )
+    return pd.DataFrame(table)
+
+
+@reads("arena")
+def attack_table(run: str) -> pd.DataFrame:
+    """Accuracy under every attack by its radius, of merges of as many networks as there are eight groups of."""
+    rows = results.read(run, "arena", "attacks")
+    groups = rows.groupby("parents")["node"].nunique()
+    enough = groups[groups >= FEWEST_FOR_VERDICT]
+    rows = rows[rows["parents"] == enough.index.max()] if len(enough) else rows
+    table = []
+    for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
+        row = {"method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
+        for epsilon, at in own.groupby("epsilon"):
+            row["no attack" if epsilon == 0 else f"{epsilon:g}/{GREY_LEVELS}"] = _cell(at)
+        table.append(row)
     return pd.DataFrame(table)
 
 

@@ -18,6 +18,8 @@ from lab.contestants.arena import with_own_heads
 from lab.contestants.whole import by_weights, matched_by_weights, repaired_by_task
 from lab.images import Split
 from lab.measures.arena import Tried, answers, scores, tried, try_method
+from lab.measures.arena_attacks import under_attack
+from lab.measures.attacks import suite, surviving
 from lab.networks import build
 from lab.tasks import halves, tasks_of
 from lab.training.recipe import Recipe
@@ -272,6 +274,28 @@ def test_the_hierarchy_is_that_of_the_library(four):
     expected = merge_hierarchical(four.spec, four.parents).weights
     for key, tensor in expected.items():
         torch.testing.assert_close(entry.weights[key], tensor)
+
+
+def test_under_attack_survives_what_the_attacks_leave_of_the_merge(four):
+    shares = under_attack(four, METHODS["weights"], 40, [0, 8], 3)
+    assert set(shares) == {"none", "repair"}
+    entry, split = METHODS["weights"](four, 1.0), four.test[0].sample(40)
+    right = answers(entry.network, split, 40).argmax(1) == split.labels
+    assert shares["none"][0] == pytest.approx(right.double().mean().item())
+    radii, worst = [0, 8 / 255], torch.ones(2, 40).bool()
+    for _, attack in suite(("cross_entropy", "margin"), steps=3):
+        worst &= surviving(four.model, stack([entry.weights]), split.pixels, split.labels, radii, attack, 0, "cpu", 1)[
+            0
+        ]
+    assert shares["none"] == worst.double().mean(-1).tolist()
+    # What was fitted is attacked by its dense weights; what makes no merge of one network's size is not.
+    assert set(under_attack(four, METHODS["pleas"], 40, [0], 1)) == {"none"}
+    assert under_attack(four, METHODS["ensemble"], 40, [0], 1) == {}
+
+
+def test_networks_with_heads_of_their_own_are_not_attacked(apart):
+    with pytest.raises(ValueError, match="only networks of one task are attacked"):
+        under_attack(apart, METHODS["weights"], 10, [0], 1)
 
 
 def test_two_are_no_tree(apart):

@@ -56,7 +56,7 @@ TABLES = {
     "mnist": ["barriers", "paths"],
     "planted": ["recovered", "times"],
     "many": ["members", "nodes", "reliability"],
-    "arena": ["entries", "times"],
+    "arena": ["attacks", "entries", "times"],
 }
 COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
 

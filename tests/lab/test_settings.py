@@ -5,7 +5,9 @@ import re
 import pytest
 import torch
 
+from lab.bookkeeping.pipeline import load_preset
 from lab.contestants.settings import read_settings, train_parents
+from lab.report.claims import FEWEST_FOR_VERDICT, stated_claims
 from lab.tasks import tasks_of
 from lab.training.recipe import Recipe
 from lab.training.train import train
@@ -66,6 +68,19 @@ def test_parents_of_one_task_are_neighbours_of_one_training(digits):
 def test_what_does_not_fit_is_named(changed, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         read_settings([{**HALVES, **changed}])
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_the_settings_of_the_presets_have_what_the_claims_are_about(preset):
+    settings = {setting.name: setting for setting in read_settings(load_preset(preset)["arena_settings"])}
+    rules = [rule for claim in stated_claims() for rule in claim["conditions"] if rule["measure"] == "joint_accuracy"]
+    for rule in rules:
+        name = rule["where"]["setting"]
+        if name in settings:
+            assert settings[name].nodes >= FEWEST_FOR_VERDICT
+            for term in rule["contrast"]:
+                assert term["size"] in settings[name].methods[term["method"]], rule["id"]
+    assert {rule["where"]["setting"] for rule in rules} - set(settings) <= {"cifar10 halves resnet20"}
 
 
 @pytest.mark.parametrize("key", ["methods", "networks"])

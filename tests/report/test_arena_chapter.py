@@ -50,7 +50,13 @@ def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY):
     entries += planted(kind, "pleas", 1.0, "none", 0.55, pairs)
     frame = pd.DataFrame(entries)
     times = frame[frame["metric"] == "accuracy"].drop(columns="task").assign(metric="seconds", value=2.5)
-    plant("mine", {"entries": frame, "times": times}, "arena")
+    kind = {**kind, "parents": 8, "subset": "all"}
+    attacks = []
+    for method, value in (("parent", 0.3), ("weights", 0.1), ("pleas", 0.2)):
+        for epsilon in (0, 2):
+            survive = planted(kind, method, 1.0, "none", value - 0.01 * epsilon, pairs)
+            attacks += [{**row, "epsilon": epsilon} for row in survive if row["metric"] == "accuracy"]
+    plant("mine", {"entries": frame, "times": times, "attacks": pd.DataFrame(attacks)}, "arena")
 
 
 def planted(kind, method, size, mended, mean, pairs):
@@ -122,6 +128,15 @@ def test_merges_of_many_are_compared_at_their_number():
     assert facts.outcome == "at_4 above, at_8 above" and facts.values["at_8"].startswith("+3.0")
     facts = arena.number("mine")
     assert facts.outcome == "pleas" and facts.values["weights_repaired"].startswith("45.0")
+
+
+def test_attacks_are_told_against_one_parent_and_against_merge_many():
+    plant_arena()
+    facts = arena.attacked("mine")
+    assert facts.outcome == "below, above"
+    assert facts.values["over_parent"].startswith("−10.0") and facts.values["pleas"].startswith("18.0")
+    table = arena_tables.attack_table("mine").set_index("method")
+    assert table.loc["PLeaS", "no attack"].startswith("20.0") and table.loc["PLeaS", "2/255"].startswith("18.0")
 
 
 def test_the_recipe_is_told_by_kind():
