@@ -206,29 +206,34 @@ def _values_read(grams: Grams, key: str, part: Part) -> UnitSums:
     layer = grams.layers[key]
     gram, kernel = layer.gram.sum(0), grams.weights[key][0, 0, 0].numel()
     positions = part.positions.to(gram.device) * kernel + kernel // 2  # (units, copies), the middle of each window
-    return _chosen(gram[:-1, :-1], gram[:-1, -1], grams.n, positions, float(layer.rows.sum()))
+    readers = 1 if layer.alike else grams.n
+    return _chosen(gram[:-1, :-1], gram[:-1, -1], grams.n, readers, positions, float(layer.rows.sum()))
 
 
 def _values_given(grams: Grams, key: str, part: Part | None = None) -> UnitSums:
     """The sums over the values of a part's units that a layer gives; of all its outputs without one."""
     layer, weight = grams.layers[key], torch.stack([whole(one, grams.layers[key].blocks) for one in grams.weights[key]])
     gram, outputs = layer.gram.sum(0), weight.shape[1]
-    columns = (len(gram) - 1) // grams.n
+    columns = (len(gram) - 1) // (1 if layer.alike else grams.n)
     values = gram.new_zeros(grams.n, outputs, len(gram))  # each output as a linear function of columns and constant
     for m in range(grams.n):
-        values[m, :, m * columns : (m + 1) * columns] = weight[m].flatten(1)
+        first = 0 if layer.alike else m * columns
+        values[m, :, first : first + columns] = weight[m].flatten(1)
     if layer.bias is not None:
         values[..., -1] = grams.weights[layer.bias]
     flat = values.flatten(0, 1)
     positions = torch.arange(outputs).unsqueeze(-1) if part is None else part.positions
     products = flat @ gram @ flat.T
-    return _chosen(products, flat @ gram[:, -1], grams.n, positions.to(gram.device), float(layer.rows.sum()))
+    return _chosen(products, flat @ gram[:, -1], grams.n, grams.n, positions.to(gram.device), float(layer.rows.sum()))
 
 
-def _chosen(products: Tensor, sums: Tensor, n: int, positions: Tensor, rows: float) -> UnitSums:
-    """The sums of units that own the slices ``positions`` (units, copies) of each of n models."""
+def _chosen(products: Tensor, sums: Tensor, n: int, readers: int, positions: Tensor, rows: float) -> UnitSums:
+    """The sums of units that own the slices ``positions`` (units, copies) of each of n models.
+
+    There are the slices of as many ``readers``: of the n, or of one, where all have the same values.
+    """
     units, copies = positions.shape
-    first = len(products) // n * torch.arange(n, device=products.device)
+    first = len(products) // readers * torch.arange(n, device=products.device).clamp(max=readers - 1)
     at = first[:, None, None] + positions  # (n, units, copies)
     total = products.new_zeros(n * units, n * units)
     for copy in at.flatten(0, 1).T:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rebasin.fitting.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
+from rebasin.fitting.rows import alike_layers, draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export
 from rebasin.matching.batches import batches_of
 from rebasin.merging.record import side_by_side
@@ -26,19 +26,20 @@ class LayerGram:
 
     - ``weight``, ``bias``: the keys of its entries; there may be no bias.
     - ``blocks``: the number of channel groups of a convolution; 1 of all else.
-    - ``gram`` (2, n * columns + 1, n * columns + 1), float64: the Gram matrix of [x_1, ..., x_n, 1], where x_m are the
-      columns that model m reads, for each half of the images: those to fit, and those held back.
-      Columns are those of the weight, flattened, of a grouped convolution made whole.
-    - ``rows`` (2,): how many rows were added up.
     - ``alike``: whether all models read the same, as in a first layer.
+    - ``gram`` (2, n * columns + 1, n * columns + 1), float64: the Gram matrix of [x_1, ..., x_n, 1], where x_m are the
+      columns that model m reads, for each half of the images: those to fit, and those held back. Of models that read
+      alike it is (2, columns + 1, columns + 1), of [x, 1]. Columns are those of the weight, flattened, of a grouped
+      convolution made whole.
+    - ``rows`` (2,): how many rows were added up.
     """
 
     weight: str
     bias: str | None
     blocks: int
+    alike: bool
     gram: Tensor
     rows: Tensor
-    alike: bool
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,7 +112,6 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
     layers: dict[str, LayerGram] = {}
-    differ: set[str] = set()  # layers of which the models read not all the same
     images, example = 0, torch.empty(0)
     for drawn in batches_of(loader, weights, "Gram matrices"):
         inputs = drawn[0] if isinstance(drawn, tuple | list) else drawn
@@ -129,15 +129,11 @@ def collect(
             node, x = of_models[0]
             layer = layers[layers_of(program)[node][0]]
             at = draw_places(node, x, places, generator)
-            read = [rows_at(node, x, at) for _, x in of_models]
-            if not all(torch.equal(read[0], other) for other in read[1:]):
-                differ.add(layer.weight)
-            _add(layer, read, held)
+            _add(layer, [rows_at(node, x, at) for _, x in (of_models[:1] if layer.alike else of_models)], held)
         images += len(inputs)
     if images < 2:
         raise ValueError(f"two images or more are needed, of which every second is held back: got {images}")
     for key, layer in layers.items():
-        layers[key] = replace(layer, alike=key not in differ)
         for gram in layer.gram:
             gram.copy_(gram.tril() + gram.tril(-1).T)
         if not layer.gram.diagonal(dim1=1, dim2=2).isfinite().all():
@@ -175,7 +171,9 @@ def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor],
     for node, (weight, bias) in layers_of(program).items():
         biases[weight], blocks[weight] = bias, number_of_blocks(node)
     n = len(next(iter(weights.values())))
-    sizes = {key: n * weights[key][0, 0].numel() * blocks[key] + 1 for key in biases}
+    alike = alike_layers(program, weights)
+    readers = {key: 1 if key in alike else n for key in biases}
+    sizes = {key: readers[key] * weights[key][0, 0].numel() * blocks[key] + 1 for key in biases}
     needed = sum(2 * 8 * size**2 for size in sizes.values()) / GIBIBYTE
     if needed > memory:
         largest = max(sizes, key=sizes.__getitem__)
@@ -186,7 +184,7 @@ def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor],
     layers = {}
     for key, size in sizes.items():
         gram = torch.zeros(2, size, size, dtype=torch.float64, device=weights[key].device)
-        layers[key] = LayerGram(key, biases[key], blocks[key], gram, torch.zeros(2, dtype=torch.int64), True)
+        layers[key] = LayerGram(key, biases[key], blocks[key], key in alike, gram, torch.zeros(2, dtype=torch.int64))
     return layers
 
 

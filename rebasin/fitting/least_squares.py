@@ -87,7 +87,7 @@ def least_squares(
 
 
 def flat_weight(merged: Weights, layer: LayerGram, models: Weights) -> Tensor:
-    """The weight (outputs, columns) of a layer of a merge of ``models`` (n, ...), float64, its bias as the last column."""
+    """The weight (outputs, columns) of a layer of a merge of ``models`` (n, ...), its bias as the last column."""
     flat = whole(merged[layer.weight], _merged_blocks(merged, layer, models)).flatten(1).to(layer.gram)
     if layer.bias is None:
         return flat

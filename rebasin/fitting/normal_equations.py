@@ -131,7 +131,8 @@ def _equations(layer: LayerGram, layout: Layout, weights: Weights, models: Seque
     constant = layer.gram.shape[-1] - 1
     columns = layout.columns.shape[1]
     # Which entries of the joint Gram matrix these models have: theirs, and the constant.
-    own = torch.cat([torch.arange(m * columns, (m + 1) * columns) for m in models] + [torch.tensor([constant])])
+    starts = [0 if layer.alike else m * columns for m in models]
+    own = torch.cat([torch.arange(at, at + columns) for at in starts] + [torch.tensor([constant])])
     # Which column of the merge each goes into. Without a bias, the constant of the targets goes nowhere.
     into = layout.columns[list(models)].flatten()
     if layer.bias is not None:
@@ -141,7 +142,7 @@ def _equations(layer: LayerGram, layout: Layout, weights: Weights, models: Seque
     targets = _targets(layer, layout, weights, models)
     sums = []
     for gram in layer.gram:
-        part = gram if len(own) == len(gram) else gram[own][:, own]
+        part = gram if torch.equal(own, torch.arange(len(gram))) else gram[own][:, own]
         # Columns of one slot are added up, then divided by their number: along one axis, then along the other.
         narrow = _added(part[:, : len(into)], into, width) * share  # (own, columns)
         of_columns = _added(narrow[: len(into)].T, into, width) * share

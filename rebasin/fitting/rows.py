@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rebasin.graph import AFFINE, NORMS, given, operator, weight_keys
+from rebasin.weights import Weights
 
 
 def layers_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str | None]]:
@@ -27,6 +28,18 @@ def layers_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tupl
             if weight in keys and (bias is None or bias in keys):
                 layers[node] = keys[weight], None if bias is None else keys[bias]
     return layers
+
+
+def alike_layers(program: torch.export.ExportedProgram, weights: Weights) -> set[str]:
+    """The weights of the layers that read the same in all models (n, ...): what depends on no entry that differs."""
+    keys = weight_keys(program)
+    differing = {node for node, key in keys.items() if not bool((weights[key] == weights[key][:1]).all())}
+    for node in program.graph.nodes:
+        if any(used in differing for used in node.all_input_nodes):
+            differing.add(node)
+    layers = layers_of(program)
+    apart = {key for node, (key, _) in layers.items() if node.args[0] in differing}
+    return {key for key, _ in layers.values()} - apart
 
 
 def number_of_blocks(layer: torch.fx.Node) -> int:

@@ -22,7 +22,6 @@ from rebasin.merging.mending import norms_of
 from rebasin.merging.pleas import Fitted
 from rebasin.weights import take, weights_of
 
-
 # What a layer leaves of its targets, as a share of their squares, if rounding of single precision is all.
 ROUNDING_OF_SINGLES = 1e-10
 
