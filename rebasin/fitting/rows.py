@@ -31,9 +31,13 @@ def layers_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tupl
 
 
 def alike_layers(program: torch.export.ExportedProgram, weights: Weights) -> set[str]:
-    """The weights of the layers that read the same in all models (n, ...): what depends on no entry that differs."""
+    """The weights of the layers that read the same in all models (n, ...): what depends on no entry that differs.
+
+    Entries that are not among ``weights`` are constants of the graph.
+    """
     keys = weight_keys(program)
-    differing = {node for node, key in keys.items() if not bool((weights[key] == weights[key][:1]).all())}
+    own = {node: weights[key] for node, key in keys.items() if key in weights}
+    differing = {node for node, entry in own.items() if not bool((entry == entry[:1]).all())}
     for node in program.graph.nodes:
         if any(used in differing for used in node.all_input_nodes):
             differing.add(node)
