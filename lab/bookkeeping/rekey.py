@@ -3,7 +3,7 @@
 ``python -m lab.bookkeeping.rekey cpu --before FOLDER``: FOLDER is a checkout of the commit in which the tables of run
 cpu are current. A table gets the key of the code as it is now if it was current there, whole, and if the smoke run,
 made by both, gives the same tables. Its provenance says from which key and commit. Nothing else is a reason to change
-a key.
+a key. Notebooks that the run has no tables of are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
         for tree, folder in folders.items():
             print(f"the smoke run of {tree} ...", flush=True)
             smoke(tree, folder.parent)
-        faults = list(differences(folders[before], folders[ROOT]))
+        was_current = json.loads(run_in(before, "-c", ASK, options.run))
+        faults = list(differences(folders[before], folders[ROOT], was_current))
     if faults:
         sys.exit("rebasin: the change of code changed numbers, so that no table is kept\n" + "\n".join(faults))
     commit = git(before, "rev-parse", "HEAD")
-    for notebook, current in json.loads(run_in(before, "-c", ASK, options.run)).items():
+    for notebook, current in was_current.items():
         if current:
             print(f"{notebook}: {rekey(options.run, notebook, commit)}")
         else:
@@ -71,16 +72,21 @@ def smoke(tree: Path, folder: Path) -> None:
         run_in(tree, "-m", "lab.bookkeeping.pipeline", "smoke", **places)
 
 
-def differences(before: Path, after: Path) -> Iterator[str]:
-    """What differs between the tables of two folders, but for times: one line for each table."""
-    for path in sorted(before.glob("*.parquet")):
+def differences(before: Path, after: Path, notebooks: Collection[str]) -> Iterator[str]:
+    """What differs between the tables that two folders have of these notebooks, but for times: a line for each."""
+    for path in _tables(before, notebooks):
         if not (after / path.name).exists():
             yield f"{path.name} is missing"
         elif without_times(path) != without_times(after / path.name):
             yield f"{path.name} differs"
-    for path in sorted(after.glob("*.parquet")):
+    for path in _tables(after, notebooks):
         if not (before / path.name).exists():
             yield f"{path.name} is new"
+
+
+def _tables(folder: Path, notebooks: Collection[str]) -> list[Path]:
+    """The files <notebook>-<table>.parquet of these notebooks."""
+    return [path for path in sorted(folder.glob("*.parquet")) if path.stem.partition("-")[0] in notebooks]
 
 
 def without_times(path: Path) -> bytes:

@@ -26,7 +26,7 @@ def folder_with(path, **tables):
 def test_the_same_tables_differ_in_nothing_but_times(tmp_path):
     later = TABLE.assign(value=[3.0, 2.5])
     before, after = (folder_with(tmp_path / name, one=table) for name, table in (("before", TABLE), ("after", later)))
-    assert list(rekey.differences(before, after)) == []
+    assert list(rekey.differences(before, after, ["one"])) == []
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_the_same_tables_differ_in_nothing_but_times(tmp_path):
 )
 def test_a_difference_is_named(tmp_path, before, after, fault):
     folders = [folder_with(tmp_path / str(number), **tables) for number, tables in enumerate((before, after))]
-    assert list(rekey.differences(*folders)) == [fault]
+    assert list(rekey.differences(*folders, ["one", "two"])) == [fault]
 
 
 @pytest.fixture
@@ -55,7 +55,11 @@ def checkout(tmp_path, monkeypatch):
 
     def rekeyed(current, after):
         def smoke(tree, folder):
-            folder_with(folder / "smoke", one=TABLE if tree == before else after)
+            tables = {
+                "merge-nodes": TABLE if tree == before else after,
+                "arena-entries": TABLE.assign(node=len(tree.name)),
+            }
+            folder_with(folder / "smoke", **tables)
 
         monkeypatch.setattr(rekey, "smoke", smoke)
         monkeypatch.setattr(rekey, "run_in", lambda tree, *arguments: json.dumps({"merge": current}))
@@ -73,12 +77,17 @@ def test_a_table_that_was_current_gets_the_new_key_and_its_provenance_says_so(ch
     assert results.is_current("cpu", "merge", made["key"])
 
 
+def test_tables_of_other_notebooks_may_differ(tmp_path):
+    before, after = (folder_with(tmp_path / str(k), one=TABLE, other=TABLE.assign(node=k)) for k in range(2))
+    assert list(rekey.differences(before, after, ["one"])) == []
+
+
 def test_a_table_that_was_not_current_keeps_its_old_key(checkout, capsys):
     assert checkout(False, TABLE)["key"] == "old"
     assert "merge: was not current" in capsys.readouterr().out
 
 
 def test_nothing_is_kept_where_a_number_changed(checkout):
-    with pytest.raises(SystemExit, match="changed numbers, so that no table is kept\none.parquet differs"):
+    with pytest.raises(SystemExit, match="changed numbers, so that no table is kept\nmerge-nodes.parquet differs"):
         checkout(True, TABLE.assign(value=[4.0, 1.25]))
     assert json.loads((results.results_folder() / "cpu" / "merge.json").read_text())["key"] == "old"
