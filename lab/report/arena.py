@@ -24,8 +24,11 @@ ONE = 1.0  # the size of one network
 NO_MERGES = ("parent", "ensemble", "head")
 # What figures over the size show.
 OVER_SIZE = ("zip", "pleas", "pleas_refitted")
-# What figures over the number of networks show.
-OVER_NUMBER = ("mean", "weights", "hierarchy", "regmean", "pleas", "pleas_refitted", "pleas_tree", "ensemble")
+# What figures over the number of networks show, some of it after REPAIR, too.
+OVER_NUMBER = ("mean", "weights", "hierarchy", "pleas", "pleas_refitted", "pleas_tree", "ensemble")
+REPAIRED = ("weights", "hierarchy")
+# How lines are drawn where it is not a plain one.
+LINES = {"pleas_refitted": "--"}
 
 
 def settings_of(run: str, tasks: str) -> dict[str, pd.DataFrame]:
@@ -259,7 +262,7 @@ def accuracy_by_size(run: str) -> Figure:
         for method in OVER_SIZE:
             sizes = sorted(rows[rows["method"] == method]["size"].unique())
             reached = [accuracy(rows, method, size) for size in sizes]
-            interval_line(axes, sizes, reached, CONTESTANTS[method], name_of(method))
+            interval_line(axes, sizes, reached, CONTESTANTS[method], name_of(method), LINES.get(method, "-"))
         for method, size in (("correlation", ONE), ("regmean", ONE), ("head", ONE), ("ensemble", 2.0)):
             reached = accuracy(rows, method, size)
             if reached is not None:
@@ -267,7 +270,7 @@ def accuracy_by_size(run: str) -> Figure:
         parent = accuracy(rows, "parent")
         if parent is not None:
             grey = CONTESTANTS["parent"].colour
-            axes.axhline(parent.mean, color=grey, linestyle="--", label=name_of("parent"), zorder=1)
+            axes.axhline(parent.mean, color=grey, linestyle=":", label=name_of("parent"), zorder=1)
         axes.set_title(title)
         axes.set_ylabel("accuracy (%)")
     panels[-1, 0].set_xlabel("size: multiply-adds, in multiples of one network")
@@ -315,17 +318,21 @@ def accuracy_by_number(run: str) -> Figure:
     rows = many(run)
     numbers = sorted(rows["parents"].unique())
     figure, axes = plt.subplots(figsize=(5.4, 3.6))
-    for method in OVER_NUMBER:
-        for mended, line in (("none", "-"), ("repair", ":")):
-            reached = {}
-            for number in numbers:
-                of_number = rows[rows["parents"] == number]
-                size = float(number) if method == "ensemble" else ONE
-                if (value := accuracy(of_number, method, size, mended)) is not None:
-                    reached[number] = value
-            if reached:
-                label = name_of(method) if mended == "none" else f"{name_of(method)}, {MENDINGS['repair']}"
-                interval_line(axes, list(reached), list(reached.values()), CONTESTANTS[method], label, line)
+    shown = [(method, "none", LINES.get(method, "-")) for method in OVER_NUMBER]
+    shown += [(method, "repair", ":") for method in REPAIRED]
+    for method, mended, line in shown:
+        reached = {}
+        for number in numbers:
+            size = float(number) if method == "ensemble" else ONE
+            value = accuracy(rows[rows["parents"] == number], method, size, mended)
+            if value is not None:
+                reached[number] = value
+        if reached:
+            label = name_of(method) if mended == "none" else f"{name_of(method)}, {MENDINGS[mended]}"
+            interval_line(axes, list(reached), list(reached.values()), CONTESTANTS[method], label, line)
+    parent = accuracy(rows, "parent")
+    if parent is not None:
+        axes.axhline(parent.mean, color=CONTESTANTS["parent"].colour, linestyle=":", label=name_of("parent"), zorder=1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.set(xlabel="networks that were merged", ylabel="accuracy (%)")
