@@ -204,7 +204,7 @@ def test_stacked_models_compute_what_each_computes_alone(digits, architecture):
 def test_some_steps_on_the_same_images_lower_their_loss(digits, architecture):
     recipe = Recipe(architecture, NARROW[architecture], batch_size=32, initial="lecun_normal")
     few = replace(digits, train=digits.train.sample(32))
-    steps = 60 if architecture == "vgg11" else 30  # without norms it takes longer
+    steps = 80 if architecture == "vgg11" else 30  # without norms it takes longer
     loss = train(recipe, few, 2, (steps,), "cpu", chunk=2).loss
     # Guessing has ln 10 = 2.3; the slowest, VGG-16 with LayerNorm, gets to 1.5 and 1.8.
     assert (loss[:, -1] < 2.0).all()
