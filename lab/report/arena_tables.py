@@ -56,20 +56,6 @@ def published_table(run: str) -> pd.DataFrame:
 
 
 @reads("arena")
-def other_table(run: str) -> pd.DataFrame:
-    """Accuracy of merges of networks that saw the classes in other shares, each 80 % of some and 20 % of the others."""
-    entries = results.read(run, "arena", "entries")
-    rows = picked(entries, {"subset": "split", "task": "joint", "metric": "accuracy"})
-    table = []
-    for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
-        row = {"method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
-        for size in sorted(rows["size"].unique()):
-            row[f"at {size:g}"] = _cell(own[own["size"] == size])
-        table.append(row)
-    return pd.DataFrame(table)
-
-
-@reads("arena")
 def cost_table(run: str) -> pd.DataFrame:
     """What each method took in seconds at the size of one network, and what else was measured of its merge."""
     entries, times = (results.read(run, "arena", table) for table in ("entries", "times"))
