@@ -117,7 +117,7 @@ def times(folder):
         (["smok"], "there is no preset 'smok': there are cpu, gpu, smoke"),
         (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
         (["cpu", "-p", "steps", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
-        (["smoke", "-p", "network", "3"], "unknown parameter 'network': the notebooks have arena_settings, attack"),
+        (["smoke", "-p", "network", "3"], "unknown parameter 'network': the notebooks have arena_epsilons, arena"),
     ],
 )
 def test_a_wrong_word_is_named_and_nothing_runs(home, given, arguments, message):

@@ -6,11 +6,15 @@ import pytest
 import yaml
 
 from lab.bookkeeping.code import ROOT
+from lab.report.claims import stated_claims
 from lab.report.verdicts import ZERO
 
 PAGES = sorted(path.relative_to(ROOT / "book").with_suffix("").as_posix() for path in (ROOT / "book").rglob("*.md"))
+# The sizes of merges that rules are about.
+TERMS = [term for claim in stated_claims() for rule in claim["conditions"] for term in rule["contrast"]]
+SIZES = {f"{term['size']:g}" for term in TERMS if "size" in term}
 # Constants of the code, and nothing that was measured: the confidence level, what counts as zero, the oldest Python.
-ALLOWED = {"95 %", *map(str, ZERO.values()), "3.11"}
+ALLOWED = {"95 %", *map(str, ZERO.values()), "3.11", *SIZES}
 
 
 def source(page):
