@@ -7,16 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lab.contestants.arena import Arena, Entry, of_expanded
+from lab.contestants.arena import Arena, Entry, of_expanded, with_measured_norms
 from rebasin import Grams, Slots
 from rebasin.expanding.expanded import expand_network
 from rebasin.expanding.expansion import Heads, expand, output_keys
 from rebasin.fitting.least_squares import flat_weight, put_back
-from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.fitting.normal_equations import Layout, layout_of
 from rebasin.fitting.rows import draw_places, layer_inputs, layers_of, rows_at
 from rebasin.graph import export
-from rebasin.merging.mending import norms_of
 from rebasin.merging.pleas import choose_slots
 from rebasin.weights import take
 
@@ -28,9 +26,7 @@ def pleas_by_adam(arena: Arena, size: float) -> Entry | None:
     slots, _ = choose_slots(arena.grams, size=size, heads=arena.heads)
     network = expand_network(slots, arena.model, arena.parents, example=arena.example, heads=arena.heads)
     network = network.with_weights(fit_by_adam(arena.grams, slots, arena.inputs, heads=arena.heads, seed=arena.seed))
-    if norms_of(arena.program):
-        network = measure_norms(network, arena.batches(arena.inputs))
-    return of_expanded(arena, network)
+    return of_expanded(arena, with_measured_norms(arena, network))
 
 
 @torch.no_grad()
@@ -48,13 +44,16 @@ def fit_by_adam(
     layouts = {
         key: layout_of(slots, layer, grams.weights, stacked=key in stacked) for key, layer in grams.layers.items()
     }
-    fitted = {key: flat_weight(weights, layer, grams.weights).float() for key, layer in grams.layers.items()}
-    models = {key: _flat_models(grams, key) for key in grams.layers}
+    alone = [take(grams.weights, m) for m in range(grams.n)]
+    fitted, models = {}, {}
+    for key, layer in grams.layers.items():
+        fitted[key] = flat_weight(weights, layer, grams.weights).float()
+        models[key] = torch.stack([flat_weight(one, layer, grams.weights) for one in alone]).float()
     masks = {key: _mask(layout, fitted[key]) for key, layout in layouts.items()}
     generator = torch.Generator().manual_seed(seed)
     count = min(IMAGES, len(inputs))
     program = export(grams.model, (inputs[:count],))
-    layers, alone = layers_of(program), [take(grams.weights, m) for m in range(grams.n)]
+    layers = layers_of(program)
     optimiser = torch.optim.Adam(fitted.values(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
     for batch in _batches(inputs, count, generator):
@@ -81,13 +80,6 @@ def _batches(inputs: Tensor, count: int, generator: torch.Generator) -> Iterator
             order = torch.randperm(len(inputs), generator=generator)
         yield inputs[order[:count]]
         order = order[count:]
-
-
-def _flat_models(grams: Grams, key: str) -> Tensor:
-    """A layer's weights (n, outputs, columns) in each model, a bias as the last column."""
-    layer, n = grams.layers[key], grams.n
-    alone = [{name: tensor[m] for name, tensor in grams.weights.items()} for m in range(n)]
-    return torch.stack([flat_weight(one, layer, grams.weights) for one in alone]).float()
 
 
 def _mask(layout: Layout, weight: Tensor) -> Tensor:

@@ -17,7 +17,9 @@ from rebasin import Grams, Permutation, PermutationSpec, Slots, collect
 from rebasin.expanding.costs import LayerCost, count_cost, graph_costs
 from rebasin.expanding.expanded import Expanded, kept_whole
 from rebasin.expanding.expansion import Heads, output_keys
+from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.graph import export
+from rebasin.merging.mending import norms_of
 from rebasin.weights import Weights
 
 MEASURES = ("structured", "dense", "parameters")
@@ -184,6 +186,11 @@ def with_own_heads(arena: Arena, merged: tuple[Weights, ...], parents: Weights) 
     merged = merged * arena.n if len(merged) == 1 else merged
     networks = [{**body, **{key: parents[key][task] for key in keys}} for task, body in enumerate(merged)]
     return Together(arena.model, tuple(networks), shared=False)
+
+
+def with_measured_norms(arena: Arena, network: Expanded) -> Expanded:
+    """An expanded network with the statistics of its batch norms, if it has any, measured on all tasks' images."""
+    return measure_norms(network, arena.batches(arena.inputs)) if norms_of(arena.program) else network
 
 
 def of_expanded(arena: Arena, network: Expanded) -> Entry:

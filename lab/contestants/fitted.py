@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from lab.contestants.arena import Arena, Entry, Together, of_expanded
+from lab.contestants.arena import Arena, Entry, Together, of_expanded, with_measured_norms
 from lab.contestants.whole import by_weights
 from rebasin import Fitted, Permutation, Slots, collect, fit_slots, pleas, refit
 from rebasin.expanding.expanded import expand_network
 from rebasin.fitting.alignment import correlations, match_grams, mismatch
-from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.merging.budget import shaped_budget
 from rebasin.merging.gains import linear_gains
-from rebasin.merging.mending import norms_of
 from rebasin.merging.zipping import zip_slots
 from rebasin.weights import Weights, stack, take
 
@@ -23,9 +21,7 @@ def zipped(arena: Arena, size: float) -> Entry | None:
     if slots is None:
         return None
     network = expand_network(slots, arena.model, arena.parents, example=arena.example, heads=arena.heads)
-    if norms_of(arena.program):
-        network = measure_norms(network, arena.batches(arena.inputs))
-    return of_expanded(arena, network)
+    return of_expanded(arena, with_measured_norms(arena, network))
 
 
 def zipped_and_fitted(arena: Arena, size: float) -> Entry | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,13 @@ def try_method(arena: Arena, method: Method, size: float) -> dict[str, Tried]:
     """
     function = tried if _is_told(method) else tried.function
     return {mended: Tried(**fields) for mended, fields in function(arena, method, size).items()}
+
+
+def try_sizes(arena: Arena, method: Method, sizes: Iterable[float]) -> Iterator[tuple[dict[str, Any], Tried]]:
+    """What a method reaches at each of these sizes, as merged and mended, behind its ``mended`` and ``size``."""
+    for size in sizes:
+        for mended, reached in try_method(arena, method, size).items():
+            yield {"mended": mended, "size": size}, reached
 
 
 @functools.cache

@@ -71,35 +71,22 @@ def difference(rows: pd.DataFrame, first: Sequence, second: Sequence) -> Interva
 def best(run: str) -> Facts:
     """Which merge of the size of one network is the most accurate in the mean, of each kind of networks.
 
-    The outcome names them in the order of the kinds: ``pleas, pleas_refitted``. The values are accuracies in percent,
-    of the best merge, of one parent and of the ensemble, by kind: ``best_mlp``, ``parent_mlp``, ``ensemble_mlp``.
+    The outcome names them in the order of the kinds, and whether each is ``nearer`` to the ensemble than to one parent
+    or ``farther``: ``pleas nearer, pleas_refitted farther``. The values are accuracies in percent, of the best merge,
+    of one parent and of the ensemble, by kind: ``best_mlp``, ``parent_mlp``, ``ensemble_mlp``.
     """
-    names, values = [], {}
+    outcomes, values = [], {}
     for kind, rows in by_kind(run).items():
-        reached = {name: accuracy(rows, name) for name in CONTESTANTS if name not in NO_MERGES}
-        means = {name: value.mean for name, value in reached.items() if value is not None}
-        names.append(max(means, key=means.__getitem__))
-        ends = {"parent": ("parent", ONE), "ensemble": ("ensemble", 2.0)}
-        values |= _levels(rows, kind, {"best": (names[-1], ONE), **ends})
-        values["n"] = str(reached[names[-1]].n)
-    return Facts(", ".join(names) or "not measured", values)
-
-
-@reads("arena")
-def levels(run: str) -> Facts:
-    """Accuracies in percent by kind: ``pleas_mlp``, ... at the size of one network, ``pleas_small_mlp``, ... at 1.2.
-
-    The outcome says whether all kinds have them: ``all`` or ``some``.
-    """
-    wanted = {
-        "pleas": ("pleas", ONE), "refitted": ("pleas_refitted", ONE), "zip": ("zip", ONE), "regmean": ("regmean", ONE),
-        "permuted": ("correlation", ONE), "mean": ("mean", ONE), "head": ("head", ONE), "pleas_small": ("pleas", 1.2),
-        "refitted_small": ("pleas_refitted", 1.2), "zip_small": ("zip", 1.2),
-    }  # fmt: skip
-    values, kinds = {}, by_kind(run)
-    for kind, rows in kinds.items():
-        values |= _levels(rows, kind, wanted)
-    return Facts("all" if len(values) == len(wanted) * len(kinds) > 0 else "some", values)
+        merges = {name: accuracy(rows, name) for name in CONTESTANTS if name not in NO_MERGES}
+        merges = {name: value for name, value in merges.items() if value is not None}
+        name = max(merges, key=lambda merge: merges[merge].mean)
+        reached = {
+            "best": merges[name], "parent": accuracy(rows, "parent"), "ensemble": accuracy(rows, "ensemble", 2.0)
+        }  # fmt: skip
+        nearer = reached["ensemble"].mean - reached["best"].mean < reached["best"].mean - reached["parent"].mean
+        outcomes.append(f"{name} {'nearer' if nearer else 'farther'}")
+        values |= {f"{what}_{kind}": points(value) for what, value in reached.items()}
+    return Facts(", ".join(outcomes) or "not measured", values)
 
 
 @reads("arena")
@@ -169,66 +156,95 @@ def refitted(run: str) -> Facts:
 
 
 def _conditions(run: str, name: str, start: str = "") -> Facts:
-    """The conditions of a claim that were measured, in points: by kind of networks, and ``n``, the fewest of them.
-
-    The outcome says of each where its interval lies, beside the bound: ``mlp above, vgg11 open``.
-    """
+    """The conditions of a claim that were measured, by kind of networks, each beside its bound: see ``_sides``."""
     conditions = [condition for condition in claim(run, name).conditions if condition.id.startswith(start)]
-    if not conditions:
-        return Facts("not measured", {})
-    values = {c.id.removeprefix(start): points(c.effect, signed=True) for c in conditions}
-    sides = [f"{c.id.removeprefix(start)} {outcome(c.effect, c.bound)}" for c in conditions]
-    return Facts(", ".join(sides), {**values, "n": str(min(c.effect.n for c in conditions))})
+    return _sides({c.id.removeprefix(start): (c.effect, c.bound) for c in conditions})
+
+
+@reads("arena")
+def matching_refitted(run: str) -> Facts:
+    """What PLeaS has over RegMean once both are refitted: see ``_sides``."""
+    return _sides(_by_kind(run, "pleas_refitted", "regmean_refitted"))
+
+
+@reads("arena")
+def matching_of_many(run: str) -> Facts:
+    """The same for networks of one task, by how many were merged, ``at_2``, ``at_4``, ...: see ``_sides``."""
+    beyond = {}
+    for number, rows in many(run).groupby("parents"):
+        beyond[f"at_{number}"] = (
+            difference(rows, ("pleas_refitted", ONE, "none"), ("regmean_refitted", ONE, "none")),
+            0.0,
+        )
+    return _sides(beyond)
 
 
 @reads("arena")
 def new_head(run: str) -> Facts:
-    """What the best merge by least squares, PLeaS refitted, has over one parent with a new head, in points by kind."""
-    values, sides = {}, []
-    for kind, rows in by_kind(run).items():
-        beyond = difference(rows, ("pleas_refitted", ONE, "none"), ("head", ONE, "none"))
-        values[kind] = points(beyond, signed=True)
-        sides.append(f"{kind} {outcome(beyond)}")
-    return Facts(", ".join(sides) or "not measured", values)
+    """What the best merge by least squares, PLeaS refitted, has over one parent with a new head: see ``_sides``."""
+    return _sides(_by_kind(run, "pleas_refitted", "head"))
 
 
 @reads("arena")
 def number(run: str) -> Facts:
-    """Merges of 8 networks of one task, of the size of one: accuracies in percent by method, and which is the best."""
-    rows = many(run)
-    rows = rows[rows["parents"] == 8]
-    values, means = {}, {}
+    """Merges of 8 networks of one task, of the size of one: accuracies in percent, ``_repaired`` after REPAIR.
+
+    The outcome is which is the most accurate in the mean, and where its difference to one of the networks lies:
+    ``pleas open``.
+    """
+    rows = picked(many(run), {"parents": 8})
+    values, merges = {}, {}
     for method in ("parent", *OVER_NUMBER):
         for mended in ("none", "repair"):
             reached = accuracy(rows, method, 8.0 if method == "ensemble" else ONE, mended)
             if reached is not None:
                 values[method if mended == "none" else f"{method}_repaired"] = points(reached)
                 if method not in NO_MERGES:
-                    means[method, mended] = reached.mean
-    return Facts(max(means, key=means.__getitem__)[0] if means else "not measured", values)
+                    merges[method, mended] = reached.mean
+    if not merges:
+        return Facts("not measured", {})
+    method, mended = max(merges, key=merges.__getitem__)
+    beside = difference(rows, (method, ONE, mended), ("parent", ONE, "none"))
+    return Facts(f"{method} {outcome(beside)}", {**values, "beside_parent": points(beside, signed=True)})
 
 
 @reads("arena")
 def attacked(run: str) -> Facts:
-    """Merges of 8 networks under every attack at 2/255: what PLeaS has over one parent, and over MergeMany, in points.
+    """What refitted PLeaS of 8 networks has under every attack, over one of them and over MergeMany: see ``_sides``.
 
-    The outcome says where both differences lie: ``below, above``. Values are ``over_parent``, ``over_many`` and the
-    accuracies under attack in percent, ``parent``, ``many``, ``pleas``.
+    ``parent_2``, ``many_4``, ... by what it is held against, and the radius in grey levels.
     """
-    rows = results.read(run, "arena", "attacks")
-    rows = picked(rows, {"parents": 8, "epsilon": 2})
-    if not len(rows):
+    rows = picked(results.read(run, "arena", "attacks"), {"parents": 8})
+    beyond = {}
+    for what, method in (("parent", "parent"), ("many", "weights")):
+        for epsilon in (2, 4):
+            at = picked(rows, {"epsilon": epsilon})
+            if len(at):
+                beyond[f"{what}_{epsilon}"] = (
+                    difference(at, ("pleas_refitted", ONE, "none"), (method, ONE, "none")),
+                    0.0,
+                )
+    return _sides(beyond)
+
+
+def _by_kind(run: str, first: str, second: str) -> dict[str, tuple[Interval, float]]:
+    """What one method has over another at the size of one network, by kind of networks, beside the bound 0."""
+    sides = {}
+    for kind, rows in by_kind(run).items():
+        sides[kind] = difference(rows, (first, ONE, "none"), (second, ONE, "none")), 0.0
+    return sides
+
+
+def _sides(beyond: Mapping[str, tuple[Interval, float]]) -> Facts:
+    """Differences in points by their names, each beside a bound, and ``n``, the fewest pairs or groups.
+
+    The outcome says where each interval lies: ``mlp above, vgg11 open``; ``not measured`` if there are none.
+    """
+    if not beyond:
         return Facts("not measured", {})
-    beyond = {
-        "over_parent": difference(rows, ("pleas", ONE, "none"), ("parent", ONE, "none")),
-        "over_many": difference(rows, ("pleas", ONE, "none"), ("weights", ONE, "none")),
-    }
-    reached = {
-        name: accuracy(rows, method) for name, method in (("parent", "parent"), ("many", "weights"), ("pleas", "pleas"))
-    }
-    values = {name: points(value, signed=True) for name, value in beyond.items()}
-    values |= {name: points(value) for name, value in reached.items() if value is not None}
-    return Facts(", ".join(outcome(value) for value in beyond.values()), values)
+    values = {name: points(value, signed=True) for name, (value, _) in beyond.items()}
+    sides = [f"{name} {outcome(value, bound)}" for name, (value, bound) in beyond.items()]
+    return Facts(", ".join(sides), {**values, "n": str(min(value.n for value, _ in beyond.values()))})
 
 
 @reads("arena")
@@ -245,11 +261,6 @@ def recipe(run: str) -> Facts:
 def by_kind(run: str) -> dict[str, pd.DataFrame]:
     """The settings of halves by the last word of their name: ``mlp``, ``vgg11``, ``resnet20``."""
     return {rows["setting"].iloc[0].split()[-1]: rows for rows in settings_of(run, "halves").values()}
-
-
-def _levels(rows: pd.DataFrame, kind: str, wanted: Mapping[str, tuple[str, float]]) -> dict[str, str]:
-    reached = {name: accuracy(rows, method, size) for name, (method, size) in wanted.items()}
-    return {f"{name}_{kind}": points(value) for name, value in reached.items() if value is not None}
 
 
 @reads("arena")

@@ -75,8 +75,7 @@ def least_squares(
     fits = {}
     for key, layer in grams.layers.items():
         layout = layout_of(slots, layer, grams.weights, stacked=key in stacked)
-        if layer.alike and bool((layout.columns == layout.columns[0]).all()):
-            # What a slot should give is the same linear function of what all read: the averaged weights.
+        if _is_exact(layer, layout, objective):
             fits[key] = Fit(float("inf"), 0.0, 0.0, int(layer.rows[0]), layout.members.shape[1])
             continue
         start = flat_weight(weights, layer, grams.weights)
@@ -84,6 +83,17 @@ def least_squares(
         put_back(fitted, weights, layer, grams.weights)
     _warn_of_little_data(grams, fits)
     return weights, fits
+
+
+def _is_exact(layer: LayerGram, layout: Layout, objective: Objective) -> bool:
+    """Whether the averaged weights solve a layer: all models read the same, and a slot's target is linear in that.
+
+    Where models are stacked, a slot that two units of one model share has the mean over models for its solution, and
+    not that over units.
+    """
+    if not layer.alike or not bool((layout.columns == layout.columns[0]).all()):
+        return False
+    return objective == "averaged" or all(len(rows.unique()) == len(rows) for rows in layout.rows)
 
 
 def flat_weight(merged: Weights, layer: LayerGram, models: Weights) -> Tensor:

@@ -93,6 +93,21 @@ def test_the_weights_are_those_of_lstsq_on_the_recorded_rows(monkeypatch, object
         assert fits["3.weight"].strength == 0
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_first_layer_gives_the_mean_of_its_slots_units_or_of_its_models(monkeypatch, objective):
+    """Two units of one model share a slot with one of another: all read the same, so that the answer is known."""
+    monkeypatch.setattr("rebasin.fitting.least_squares.STRENGTHS", (0.0,))
+    _, spec, models, grams = prepared(Chain, 2)
+    assert [key for key, layer in grams.layers.items() if layer.alike] == ["1.weight"]
+    index = {group: torch.arange(units).repeat(2, 1) for group, units in spec.sizes.items()}
+    index["1"][0] = (index["1"][0] - 1).clamp(min=0)  # units 0 and 1 of the first model, and unit 0 of the second
+    weights, fits = least_squares(grams, Slots.from_index(spec, index), objective=objective)
+    (first, second, *_), (other, *_) = models["1.weight"]
+    expected = (first + second + other) / 3 if objective == "averaged" else ((first + second) / 2 + other) / 2
+    torch.testing.assert_close(weights["1.weight"][0], expected, rtol=1e-8, atol=1e-8)
+    assert (fits["1.weight"].strength == float("inf")) == (objective == "averaged")
+
+
 @pytest.mark.parametrize("shared", [1.0, 0.4])
 @pytest.mark.parametrize("layer", ["residual", "side", "grouped"])
 def test_no_small_change_of_a_convolution_leaves_less(monkeypatch, layer, shared):
