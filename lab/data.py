@@ -14,8 +14,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lab.bookkeeping.cache import cache_folder, kept
+from lab.bookkeeping.cache import kept
 from lab.bookkeeping.code import fingerprint
+from lab.bookkeeping.same_code import cache_folder
 from lab.images import Dataset, Split
 from rebasin.progress import track
 

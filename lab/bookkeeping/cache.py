@@ -7,7 +7,6 @@ import functools
 import hashlib
 import inspect
 import io
-import os
 import sys
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -16,16 +15,12 @@ from typing import Any
 
 import torch
 
-from lab.bookkeeping.code import ROOT, fingerprint
+from lab.bookkeeping.code import fingerprint
 from lab.bookkeeping.content import content, function_fingerprint, reassigned, surroundings
+from lab.bookkeeping.same_code import cache_folder
 
 DIGEST = 64  # the bytes, in hexadecimal, that a kept file begins with
 KEPT: list[Kept] = []  # every kept function, as it was decorated
-
-
-def cache_folder() -> Path:
-    """Where weights and decoded data are kept: ``REBASIN_CACHE``, by default .cache in the project's folder."""
-    return Path(os.environ.get("REBASIN_CACHE") or ROOT / ".cache")
 
 
 def kept(function: Callable[..., Any] | None = None, *, costs: Collection[str] = ()) -> Any:

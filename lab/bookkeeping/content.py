@@ -31,6 +31,7 @@ from lab.bookkeeping.code import (
     module_source,
     outside_packages,
 )
+from lab.bookkeeping.same_code import oldest
 
 # The same instructions on every x86 machine: wider ones round otherwise, and training makes other networks of that.
 # With these, tables and stored outputs come out as they are committed. To be set before torch first computes.
@@ -87,7 +88,17 @@ def function_fingerprint(function: Callable[..., Any], root: Path = ROOT) -> str
         raise TypeError(f"what {name} does cannot be told: define a plain function in a module")
     if function.__globals__ is not vars(sys.modules.get(function.__module__, types)):
         raise TypeError(f"what {name} does cannot be told: {function.__module__!r} is no module, move it into one")
-    return fingerprint(name, _module_fingerprint(function.__module__, root))
+    return fingerprint(name, oldest(module_fingerprint(function.__module__, root)))
+
+
+def module_fingerprint(module: str, root: Path) -> str:
+    """What a module does, with all that it imports, and the versions of the packages from elsewhere."""
+    package = module.partition(".")[0]
+    if _is_installed(package):
+        return fingerprint(module, _version(package))
+    source = _source_of(module, root)
+    versions = {name: _version(name) for name in outside_packages(source, root)}
+    return fingerprint(code_fingerprint(source, root), versions)
 
 
 def reassigned(module: str) -> list[Any]:
@@ -190,17 +201,7 @@ def _class_content(kind: type) -> list[Any]:
 @functools.cache
 def _loaded_fingerprint(module: str) -> str:
     # Once: the files may be edited during a long run, which goes on with the code that it has loaded.
-    return _module_fingerprint(module, ROOT)
-
-
-def _module_fingerprint(module: str, root: Path) -> str:
-    """What a module does, with all that it imports, and the versions of the packages from elsewhere."""
-    package = module.partition(".")[0]
-    if _is_installed(package):
-        return fingerprint(module, _version(package))
-    source = _source_of(module, root)
-    versions = {name: _version(name) for name in outside_packages(source, root)}
-    return fingerprint(code_fingerprint(source, root), versions)
+    return oldest(module_fingerprint(module, ROOT))
 
 
 def _source_of(module: str, root: Path) -> str:

@@ -1,9 +1,10 @@
-"""Keep committed tables current over a change of code that changed no number.
+"""Keep committed tables, and what the cache has, current over a change of code that changed no number.
 
 ``python -m lab.bookkeeping.rekey cpu --before FOLDER``: FOLDER is a checkout of the commit in which the tables of run
 cpu are current. A table gets the key of the code as it is now if it was current there, whole, and if the smoke run,
 made by both, gives the same tables. Its provenance says from which key and commit. Nothing else is a reason to change
-a key. Notebooks that the run has no tables of are left out.
+a key. Notebooks that the run has no tables of are left out. By the same proof, what a module kept in the cache before
+is read by the module as it is now.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import pandas as pd
 
 from lab.bookkeeping import results
 from lab.bookkeeping.cache import write_together
-from lab.bookkeeping.code import ROOT
+from lab.bookkeeping.code import PACKAGES, ROOT
+from lab.bookkeeping.content import module_fingerprint
+from lab.bookkeeping.same_code import notes, with_pairs
 
 # Rows of these metrics are times: they differ from run to run.
 TIMES = ("seconds", "tracing_seconds")
@@ -57,6 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
         faults = list(differences(folders[before], folders[ROOT], was_current))
     if faults:
         sys.exit("rebasin: the change of code changed numbers, so that no table is kept\n" + "\n".join(faults))
+    pairs = same_modules(before)
+    write_together({notes(): lambda partial: partial.write_text(json.dumps(with_pairs(pairs), indent=1) + "\n")})
+    print(f"{len(pairs)} modules read what they kept before")
     commit = git(before, "rev-parse", "HEAD")
     for notebook, current in was_current.items():
         if current:
@@ -95,6 +101,19 @@ def without_times(path: Path) -> bytes:
     if "metric" in table and table["metric"].isin(TIMES).any():
         return table[~table["metric"].isin(TIMES)].reset_index(drop=True).to_parquet(index=False)
     return path.read_bytes()
+
+
+def same_modules(before: Path) -> dict[str, str]:
+    """The fingerprint of each module that changed, directly or in what it imports, and the one that it had before."""
+    pairs = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            relative = path.relative_to(ROOT)
+            if not (before / relative).exists():
+                continue
+            module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+            pairs[module_fingerprint(module, ROOT)] = module_fingerprint(module, before)
+    return {code: older for code, older in pairs.items() if code != older}
 
 
 def rekey(run: str, notebook: str, commit: str) -> str:

@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.bookkeeping.cache import KEPT, cache_folder, kept, read, write, write_together
+from lab.bookkeeping.cache import KEPT, kept, read, write, write_together
 from lab.bookkeeping.code import PACKAGES, ROOT, imported_modules, module_path, module_source
 from lab.bookkeeping.content import content, function_fingerprint
+from lab.bookkeeping.same_code import cache_folder
 
 CALLS = []
 

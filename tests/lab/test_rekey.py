@@ -1,12 +1,16 @@
 """A table keeps its key over a change of code only if that changed no number."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 from planting import plant
 
-from lab.bookkeeping import rekey, results
+from lab.bookkeeping import rekey, results, same_code
+from lab.bookkeeping.code import PACKAGES, ROOT
+from lab.bookkeeping.content import function_fingerprint, module_fingerprint
+from lab.tasks import tasks_of
 
 TABLE = pd.DataFrame({"metric": ["sweeps", "seconds"], "node": [0, 0], "value": [3.0, 1.25]})
 
@@ -44,6 +48,30 @@ def test_a_difference_is_named(tmp_path, before, after, fault):
     assert list(rekey.differences(*folders, ["one", "two"])) == [fault]
 
 
+def test_what_a_module_kept_before_is_read_once_its_change_is_known_to_have_changed_no_number(tmp_path, monkeypatch):
+    before = tmp_path / "before"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, before / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (before / "lab/tasks.py").open("a") as file:
+        file.write("\n\nLONGER = True\n")
+    older, now = function_fingerprint(tasks_of, before), function_fingerprint(tasks_of)
+    assert older != now
+
+    pairs = rekey.same_modules(before)
+    assert pairs[module_fingerprint("lab.tasks", ROOT)] == module_fingerprint("lab.tasks", before)
+    assert module_fingerprint("lab.images", ROOT) not in pairs  # it did not change
+    same_code.notes().parent.mkdir(parents=True)
+    same_code.notes().write_text(json.dumps(same_code.with_pairs(pairs)))
+    assert function_fingerprint(tasks_of) == older
+
+
+def test_the_oldest_code_stands_for_all_later_code_that_computes_the_same():
+    same_code.notes().parent.mkdir(parents=True)
+    for pairs in ({"b": "a"}, {"c": "b"}, {"a": "c"}):  # the last change was taken back
+        same_code.notes().write_text(json.dumps(same_code.with_pairs(pairs)))
+    assert [same_code.oldest(code) for code in "abcd"] == ["a", "a", "a", "d"]
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """Let run cpu have a stale table of merge; ``checkout(current, after)`` is one whose smoke run gives ``TABLE``."""
@@ -63,6 +91,7 @@ def checkout(tmp_path, monkeypatch):
 
         monkeypatch.setattr(rekey, "smoke", smoke)
         monkeypatch.setattr(rekey, "run_in", lambda tree, *arguments: json.dumps({"merge": current}))
+        monkeypatch.setattr(rekey, "same_modules", lambda before: {})
         monkeypatch.setattr(rekey, "git", lambda tree, *arguments: "abc123")
         rekey.main(["cpu", "--before", str(before)])
         return json.loads(path.read_text())

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from lab.bookkeeping import cache
-from lab.bookkeeping.cache import cache_folder
+from lab.bookkeeping.same_code import cache_folder
 from lab.data import load
 from lab.images import Split
 from lab.networks import build
