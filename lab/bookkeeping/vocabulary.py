@@ -50,16 +50,19 @@ MENDINGS = {
     "reset": "statistics measured anew",
     "repair by task": "after REPAIR for each task",
 }
-# Methods of the arena, by family: what a merge is compared with, whole units matched, ZipIt!, RegMean, PLeaS.
+# Methods of the arena, by family: what a merge is compared with, whole units matched, CCA, ZipIt!, RegMean, PLeaS.
 CONTESTANTS = {
     "parent": Drawn("one parent", "#999999", "D"),
     "ensemble": Drawn("ensemble", "#8C6BB1", "*"),
     "head": Drawn("one parent with a new head", "#999999", "X"),
+    "distilled": Drawn("matched average, distilled", "#999999", "P"),
     "mean": Drawn("naive average", "#009E73", "^"),
     "weights": Drawn("weight matching", "#0072B2", "o"),
     "hierarchy": Drawn("hierarchy", "#0072B2", "P"),
     "activations": Drawn("activation matching", "#0072B2", "s"),
     "correlation": Drawn("correlation matching", "#0072B2", "v"),
+    "mixed": Drawn("MuDSC: weights and correlation", "#0072B2", "<"),
+    "cca": Drawn("CCA Merge", "#56B4E9", "o"),
     "zip": Drawn("ZipIt!", "#CC79A7", "o"),
     "zip_fitted": Drawn("ZipIt! with least squares", "#CC79A7", "s"),
     "regmean": Drawn("RegMean", "#E69F00", "o"),

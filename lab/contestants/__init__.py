@@ -10,8 +10,6 @@ A method is a function of the arena and a size. One of a reader's own joins by s
         identity = Permutation.identity(arena.spec, (arena.n,))
         network = with_own_heads(arena, (merged,), parents)
         return Entry(network, **arena.sizes(Slots.of_permutation(identity)), weights=merged, parents=parents)
-
-Not here yet: the mixed score of MuDSC, CCA merging, distillation, and RegMean++ with its own targets.
 """
 
 from __future__ import annotations
@@ -20,6 +18,8 @@ from collections.abc import Sequence
 
 from lab.contestants.adam import pleas_by_adam
 from lab.contestants.arena import Arena, Entry, Mending, Method
+from lab.contestants.cca import merged_by_canonical_correlations
+from lab.contestants.distilled import distilled
 from lab.contestants.fitted import (
     pleas_averaged,
     pleas_by_weights,
@@ -35,6 +35,7 @@ from lab.contestants.fitted import (
     zipped_and_fitted,
 )
 from lab.contestants.head import new_head
+from lab.contestants.mixed import matched_by_both
 from lab.contestants.whole import (
     as_merged,
     ensemble,
@@ -53,11 +54,14 @@ METHODS: dict[str, Method] = {
     "parent": first_parent,
     "ensemble": ensemble,
     "head": new_head,
+    "distilled": distilled,
     "mean": not_matched,
     "weights": matched_by_weights,
     "hierarchy": in_a_hierarchy,
     "activations": matched_by_activations,
     "correlation": matched_by_correlation,
+    "mixed": matched_by_both,
+    "cca": merged_by_canonical_correlations,
     "zip": zipped,
     "zip_fitted": zipped_and_fitted,
     "regmean": regmean,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from lab.contestants.arena import Arena, Entry, of_expanded, with_measured_norms
+from lab.contestants.steps import drawn_batches
 from rebasin import Grams, Slots
 from rebasin.expanding.expanded import expand_network
 from rebasin.expanding.expansion import Heads, expand, output_keys
@@ -56,7 +55,8 @@ def fit_by_adam(
     layers = layers_of(program)
     optimiser = torch.optim.Adam(fitted.values(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
-    for batch in _batches(inputs, count, generator):
+    for chosen in drawn_batches(len(inputs), STEPS, IMAGES, generator):
+        batch = inputs[chosen]
         for of_models in zip(*(layer_inputs(program, one, (batch,)) for one in alone), strict=True):
             node, x = of_models[0]
             key = layers[node][0]
@@ -70,16 +70,6 @@ def fit_by_adam(
     for key, layer in grams.layers.items():
         put_back(fitted[key], weights, layer, grams.weights)
     return weights
-
-
-def _batches(inputs: Tensor, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """A batch of so many inputs for each step, drawn without repetition until all have had their turn."""
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(STEPS):
-        if len(order) < count:
-            order = torch.randperm(len(inputs), generator=generator)
-        yield inputs[order[:count]]
-        order = order[count:]
 
 
 def _mask(layout: Layout, weight: Tensor) -> Tensor:

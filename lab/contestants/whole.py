@@ -33,29 +33,29 @@ def ensemble(arena: Arena, size: float) -> Entry | None:
 
 def not_matched(arena: Arena, size: float) -> Entry | None:
     """The plain mean of the parents."""
-    return _averaged(arena, Permutation.identity(arena.spec, (arena.n,))) if size == 1 else None
+    return averaged(arena, Permutation.identity(arena.spec, (arena.n,))) if size == 1 else None
 
 
 def matched_by_weights(arena: Arena, size: float) -> Entry | None:
     """Git Re-Basin: weight matching of two parents (Algorithm 1), MergeMany of more (Algorithm 3)."""
-    return _averaged(arena, by_weights(arena)) if size == 1 else None
+    return averaged(arena, by_weights(arena)) if size == 1 else None
 
 
 def in_a_hierarchy(arena: Arena, size: float) -> Entry | None:
     """Hierarchical Re-Basin: pairs are matched by their weights and averaged, stage by stage. Two are no hierarchy."""
     if size != 1 or arena.n == 2:
         return None
-    return _averaged(arena, merge_hierarchical(arena.spec, arena.parents, seed=arena.seed).permutation)
+    return averaged(arena, merge_hierarchical(arena.spec, arena.parents, seed=arena.seed).permutation)
 
 
 def matched_by_activations(arena: Arena, size: float) -> Entry | None:
     """Matched by the inner products of what units answer (Git Re-Basin, section 3.1)."""
-    return _averaged(arena, match_grams(arena.grams, similarity="inner product")) if size == 1 else None
+    return averaged(arena, match_grams(arena.grams, similarity="inner product")) if size == 1 else None
 
 
 def matched_by_correlation(arena: Arena, size: float) -> Entry | None:
     """Matched by the correlations of what units answer (Li et al. 2016)."""
-    return _averaged(arena, match_grams(arena.grams)) if size == 1 else None
+    return averaged(arena, match_grams(arena.grams)) if size == 1 else None
 
 
 def by_weights(arena: Arena) -> Permutation:
@@ -66,7 +66,8 @@ def by_weights(arena: Arena) -> Permutation:
     return of_both(weight_matching(arena.spec, first, second, seed=arena.seed))
 
 
-def _averaged(arena: Arena, permutation: Permutation) -> Entry:
+def averaged(arena: Arena, permutation: Permutation) -> Entry:
+    """The mean of the permuted parents, each task with the head of its own."""
     parents = permutation.apply(arena.parents)
     merged = mean(parents)
     sizes = arena.sizes(Slots.of_permutation(permutation))

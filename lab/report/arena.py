@@ -20,8 +20,8 @@ from lab.report.verdicts import claim
 from lab.report.words import points
 
 ONE = 1.0  # the size of one network
-# What is no merge of one network's size: floor, ceiling, and a head that needs labels.
-NO_MERGES = ("parent", "ensemble", "head")
+# What is no merge of one network's size: floor, ceiling, a head that needs labels, and training.
+NO_MERGES = ("parent", "ensemble", "head", "distilled")
 # What figures over the size show.
 OVER_SIZE = ("zip", "pleas", "pleas_refitted")
 # What figures over the number of networks show, some of it after REPAIR, too.
@@ -31,10 +31,13 @@ REPAIRED = ("weights", "hierarchy")
 LINES = {"pleas_refitted": "--"}
 
 
-def settings_of(run: str, tasks: str) -> dict[str, pd.DataFrame]:
-    """Accuracies over all classes by the title of their setting: of ``halves``, or of ``whole``, one task for all."""
-    entries = results.read(run, "arena", "entries")
-    entries = picked(entries, {"tasks": tasks, "task": "joint", "metric": "accuracy"})
+def halves(run: str) -> dict[str, pd.DataFrame]:
+    """Accuracies over all classes of merges of networks that know half of them, by what a reader calls the networks.
+
+    They are those of the run's first data set, CIFAR-10 in the book.
+    """
+    entries = picked(results.read(run, "arena", "entries"), {"tasks": "halves", "task": "joint", "metric": "accuracy"})
+    entries = entries[entries["dataset"] == entries["dataset"].iloc[0]] if len(entries) else entries
     return {title_of(rows): rows for _, rows in entries.groupby("setting", sort=False)}
 
 
@@ -186,6 +189,59 @@ def new_head(run: str) -> Facts:
 
 
 @reads("arena")
+def distilled(run: str) -> Facts:
+    """What PLeaS refitted has over the matched average that was trained to answer as its parents: see ``_sides``."""
+    return _sides(_by_kind(run, "pleas_refitted", "distilled"))
+
+
+@reads("arena")
+def canonical(run: str) -> Facts:
+    """What CCA Merge has over correlation matching, at the size of one network: see ``_sides``."""
+    return _sides(_by_kind(run, "cca", "correlation"))
+
+
+@reads("arena")
+def mixed(run: str) -> Facts:
+    """What MuDSC, weights and correlation at once, has over correlation alone: see ``_sides``."""
+    return _sides(_by_kind(run, "mixed", "correlation"))
+
+
+@reads("arena")
+def shares(run: str) -> Facts:
+    """Networks with one head that have seen other shares of each class: see ``_levels``."""
+    entries = results.read(run, "arena", "entries")
+    return _levels(picked(entries, {"tasks": "whole", "subset": "split", "task": "joint", "metric": "accuracy"}))
+
+
+@reads("arena")
+def digits(run: str) -> Facts:
+    """Networks that know half of MNIST's digits each: see ``_levels``."""
+    entries = results.read(run, "arena", "entries")
+    return _levels(picked(entries, {"tasks": "halves", "dataset": "mnist", "task": "joint", "metric": "accuracy"}))
+
+
+def _levels(rows: pd.DataFrame) -> Facts:
+    """Accuracies in percent in one setting, by method; ``_small`` at 1.2; and ``n``, how many pairs.
+
+    The outcome is which merge of the size of one network is the most accurate in the mean, and where its difference to
+    one parent lies: ``pleas_refitted above``.
+    """
+    if not len(rows):
+        return Facts("not measured", {})
+    values, merges = {"n": str(rows["node"].nunique())}, {}
+    for method in rows["method"].unique():
+        for size, name in ((ONE, method), (1.2, f"{method}_small"), (2.0, method)):
+            reached = accuracy(rows, method, size)
+            if reached is not None:
+                values[name] = points(reached)
+                if size == ONE and method not in NO_MERGES:
+                    merges[method] = reached.mean
+    method = max(merges, key=merges.__getitem__)
+    beside = difference(rows, (method, ONE, shown_as(rows, method)), ("parent", ONE, shown_as(rows, "parent")))
+    return Facts(f"{method} {outcome(beside)}", {**values, "beside_parent": points(beside, signed=True)})
+
+
+@reads("arena")
 def number(run: str) -> Facts:
     """Merges of 8 networks of one task, of the size of one: accuracies in percent, ``_repaired`` after REPAIR.
 
@@ -259,14 +315,14 @@ def recipe(run: str) -> Facts:
 
 
 def by_kind(run: str) -> dict[str, pd.DataFrame]:
-    """The settings of halves by the last word of their name: ``mlp``, ``vgg11``, ``resnet20``."""
-    return {rows["setting"].iloc[0].split()[-1]: rows for rows in settings_of(run, "halves").values()}
+    """The settings of CIFAR-10's halves by the last word of their name: ``mlp``, ``vgg11``, ``resnet20``."""
+    return {rows["setting"].iloc[0].split()[-1]: rows for rows in halves(run).values()}
 
 
 @reads("arena")
 def accuracy_by_size(run: str) -> Figure:
     """Accuracy over all classes by the size of the merge: a panel for each kind of networks."""
-    settings = settings_of(run, "halves")
+    settings = halves(run)
     size = (5.4, 0.4 + 2.6 * len(settings))
     figure, panels = plt.subplots(len(settings), 1, figsize=size, sharex=True, squeeze=False)
     for (title, rows), axes in zip(settings.items(), panels[:, 0], strict=True):
@@ -293,7 +349,7 @@ def accuracy_by_size(run: str) -> Figure:
 @reads("arena")
 def at_one_size(run: str) -> Figure:
     """Accuracy over all classes of every method at the size of one network: a panel for each kind of networks."""
-    settings = settings_of(run, "halves")
+    settings = halves(run)
     methods = [name for name in CONTESTANTS if any(accuracy(rows, name) is not None for rows in settings.values())]
     figure, panels = plt.subplots(
         1, len(settings), figsize=(2.4 + 1.5 * len(settings), 0.9 + 0.26 * len(methods)), sharey=True, squeeze=False

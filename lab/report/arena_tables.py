@@ -6,7 +6,7 @@ import pandas as pd
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import GREY_LEVELS, MENDINGS
-from lab.report.arena import ONE, accuracy, by_kind, many, name_of, settings_of, title_of
+from lab.report.arena import ONE, accuracy, by_kind, halves, many, name_of, title_of
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
 from lab.report.facts import reads
 from lab.report.statistics import interval
@@ -20,7 +20,7 @@ PUBLISHED = {"parent": 44.6, "mean": 10.2, "correlation": 25.4, "zip": 33.2, "en
 def size_table(run: str) -> pd.DataFrame:
     """Accuracy of every method at every size, with its mending, by kind of networks."""
     table = []
-    for title, rows in settings_of(run, "halves").items():
+    for title, rows in halves(run).items():
         for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
             row = {"networks": title, "method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
             for size in sorted(rows["size"].unique()):
@@ -44,6 +44,22 @@ def number_table(run: str) -> pd.DataFrame:
 
 
 @reads("arena")
+def elsewhere_table(run: str) -> pd.DataFrame:
+    """Accuracy of every method, as merged, where networks share out images of all classes, and on MNIST."""
+    entries = picked(results.read(run, "arena", "entries"), {"task": "joint", "metric": "accuracy", "mended": "none"})
+    shares = picked(entries, {"tasks": "whole", "subset": "split"})
+    settings = {"CIFAR-10, shared out": shares, "MNIST, halves": picked(entries, {"dataset": "mnist"})}
+    table = []
+    for title, rows in settings.items():
+        for method, own in rows.groupby("method", sort=False):
+            row = {"networks": title, "method": name_of(method)}
+            for size in sorted(rows["size"].unique()):
+                row[f"at {size:g}"] = _cell(own[own["size"] == size])
+            table.append(row)
+    return pd.DataFrame(table)
+
+
+@reads("arena")
 def published_table(run: str) -> pd.DataFrame:
     """Our VGG-11 beside that of ZipIt!'s table 11."""
     rows = by_kind(run).get("vgg11")
@@ -60,9 +76,9 @@ def cost_table(run: str) -> pd.DataFrame:
     """What each method took in seconds at the size of one network, and what else was measured of its merge."""
     entries, times = (results.read(run, "arena", table) for table in ("entries", "times"))
     table = []
-    for setting, of_setting in picked(entries, {"tasks": "halves", "task": "joint", "mended": "none"}).groupby(
-        "setting", sort=False
-    ):
+    for rows in halves(run).values():
+        setting = rows["setting"].iloc[0]
+        of_setting = picked(entries, {"setting": setting, "task": "joint", "mended": "none"})
         for method, own in of_setting.groupby("method", sort=False):
             size = own["size"].min()
             own = own[own["size"] == size].groupby("metric")["value"].mean()

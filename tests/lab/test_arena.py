@@ -101,7 +101,7 @@ def test_the_confidence_is_that_of_the_answer_in_its_head():
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("parent", "head", *OF_MANY)])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("parent", "head", "distilled", *OF_MANY)])
 def test_two_identical_parents_merge_into_the_parent_by_every_method(alike, heads, method):
     """On images that were seen: of a unit that is silent there, least squares and statistics know nothing."""
     arena = alike[heads]

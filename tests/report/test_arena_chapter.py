@@ -17,6 +17,10 @@ PLANTED = {
     ("pleas", 1.2, "none"): 0.58, ("pleas", 1.55, "none"): 0.58, ("pleas_refitted", 1.0, "none"): 0.51,
     ("pleas_adam", 1.0, "none"): 0.49, ("pleas_linear", 1.55, "none"): 0.58, ("pleas_other", 1.2, "none"): 0.53,
 }  # fmt: skip
+ELSEWHERE = {
+    ("parent", 1.0, "none"): 0.5, ("ensemble", 2.0, "none"): 0.65, ("distilled", 1.0, "none"): 0.62,
+    ("pleas", 1.0, "none"): 0.55, ("pleas", 1.2, "none"): 0.6, ("zip", 1.0, "none"): 0.4,
+}  # fmt: skip
 MANY = {
     ("parent", 1.0, "none"): 0.5, ("weights", 1.0, "none"): 0.4, ("weights", 1.0, "repair"): 0.45,
     ("pleas", 1.0, "none"): 0.48, ("pleas_refitted", 1.0, "none"): 0.47, ("regmean_refitted", 1.0, "none"): 0.42,
@@ -28,14 +32,14 @@ def own_results(tmp_path, monkeypatch):
     monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path))
 
 
-def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY):
+def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY, elsewhere=ELSEWHERE):
     """Let a run have the tables of notebooks/arena.ipynb: ``changed`` accuracies by (net, method, size, mended)."""
     entries = []
     for net in nets:
         architecture, width = NETS[net]
         kind = {
             "setting": f"cifar10 halves {net}", "tasks": "halves", "parents": 2, "images": 1000, "epochs": 9,
-            "architecture": architecture, "width": width, "subset": "all",
+            "dataset": "cifar10", "architecture": architecture, "width": width, "subset": "all",
         }  # fmt: skip
         for (method, size, mended), value in PLANTED.items():
             mean = (changed or {}).get((net, method, size, mended), value)
@@ -43,10 +47,15 @@ def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY):
     for parents in (4, 8):
         kind = {
             "setting": f"cifar10 many {parents}", "tasks": "whole", "parents": parents, "images": 1000, "epochs": 9,
-            "architecture": "mlp", "width": 128, "subset": "all",
+            "dataset": "cifar10", "architecture": "mlp", "width": 128, "subset": "all",
         }  # fmt: skip
         for (method, size, mended), value in many.items():
             entries += planted(kind, method, size, mended, value, pairs)
+    for dataset, tasks, subset in (("cifar10", "whole", "split"), ("mnist", "halves", "all")):
+        other = {**kind, "dataset": dataset, "tasks": tasks, "subset": subset, "parents": 2}
+        other["setting"] = f"{dataset} {tasks}"
+        for (method, size, mended), value in elsewhere.items():
+            entries += planted(other, method, size, mended, value, pairs)
     frame = pd.DataFrame(entries)
     times = frame[frame["metric"] == "accuracy"].drop(columns="task").assign(metric="seconds", value=2.5)
     attacks = []
@@ -109,7 +118,7 @@ def test_what_was_not_measured_is_left_out_and_told_if_it_is_all():
     plant_arena(nets=("mlp",))
     assert arena.refitted("mine").outcome == "mlp above"
     assert set(arena.refitted("mine").values) == {"mlp", "n"}
-    plant_arena(nets=())
+    plant_arena(nets=(), elsewhere={})
     assert arena.refitted("mine").outcome == arena.best("mine").outcome == "not measured"
 
 
@@ -157,6 +166,18 @@ def test_tables_have_a_row_for_each_method_and_its_mending():
     assert published.loc["ZipIt!", "theirs (%)"] == "33.2" and published.loc["ZipIt!", "ours (%)"].startswith("38.0")
     costs = arena_tables.cost_table("mine")
     assert set(costs["seconds"]) == {"2.5"} and len(costs) == 2 * 13, "each method once"
+
+
+@pytest.mark.parametrize("fact", [arena.shares, arena.digits])
+def test_other_settings_are_told_by_method_and_the_best_of_them_beside_one_parent(fact):
+    plant_arena()
+    facts = fact("mine")
+    assert facts.outcome == "pleas above", "training is no merge"
+    assert facts.values["beside_parent"].startswith("+5.0") and facts.values["n"] == "8"
+    assert facts.values["pleas_small"].startswith("60.0") and facts.values["ensemble"].startswith("65.0")
+    table = arena_tables.elsewhere_table("mine").set_index(["networks", "method"])
+    assert table.loc[("MNIST, halves", "ZipIt!"), "at 1"].startswith("40.0")
+    assert len(table) == 2 * 5
 
 
 def test_figures_show_each_method_where_it_lies():
