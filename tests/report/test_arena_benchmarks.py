@@ -1,0 +1,50 @@
+"""What the book says of the arena's benchmarks is what they measured, whichever way it came out."""
+
+import json
+
+import pytest
+
+from lab.report import arena_benchmarks, library
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """``figures(name, table)`` puts a benchmark's figures where the book reads them."""
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.setattr(library, "ROOT", tmp_path)
+    return lambda name, table: (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(table))
+
+
+def merged(networks, method, accuracy, mended="none"):
+    return {"networks": networks, "method": method, "mended": mended, "accuracy": accuracy}
+
+
+def test_merges_of_other_peoples_networks_are_told_by_their_number(figures):
+    parents = {"networks": 2, "method": "parents", "lowest": 0.848, "highest": 0.887}
+    rows = [parents, merged(2, "weights", 0.921), merged(2, "weights", 0.95, "repair"), merged(2, "pleas", 0.934)]
+    rows += [merged(8, "weights", 0.947), merged(8, "pleas", 0.94), merged(8, "pleas_tree", 0.952)]
+    figures("outside", {"rows": rows})
+    facts = arena_benchmarks.outside()
+    assert facts.outcome == "above at 2, below at 8"
+    assert (
+        facts.values["pleas_2"] == "93.4" and facts.values["weights_8"] == "94.7" and facts.values["lowest_2"] == "84.8"
+    )
+    table = arena_benchmarks.outside_table().set_index(["method", ""])
+    assert table.loc[("one of them", ""), "2 networks (%)"] == "84.8 to 88.7"
+    assert table.loc[("weight matching", "after REPAIR"), "2 networks (%)"] == "95.0"
+    assert table.loc[("PLeaS in a tree", "")].tolist() == ["–", "95.2"]
+
+
+@pytest.mark.parametrize(
+    ("adam", "runs", "outcome"), [(12.0, 1.1, "met, met, met"), (4.0, 1.31, "met, missed, missed")]
+)
+def test_each_bar_of_speed_is_told_as_met_or_missed(figures, adam, runs, outcome):
+    seconds = {"forward passes": 9.6, "gram matrices": 60.0, "solution": 40.4, "Adam": 500.0}
+    left = {"averaged": 0.3, "closed form": 0.1, "Adam": 0.125}
+    figures(
+        "fitting",
+        {"seconds": seconds, "left": left, "adam_over_closed_form": adam, "runs_in_parents_time": {"1.2": runs}},
+    )
+    facts = arena_benchmarks.fitting()
+    assert facts.outcome == outcome
+    assert (facts.values["took"], facts.values["left_by_adam"], facts.values["forward"]) == ("100", "12.5", "10")
