@@ -248,11 +248,27 @@ def number(run: str) -> Facts:
     The outcome is which is the most accurate in the mean, and where its difference to one of the networks lies:
     ``pleas open``.
     """
-    rows = picked(many(run), {"parents": 8})
+    return _of_many(run, 8)
+
+
+@reads("arena")
+def largest(run: str) -> Facts:
+    """The same for the largest ``number`` of networks, of which there are ``n`` groups."""
+    rows = many(run)
+    if not len(rows):
+        return Facts("not measured", {})
+    most = int(rows["parents"].max())
+    groups = picked(rows, {"parents": most})["node"].nunique()
+    facts = _of_many(run, most)
+    return Facts(facts.outcome, {**facts.values, "number": str(most), "n": str(groups)})
+
+
+def _of_many(run: str, number: int) -> Facts:
+    rows = picked(many(run), {"parents": number})
     values, merges = {}, {}
     for method in ("parent", *OVER_NUMBER):
         for mended in ("none", "repair"):
-            reached = accuracy(rows, method, 8.0 if method == "ensemble" else ONE, mended)
+            reached = accuracy(rows, method, float(number) if method == "ensemble" else ONE, mended)
             if reached is not None:
                 values[method if mended == "none" else f"{method}_repaired"] = points(reached)
                 if method not in NO_MERGES:

@@ -129,6 +129,9 @@ def test_merges_of_many_are_compared_at_their_number():
     facts = arena.number("mine")
     assert facts.outcome == "pleas below" and facts.values["beside_parent"].startswith("−2.0")
     assert facts.values["weights_repaired"].startswith("45.0")
+    largest = arena.largest("mine")
+    assert largest.outcome == facts.outcome
+    assert largest.values == facts.values | {"number": "8", "n": "8"}
 
 
 def test_matching_of_many_is_told_by_their_number():
