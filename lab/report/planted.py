@@ -5,7 +5,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS
@@ -28,16 +27,16 @@ def recovery(run: str) -> Facts:
     """
     decided = claim(run, "G2")
     mlp = by_trial(results.read(run, "planted", "recovered"), "mlp")
-    recovered, n = int(mlp["recovered"].sum()), len(mlp)
-    share = binomtest(recovered, n).proportion_ci()
     fewest, most = int(mlp["sweeps"].min()), int(mlp["sweeps"].max())
     exact, short = decided.condition("exact"), decided.condition("short")
     return Facts(
         f"{exact.verdict}, {short.verdict}",
         {
-            "recovered": str(recovered),
-            "n": str(n),
-            "share": f"{100 * share.low:.0f} to {100 * share.high:.0f} %",
+            "recovered": str(int(mlp["recovered"].sum())),
+            "n": str(exact.effect.n),
+            "needed": str(exact.needed),
+            "bound": f"{exact.bound:g}",
+            "share": f"{exact.effect.low:.0f} to {exact.effect.high:.0f} %",
             "sweeps": f"{fewest}" if fewest == most else f"{fewest} to {most}",
             "mean_sweeps": points(short.effect),
             "data": results.provenance(run, "planted")["dataset"]["title"],

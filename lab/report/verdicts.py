@@ -8,7 +8,7 @@ import pandas as pd
 
 from lab.bookkeeping import results
 from lab.report import page
-from lab.report.claims import NOT_RUN, PARTLY, REPLICATED, Claim, Condition, decide, stated_claims
+from lab.report.claims import NOT_RUN, PARTLY, REPLICATED, TOO_FEW, Claim, Condition, decide, stated_claims
 from lab.report.facts import Facts, outcome
 from lab.report.words import nats, points
 
@@ -61,11 +61,12 @@ def verdict_text(decided: Claim) -> str:
 
 
 def condition_text(condition: Condition) -> str:
-    """A condition's effect beside its bound, and whether it holds."""
+    """A condition's effect beside its bound, and whether it holds; where ``n`` is too small, how many are needed."""
     decisive = " <small>(decisive)</small>" if condition.decisive else ""
+    needed = f", {condition.needed} are needed" if condition.verdict == TOO_FEW else ""
     return (
         f"{condition.name}{decisive}: {effect_text(condition)}, to lie {condition.side} {condition.bound:g}, "
-        f"n = {condition.effect.n}: <em>{condition.verdict}</em>"
+        f"n = {condition.effect.n}: <em>{condition.verdict}</em>{needed}"
     )
 
 

@@ -89,7 +89,7 @@ def test_the_last_barrier_is_held_against_the_papers(loss, outcome, times):
         (0.4, 0.3, 8, "replicated, replicated"),
         (0.4, 0.001, 8, "replicated, not replicated"),
         (0.001, 0.002, 8, "not replicated, not replicated"),
-        (0.4, 0.3, 2, "inconclusive, inconclusive"),
+        (0.4, 0.3, 2, "too few, too few"),
     ],
 )
 def test_failures_are_those_of_the_claim(sgd, adam, pairs, outcome):

@@ -39,6 +39,13 @@ def test_a_claim_that_holds_in_part_says_in_how_many_of_its_conditions():
     assert verdicts["H2"] == "<strong>partly</strong> <small>(1 of 2 conditions)</small>"
 
 
+def test_too_few_networks_are_called_so_with_how_many_are_needed():
+    plant_accuracy("mine", TREE_WINS, 7)
+    table = claims_table(["H3"]).set_index("")
+    assert table.loc["H3", "verdict"] == "<strong>too few</strong>"
+    assert table.loc["H3", "effect"].endswith(", to lie above 1, n = 7: <em>too few</em>, 8 are needed")
+
+
 def test_what_is_decisive_and_what_is_in_percent_is_said():
     plant_attack("mine", ROBUST | {("early_stopped", 8): 0.9}, 8)
     plant_regularisation("mine", REGULAR, 8, noise=0)
