@@ -10,7 +10,7 @@ from lab.bookkeeping.vocabulary import ATTACKS, KIND, LOSSES
 from lab.report.attacks import radius_text, shown_epsilons
 from lab.report.claims import picked
 from lab.report.facts import Facts, reads
-from lab.report.kinds import UNMERGED, by_kind, names, of_stages, percent
+from lab.report.kinds import UNMERGED, by_images, by_kind, names, of_stages, percent
 from lab.report.words import decimal, points
 
 
@@ -66,7 +66,7 @@ def losses_table(run: str) -> pd.DataFrame:
     attacks = {("pgd", loss): f"{ATTACKS['pgd']}, {title}" for loss, title in LOSSES.items()}
     attacks["worst", "all"] = ATTACKS["worst"]
     rows = []
-    for kind, own in by_kind(curves):
+    for kind, own in by_images(curves):
         row = names(kind) | {"images": str(own["images"].iloc[0])}
         for epsilon in shown_epsilons(run):
             for (attack, loss), title in attacks.items():

@@ -125,6 +125,25 @@ def test_all_kinds_are_compared_on_the_images_that_all_have():
     assert attacks.images("mine").outcome == "the same for all"
 
 
+def test_clean_accuracies_of_two_sets_of_images_stand_under_their_names():
+    plant_plane()
+    clean = results.read("mine", "attack", "clean")
+    whole = clean["split"] == "test"
+    plant_again = {name: results.read("mine", "attack", name) for name in ("images", "curves", "transfer")}
+    clean.loc[whole, "value"] -= 0.04
+    plant("mine", {"clean": clean} | plant_again, "attack")
+    table = attacks.all_table("mine").set_index(["networks", "models"])
+    row = table.loc[("ensemble of the leaves", "8")]
+    assert row["clean (%)"].startswith("95.0 [") and row["clean, whole test set (%)"] == "91.0"
+    facts = attacks.easier_images("mine")
+    assert facts.outcome == "easier" and facts.values == {"shared": "90.0", "whole": "86.0"}
+    clean.loc[whole, "value"] += 0.04
+    plant("mine", {"clean": clean} | plant_again, "attack")
+    assert attacks.easier_images("mine").outcome == "no easier"
+    plant_attack("mine", ROBUST, 8, epsilons=(2.0, 4.0))
+    assert attacks.easier_images("mine").outcome == "not measured"
+
+
 def test_relative_accuracy_is_above_the_chance_of_the_data():
     plant_plane()
     table = attacks.all_table("mine").set_index(["networks", "models"])
@@ -188,7 +207,7 @@ def test_the_figures_draw_what_can_be_compared():
 def test_tables_by_loss_say_on_how_many_images_each_row_is():
     plant_plane()
     table = attack_checks.losses_table("mine").set_index(["networks", "models"])
-    assert list(table["images"]) == ["240", "100", "240", "100", "100"]
+    assert list(table["images"]) == ["240", "240", "100", "100", "100"], "those on the same images stand together"
     assert table.loc[("hierarchy", "2"), "PGD, margin, 4/255"] == "30.0"
     assert ("hierarchy after REPAIR", "8") not in table.index
     in_l2 = attacks.l2_table("mine").set_index(["networks", "models"])
