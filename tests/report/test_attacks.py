@@ -263,12 +263,15 @@ def test_a_check_that_fails_is_shown_to_fail(broken, what):
     assert attack_checks.checks("mine").outcome == "some fail"
 
 
-def test_attacks_that_are_equally_strong_decide_nothing():
+def test_attacks_that_are_equally_strong_are_not_told_apart():
+    # One step, a hundred steps and an attack on another network leave the same: no check of strength says anything.
     plant("mine", {"checks": checks(transfer_20=0.4, **{f"steps_{n}": 0.5 for n in (5, 10, 20, 50, 100)})}, "attack")
     table = attack_checks.checks_table("mine")
-    assert (table["state"] == "undecided").sum() == 4, "two of either loss"
+    assert (table["state"] == "not told apart").sum() == 6, "three of either loss"
     facts = attack_checks.checks("mine")
-    assert facts.outcome == "some undecided" and facts.values["undecided"] == "4"
+    assert facts.outcome == "some not told apart" and facts.values["not_told_apart"] == "6"
+    plant("mine", {"checks": checks(transfer_20=0.4)}, "attack")
+    assert attack_checks.checks("mine").values["not_told_apart"] == "2", "steps differ, the other network does not"
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,14 @@ def test_every_page_of_the_contents_is_there():
     assert {f"book/{page}" for page in PAGES} <= set(pages), "a page that no reader can reach"
 
 
+def test_the_page_on_attacks_says_how_strong_those_of_the_shown_run_were():
+    said = " ".join(source("robustness").split())
+    for setting in ("parameter}`attack steps", "parameter}`attack restarts", "value}`attacks.images claims"):
+        assert f"{{{setting}`" in said
+    # As lab.measures.attacks has it, which tests/lab/test_attacks.py checks.
+    assert "A PGD step is two and a half times the radius over the number of steps long" in said
+
+
 def test_the_bibtex_entry_says_what_the_citation_file_says():
     (entry,) = re.findall(r"```bibtex\n(.*?)```", source("reproduce"), re.DOTALL)
     fields = {
