@@ -13,9 +13,10 @@ from lab.networks import ARCHITECTURES
 from lab.report.claims import FEWEST_FOR_VERDICT, contrast, picked
 from lab.report.draw import interval_line, legend_below, offsets, shades
 from lab.report.facts import Facts, outcome, reads
+from lab.report.page import data_titles
 from lab.report.statistics import Interval, interval
 from lab.report.verdicts import ZERO, claim
-from lab.report.words import decimal, nats, points, side
+from lab.report.words import decimal, listed, nats, points, side
 
 BLOCK = 8  # leaves of the nodes that the claims are decided on
 MOST_ROUNDS = 100  # of MergeMany, which ends there even where another round would help
@@ -51,7 +52,7 @@ def _against(run: str, name: str, condition: str, kinds: dict[str, int]) -> Fact
         "lead": decimal(abs(gap.effect.mean), 1),
         "n": str(gap.effect.n),
         "networks": f"{ARCHITECTURES[networks['architecture']].title}s of width {networks['width']}",
-        "data": made["dataset"]["title"],
+        "data": listed(data_titles(made["dataset"])),
     }
     return Facts(
         outcome(gap.effect, gap.bound, FEWEST_FOR_VERDICT),

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS
 from lab.report.facts import Facts, reads
+from lab.report.page import data_titles
 from lab.report.verdicts import claim
 from lab.report.words import listed, points, seconds
 
@@ -39,7 +40,7 @@ def recovery(run: str) -> Facts:
             "share": f"{exact.effect.low:.0f} to {exact.effect.high:.0f} %",
             "sweeps": f"{fewest}" if fewest == most else f"{fewest} to {most}",
             "mean_sweeps": points(short.effect),
-            "data": results.provenance(run, "planted")["dataset"]["title"],
+            "data": listed(data_titles(results.provenance(run, "planted")["dataset"])),
         },
     )
 

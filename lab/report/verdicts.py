@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 import pandas as pd
@@ -43,12 +44,18 @@ def claims_table(ids: Collection[str] | None = None) -> pd.DataFrame:
         rows.append(
             {
                 "": decided.id,
-                "claim": f"{decided.claim} <small>({decided.source})</small>",
+                "claim": f"{formulas(decided.claim)} <small>({decided.source})</small>",
                 "verdict": verdict_text(decided),
                 "effect": "<br>".join(effects) or f"<small>{decided.statistic}</small>",
             }
         )
     return pd.DataFrame(rows)
+
+
+def formulas(text: str) -> str:
+    """A text with the formulas between its dollar signs set in HTML: a letter, and a power of one."""
+    powers = re.sub(r"\$(\w+)\^(\w+)\$", r"\1<sup><em>\2</em></sup>", text)
+    return re.sub(r"\$(\w+)\$", r"<em>\1</em>", powers)
 
 
 def verdict_text(decided: Claim) -> str:

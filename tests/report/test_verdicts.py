@@ -6,7 +6,7 @@ import pytest
 from planting import REGULAR, ROBUST, TREE_WINS, plant_accuracy, plant_attack, plant_regularisation
 
 from lab.report.claims import NOT_RUN, stated_claims
-from lab.report.verdicts import claim, claims_table
+from lab.report.verdicts import claim, claims_table, formulas
 from lab.report.words import points
 
 
@@ -14,6 +14,12 @@ from lab.report.words import points
 def own_results(tmp_path, monkeypatch):
     monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("REBASIN_RUN", "mine")
+
+
+def test_formulas_of_claims_are_set():
+    assert formulas("$2^n$ models in $n$ stages") == "2<sup><em>n</em></sup> models in <em>n</em> stages"
+    shown = " ".join(claims_table()["claim"])
+    assert "2<sup><em>n</em></sup> models" in shown and not re.search(r"[$^]", shown)
 
 
 def test_before_any_run_no_claim_has_a_verdict():
