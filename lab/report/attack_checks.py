@@ -10,8 +10,11 @@ from lab.bookkeeping.vocabulary import ATTACKS, KIND, LOSSES
 from lab.report.attacks import radius_text, shown_epsilons
 from lab.report.claims import picked
 from lab.report.facts import Facts, reads
-from lab.report.kinds import UNMERGED, by_kind, names, of_stages, percent
+from lab.report.kinds import UNMERGED, by_images, by_kind, names, of_stages, percent
 from lab.report.words import decimal, points
+
+# What a check came to. Attacks that leave equally many images of every network are not told apart.
+HOLDS, FAILS, NOT_TOLD_APART = "holds", "fails", "not told apart"
 
 
 @reads("attack")
@@ -36,13 +39,13 @@ def logit_size(run: str) -> Facts:
 def checks(run: str) -> Facts:
     """How many of the things that must hold of any attack hold.
 
-    The outcome is ``all hold``, ``some fail``, or ``some undecided`` where two attacks that are compared are equally
+    The outcome is ``all hold``, ``some fail``, or ``some not told apart`` where attacks that are compared are equally
     strong.
     """
     states = checks_table(run)["state"]
-    failed, undecided = (int((states == state).sum()) for state in ("fails", "undecided"))
-    outcome = "some fail" if failed else "some undecided" if undecided else "all hold"
-    return Facts(outcome, {"checks": str(len(states)), "failed": str(failed), "undecided": str(undecided)})
+    failed, alike = (int((states == state).sum()) for state in (FAILS, NOT_TOLD_APART))
+    outcome = "some fail" if failed else f"some {NOT_TOLD_APART}" if alike else "all hold"
+    return Facts(outcome, {"checks": str(len(states)), "failed": str(failed), "not_told_apart": str(alike)})
 
 
 @reads("autoattack")
@@ -66,7 +69,7 @@ def losses_table(run: str) -> pd.DataFrame:
     attacks = {("pgd", loss): f"{ATTACKS['pgd']}, {title}" for loss, title in LOSSES.items()}
     attacks["worst", "all"] = ATTACKS["worst"]
     rows = []
-    for kind, own in by_kind(curves):
+    for kind, own in by_images(curves):
         row = names(kind) | {"images": str(own["images"].iloc[0])}
         for epsilon in shown_epsilons(run):
             for (attack, loss), title in attacks.items():
@@ -93,7 +96,7 @@ def autoattack_table(run: str) -> pd.DataFrame:
 def checks_table(run: str) -> pd.DataFrame:
     """Whether the attacks do what attacks must do: what was found, and whether it ``holds``, ``fails``, or neither.
 
-    ``undecided`` is a comparison of two attacks that left equally many images of every network.
+    A comparison of attacks that left equally many images of every network says nothing: ``not told apart``.
     """
     checks = results.read(run, "attack", "checks")
     images = results.provenance(run, "attack")["parameters"]["check_images"]
@@ -129,7 +132,7 @@ def _checks_of_loss(checks: pd.DataFrame, loss: str, noise: float) -> list[tuple
         (
             f"{title}: more steps never help the network, beyond one image",
             f"{', '.join(f'{100 * left:.1f}' for left in curves.mean(0))} % left after {counts} steps",
-            _state(bool((np.diff(curves, axis=1) <= noise).all())),
+            _state(bool((np.diff(curves, axis=1) <= noise).all()), bool((curves == curves[:, :1]).all())),
         ),
         (
             f"{title}: many steps do at least as well as one",
@@ -165,4 +168,4 @@ def _values_of(checks: pd.DataFrame, check: str) -> np.ndarray:
 
 
 def _state(holds: bool, equal: bool = False) -> str:
-    return "undecided" if equal else "holds" if holds else "fails"
+    return NOT_TOLD_APART if equal else HOLDS if holds else FAILS

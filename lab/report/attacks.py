@@ -86,6 +86,21 @@ def images(run: str) -> Facts:
 
 
 @reads("attack")
+def easier_images(run: str) -> Facts:
+    """How often unmerged networks are right on the images that all networks are attacked on, and on the whole test set.
+
+    Before any attack, in percent. The outcome is ``easier`` where they are right more often on the former, or ``no
+    easier``; ``not measured`` where all were attacked.
+    """
+    clean = _left(run, 0.0)
+    if UNMERGED not in clean:
+        return Facts("not measured", {})
+    shared, whole = clean[UNMERGED].mean, _accuracy(run, "test")[UNMERGED]
+    values = {"shared": decimal(shared, 1), "whole": decimal(whole, 1)}
+    return Facts("easier" if shared > whole else "no easier", values)
+
+
+@reads("attack")
 def near_constant(run: str) -> Facts:
     """Which kinds are right less than twice as often as chance, so that nothing can be said of their robustness.
 
@@ -205,7 +220,10 @@ def _peers(held_out: Mapping[Kind, float], stage: Kind, penalties: Sequence[str]
 
 @reads("attack")
 def all_table(run: str) -> pd.DataFrame:
-    """Worst-case accuracy, area under the curve and relative accuracy of every kind of network, on the same images."""
+    """Worst-case accuracy, area under the curve and relative accuracy of every kind of network, on the same images.
+
+    Beside the clean accuracy on these stands that on the whole test set.
+    """
     table = results.read(run, "attack", "images")
     clean, chance, shown = _accuracy(run, "test"), _chance(run), shown_epsilons(run)
     epsilons = sorted(table["epsilon"].unique())
@@ -216,6 +234,8 @@ def all_table(run: str) -> pd.DataFrame:
         for epsilon in epsilons:
             if epsilon in (0, *shown):
                 row[f"left at {radius_text(epsilon)} (%)" if epsilon else "clean (%)"] = points(left[epsilon][kind])
+            if epsilon == 0:
+                row["clean, whole test set (%)"] = decimal(clean[kind], 1)
         means = [left[epsilon][kind].mean for epsilon in epsilons]
         reach = epsilons[-1] - epsilons[0]
         row["area"] = f"{np.trapezoid(means, epsilons) / reach:.1f}" if reach else ""

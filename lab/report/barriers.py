@@ -119,6 +119,23 @@ def means_over_epochs(run: str) -> Facts:
 
 
 @reads("barriers")
+def tempered_over_epochs(run: str) -> Facts:
+    """What the mean barrier in loss on CIFAR-10 does with training once each network has its best softmax temperature.
+
+    Outcomes: ``falls`` or ``rises`` from the shortest training to the longest; ``not measured``. Values are barriers at
+    the best temperatures, and those of the midpoint, ``first`` and ``last``: below one is not sure enough.
+    """
+    for first, last in shortest_and_longest(run, "epochs"):
+        if first["dataset"].iloc[0] == "cifar10":
+            start, end = (in_nats(rows, "loss_barrier_tempered") for rows in (first, last))
+            values = {"loss_first": nats(start), "loss_last": nats(end)}
+            for place, rows in (("first", first), ("last", last)):
+                values[f"midpoint_{place}"] = decimal(in_nats(rows, "temperature_midpoint").mean, 2)
+            return Facts(FALLS if end.mean < start.mean else RISES, values)
+    return Facts(NOT_MEASURED, {})
+
+
+@reads("barriers")
 def beside_the_paper(run: str) -> Facts:
     """The barriers in loss on CIFAR-10 at the first and the last epoch of which the paper's plot has one, too.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.report.statistics import Interval, interval
+from lab.report.statistics import Interval, interval, share_interval
 
 FEWEST_FOR_VERDICT = 8
 REPLICATED, NOT_REPLICATED, PARTLY = "replicated", "not replicated", "partly"
-INCONCLUSIVE, NOT_RUN = "inconclusive", "not run yet"
+INCONCLUSIVE, TOO_FEW, NOT_RUN = "inconclusive", "too few", "not run yet"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Condition:
     """One condition of a claim: its effect in ``unit``, the bound that it must lie above or below, and the verdict.
 
     ``id`` is what code knows it by, ``name`` what a reader sees. A claim whose ``decisive`` condition fails is not
-    replicated, whatever its others say.
+    replicated, whatever its others say. ``needed`` is the fewest nodes with which the condition can hold.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Condition:
     side: str  # above or below
     bound: float
     decisive: bool
+    needed: int
     verdict: str
 
 
@@ -100,34 +102,57 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
         values = contrast_of_nodes(measured, rule["contrast"], measure["unit"])
         if not len(values):
             return None
-    exact = measure.get("exact", False)
-    effect = Interval(*[float(values.mean())] * 3, len(values)) if exact else interval(values)
+    side = "above" if "above" in rule else "below"
+    bound, needed = rule[side], FEWEST_FOR_VERDICT
+    if measure.get("exact"):
+        effect, needed = Interval(*[float(values.mean())] * 3, len(values)), 1
+    elif measure.get("share"):
+        effect, needed = share_of_nodes(values), fewest_for_share(side, bound)
+    else:
+        effect = interval(values)
     if measure["unit"] == "%":
         effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
-    side = "above" if "above" in rule else "below"
-    verdict = judge(effect, side, rule[side], exact)
-    return Condition(
-        rule["id"], rule["name"], effect, measure["unit"], side, rule[side], rule.get("decisive", False), verdict
-    )
+    verdict, decisive = judge(effect, side, bound, needed), rule.get("decisive", False)
+    return Condition(rule["id"], rule["name"], effect, measure["unit"], side, bound, decisive, needed, verdict)
 
 
-def judge(effect: Interval, side: str, bound: float, exact: bool = False) -> str:
+def share_of_nodes(values: np.ndarray) -> Interval:
+    """The share of nodes that have 100 where the others have 0 (n,), in percentage points with its exact interval.
+
+    Raises ValueError for other values: those are no shares.
+    """
+    if not np.isin(values, (0, 100)).all():
+        raise ValueError(f"a share is of nodes that have 0 or 100: got {sorted(set(values.tolist()))}")
+    share = share_interval(int((values == 100).sum()), len(values))
+    return Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n)
+
+
+def fewest_for_share(side: str, bound: float) -> int:
+    """Of how many nodes all must agree for the exact interval of their share to lie beyond ``bound`` points."""
+    agreeing = bound / 100 if side == "above" else 1 - bound / 100
+    return max(FEWEST_FOR_VERDICT, math.floor(math.log(0.025) / math.log(agreeing)) + 1)
+
+
+def judge(effect: Interval, side: str, bound: float, needed: int = FEWEST_FOR_VERDICT) -> str:
     """Whether the interval lies wholly on this side of the bound, wholly on the other, or neither.
 
-    Too few nodes decide nothing, unless what was measured is ``exact`` and no sample.
+    Neither is inconclusive, or too few nodes where ``needed`` are; and fewer than eight decide nothing, unless fewer
+    are needed.
     """
-    if effect.n < FEWEST_FOR_VERDICT and not exact:
-        return INCONCLUSIVE
+    if effect.n < min(needed, FEWEST_FOR_VERDICT):
+        return TOO_FEW
     sides = {"above": effect.low > bound, "below": effect.high < bound}
     if sides.pop(side):
         return REPLICATED
-    return NOT_REPLICATED if any(sides.values()) else INCONCLUSIVE
+    if any(sides.values()):
+        return NOT_REPLICATED
+    return TOO_FEW if effect.n < needed else INCONCLUSIVE
 
 
 def combine(verdicts: Sequence[str], decisive: Sequence[bool]) -> str:
     """A claim holds if all its conditions do, in part if some do, and not at all if none does and one fails.
 
-    Nor does it hold if a decisive condition fails.
+    Nor does it hold if a decisive condition fails. What is open is too few where all its conditions are.
     """
     if not verdicts:
         return NOT_RUN
@@ -135,7 +160,9 @@ def combine(verdicts: Sequence[str], decisive: Sequence[bool]) -> str:
         return NOT_REPLICATED
     if REPLICATED in verdicts:
         return REPLICATED if set(verdicts) == {REPLICATED} else PARTLY
-    return NOT_REPLICATED if NOT_REPLICATED in verdicts else INCONCLUSIVE
+    if NOT_REPLICATED in verdicts:
+        return NOT_REPLICATED
+    return TOO_FEW if set(verdicts) == {TOO_FEW} else INCONCLUSIVE
 
 
 def picked(measured: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:

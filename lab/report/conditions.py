@@ -14,6 +14,7 @@ from lab.bookkeeping.vocabulary import ALGORITHMS, INITIALS, MENDINGS
 from lab.report.comparison import gap, percent
 from lab.report.draw import legend_below, offsets
 from lab.report.facts import Facts, reads
+from lab.report.page import data_titles
 from lab.report.words import decimal, listed
 
 LEAVES = 8
@@ -40,7 +41,7 @@ def against_many(run: str) -> Facts:
         values[f"lowest{suffix}"] = decimal(min(gaps.values()), 1, signed=True)
         values[f"highest{suffix}"] = decimal(max(gaps.values()), 1, signed=True)
     values["n"] = str(results.provenance(run, "conditions")["parameters"]["condition_networks"]["models"] // LEAVES)
-    values["data"] = results.provenance(run, "conditions")["dataset"]["title"]
+    values["data"] = listed(data_titles(results.provenance(run, "conditions")["dataset"]))
     return Facts(", ".join(outcomes), values)
 
 
@@ -78,8 +79,9 @@ def not_run(run: str) -> Facts:
     """
     preset = load_preset("gpu")
     plan = preset["varied"] | {"epochs": preset["condition_networks"]["epochs"]}
-    if results.provenance(run, "conditions")["dataset"]["name"] != preset["condition_networks"]["dataset"]:
-        return Facts("other data", {"data": results.provenance(run, "conditions")["dataset"]["title"]})
+    data = results.provenance(run, "conditions")["dataset"]
+    if data["name"] != preset["condition_networks"]["dataset"]:
+        return Facts("other data", {"data": listed(data_titles(data))})
     had = list(recipes(run))
     untried, tried = [], 1
     for position, column in enumerate(AXES):

@@ -1,16 +1,25 @@
-"""What the tables of the book cost to make: time, memory and machine of each notebook."""
+"""What it takes to make the book's tables: the code, and time, memory and machine of each notebook."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from lab.bookkeeping import results
+from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.pipeline import STEPS
 from lab.report import page
 from lab.report.facts import Facts, reads
 from lab.report.words import listed
+
+
+@reads()
+def repository() -> Facts:
+    """Where the code is to be had, as _config.yml says: the outcome is ``published``, at an ``address``, or not yet."""
+    address = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    return Facts("published" if address else "not published", {"address": address})
 
 
 @reads()

@@ -13,9 +13,10 @@ from lab.networks import ARCHITECTURES
 from lab.report.claims import FEWEST_FOR_VERDICT, contrast, picked
 from lab.report.draw import interval_line, legend_below, offsets, shades
 from lab.report.facts import Facts, outcome, reads
+from lab.report.page import data_titles
 from lab.report.statistics import Interval, interval
 from lab.report.verdicts import ZERO, claim
-from lab.report.words import decimal, nats, points, side
+from lab.report.words import decimal, listed, nats, points, side
 
 BLOCK = 8  # leaves of the nodes that the claims are decided on
 MOST_ROUNDS = 100  # of MergeMany, which ends there even where another round would help
@@ -51,7 +52,7 @@ def _against(run: str, name: str, condition: str, kinds: dict[str, int]) -> Fact
         "lead": decimal(abs(gap.effect.mean), 1),
         "n": str(gap.effect.n),
         "networks": f"{ARCHITECTURES[networks['architecture']].title}s of width {networks['width']}",
-        "data": made["dataset"]["title"],
+        "data": listed(data_titles(made["dataset"])),
     }
     return Facts(
         outcome(gap.effect, gap.bound, FEWEST_FOR_VERDICT),
@@ -114,19 +115,17 @@ def _loses_more_each_time(nodes: pd.DataFrame, algorithm: str) -> bool:
 
 
 @reads("accuracy")
-def barrier_on_test(run: str) -> Facts:
-    """The barriers between two networks on test images, matched and as they are, in points and nats.
+def barriers(run: str) -> Facts:
+    """The barriers between two networks, matched and as they are, in points and nats, on test and on training images.
 
-    Outcomes: ``gone`` if matching leaves neither; ``not lowered`` if it leaves one of them as high as it was; else what
-    is left in either, such as ``accuracy still there, loss gone``, each ``gone``, ``still there`` or ``not decided``.
+    Outcomes, of either: ``gone`` if matching leaves none; ``not lowered`` if it leaves one of them as high as it was;
+    else what is left, such as ``accuracy still there, loss gone``, each ``gone``, ``still there`` or ``not decided``.
+    Joined: ``gone on test images, not lowered on training images``. Values are by split: ``loss_test``, ``loss_train``.
     """
-    return _barrier(run, "test")
-
-
-@reads("accuracy")
-def barrier_on_train(run: str) -> Facts:
-    """As ``barrier_on_test``, on training images."""
-    return _barrier(run, "train")
+    test, train = (_barrier(run, split) for split in ("test", "train"))
+    values = {f"{name}_test": value for name, value in test.values.items()}
+    values |= {f"{name}_train": value for name, value in train.values.items()}
+    return Facts(f"{test.outcome} on test images, {train.outcome} on training images", values)
 
 
 def _barrier(run: str, split: str) -> Facts:
@@ -148,8 +147,6 @@ def _barrier(run: str, split: str) -> Facts:
         "loss": nats(loss),
         "loss_unmatched": nats(loss_unmatched),
         "n": str(accuracy.n),
-        "zero_accuracy": f"{ZERO['accuracy']:g}",
-        "zero_loss": f"{ZERO['loss']:g}",
     }
     return Facts(left, values)
 
@@ -298,15 +295,19 @@ def drop_by_leaves(run: str) -> Figure:
 
 @reads("accuracy")
 def along_the_line(run: str) -> Figure:
-    """Test accuracy and loss along the line between two parents, mean over pairs with its 95 % band."""
-    test = picked(results.read(run, "accuracy", "paths"), {"split": "test"})
-    figure, panels = plt.subplots(2, 1, figsize=(5.6, 6.0), sharex=True)
-    sizes = sorted(picked(test, {"matcher": "weights"})["n_leaves"].unique().tolist())
+    """Accuracy and loss along the line between two parents, on test images beside training images.
+
+    Means over pairs with their 95 % bands.
+    """
+    paths = results.read(run, "accuracy", "paths")
+    figure, panels = plt.subplots(2, 2, figsize=(5.6, 5.6), sharex=True, sharey="row")
+    sizes = sorted(picked(paths, {"matcher": "weights"})["n_leaves"].unique().tolist())
     lines = [("none", 2, MATCHERS["none"].colour, "--")]
     lines += [("weights", size, shade, "-") for size, shade in zip(sizes, shades(len(sizes)), strict=True)]
-    for metric, axes in zip(("accuracy", "loss"), panels, strict=True):
+    kinds = [(metric, split) for metric in ("accuracy", "loss") for split in ("test", "train")]
+    for (metric, split), axes in zip(kinds, panels.flat, strict=True):
         for matcher, size, colour, style in lines:
-            kind = picked(test, {"matcher": matcher, "n_leaves": size, "metric": metric})
+            kind = picked(paths, {"split": split, "matcher": matcher, "n_leaves": size, "metric": metric})
             values = kind.pivot(index="node", columns="lam", values="value")  # (pairs, points)
             scale = 100 if metric == "accuracy" else 1
             bounds = [interval(scale * values[lam].to_numpy()) for lam in values]
@@ -314,10 +315,14 @@ def along_the_line(run: str) -> Figure:
             axes.plot(values.columns, [bound.mean for bound in bounds], style, color=colour, label=label)
             low, high = ([getattr(bound, end) for bound in bounds] for end in ("low", "high"))
             axes.fill_between(values.columns, low, high, color=colour, alpha=0.25, linewidth=0)
-    panels[0].set_ylabel("test accuracy (%)")
-    panels[1].set(ylabel="test loss (nats)", xlabel="λ, from one parent to the other")
-    legend_below(figure, panels[0])
-    figure.align_ylabels(panels)
+    for axes, title in zip(panels[0], ("test images", "training images"), strict=True):
+        axes.set_title(title, loc="left")
+    panels[0, 0].set_ylabel("accuracy (%)")
+    panels[1, 0].set_ylabel("loss (nats)")
+    for axes in panels[1]:
+        axes.set(xlabel="λ, from one to the other", xticks=(0, 0.5, 1))
+    legend_below(figure, panels[0, 0])
+    figure.align_ylabels(panels[:, 0])
     figure.tight_layout()
     return figure
 

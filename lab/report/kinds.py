@@ -37,6 +37,11 @@ def by_kind(table: pd.DataFrame) -> list[tuple[Kind, pd.DataFrame]]:
     return sorted(((Kind(*values), rows) for values, rows in table.groupby(list(KIND))), key=place)
 
 
+def by_images(table: pd.DataFrame) -> list[tuple[Kind, pd.DataFrame]]:
+    """As ``by_kind``, but kinds that were measured on the same number of ``images`` stand together, the most first."""
+    return sorted(by_kind(table), key=lambda part: -part[1]["images"].iloc[0])
+
+
 def of_stages(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of the hierarchy, its leaves and its controls."""
     return table[pd.MultiIndex.from_frame(table[list(KIND[:2])]).isin(STAGES)]

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import INITIALS, OPTIMISERS, SUBSETS
+from lab.bookkeeping.vocabulary import DATASETS, INITIALS, OPTIMISERS, SUBSETS
 from lab.networks import ARCHITECTURES
 
 # The largest first: a chapter takes the first of these that was run.
@@ -63,12 +63,30 @@ def measured_on(run: str, notebook: str) -> dict[str, str]:
     return {
         "run": run,
         "networks": made.get("models") or "; ".join(_networks(given) for given in plans_in(parameters).values()),
-        "data": f"{data['title']} ({data['fingerprint']})" if data["name"] else "none",
+        "data": _with_fingerprints(data) if data["name"] else "none",
         "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
         "commit": commit,
         "date": made["date"],
         "cost": f"{made['wall_seconds'] / 60:.1f} minutes, {made['peak_memory_gb']:.1f} GB",
     }
+
+
+def data_titles(data: Mapping[str, str]) -> list[str]:
+    """What a reader calls each data set of a provenance: ``["MNIST", "CIFAR-10 (JPEG re-encoded)"]``.
+
+    Titles are stored in one comma list, and have commas of their own: what names no data set belongs to the one before.
+    """
+    titles: list[list[str]] = []
+    for part in data["title"].split(", "):
+        if not titles or any(name in part for name in DATASETS.values()):
+            titles.append([])
+        titles[-1].append(part)
+    return [name + (f" ({', '.join(qualities)})" if qualities else "") for name, *qualities in titles]
+
+
+def _with_fingerprints(data: Mapping[str, str]) -> str:
+    each = zip(data_titles(data), data["fingerprint"].split(", "), strict=True)
+    return ", ".join(f"{title} [{fingerprint}]" for title, fingerprint in each)
 
 
 def plans_in(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from lab.report.facts import ABOVE, BELOW, Facts, outcome, reads
 from lab.report.kinds import (
     UNMERGED,
     Kind,
+    by_images,
     by_kind,
     label,
     largest_shown,
@@ -145,7 +146,7 @@ def perturbations_table(run: str) -> pd.DataFrame:
     """Accuracy under each perturbation, mean over severities, of the hierarchy's stages and its controls."""
     curves = of_stages(results.read(run, "perturbations", "curves"))
     rows = []
-    for kind, own in by_kind(curves):
+    for kind, own in by_images(curves):
         harmed = own[own["severity"] > 0]
         row = names(kind) | {"images": str(own["images"].iloc[0])}
         row["clean (%)"] = f"{100 * picked(own, {'severity': 0})['value'].mean():.1f}"
@@ -160,7 +161,7 @@ def perturbations_table(run: str) -> pd.DataFrame:
 def severities_table(run: str) -> pd.DataFrame:
     """Mean accuracy over the perturbations at each severity, of every kind of network."""
     rows = []
-    for kind, own in by_kind(results.read(run, "perturbations", "curves")):
+    for kind, own in by_images(results.read(run, "perturbations", "curves")):
         row = names(kind) | {"images": str(own["images"].iloc[0])}
         for severity, at in own.groupby("severity"):
             row[f"severity {severity} (%)" if severity else "clean (%)"] = points(percent_by_node(at))

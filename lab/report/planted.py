@@ -5,11 +5,11 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS
 from lab.report.facts import Facts, reads
+from lab.report.page import data_titles
 from lab.report.verdicts import claim
 from lab.report.words import listed, points, seconds
 
@@ -28,19 +28,19 @@ def recovery(run: str) -> Facts:
     """
     decided = claim(run, "G2")
     mlp = by_trial(results.read(run, "planted", "recovered"), "mlp")
-    recovered, n = int(mlp["recovered"].sum()), len(mlp)
-    share = binomtest(recovered, n).proportion_ci()
     fewest, most = int(mlp["sweeps"].min()), int(mlp["sweeps"].max())
     exact, short = decided.condition("exact"), decided.condition("short")
     return Facts(
         f"{exact.verdict}, {short.verdict}",
         {
-            "recovered": str(recovered),
-            "n": str(n),
-            "share": f"{100 * share.low:.0f} to {100 * share.high:.0f} %",
+            "recovered": str(int(mlp["recovered"].sum())),
+            "n": str(exact.effect.n),
+            "needed": str(exact.needed),
+            "bound": f"{exact.bound:g}",
+            "share": f"{exact.effect.low:.0f} to {exact.effect.high:.0f} %",
             "sweeps": f"{fewest}" if fewest == most else f"{fewest} to {most}",
             "mean_sweeps": points(short.effect),
-            "data": results.provenance(run, "planted")["dataset"]["title"],
+            "data": listed(data_titles(results.provenance(run, "planted")["dataset"])),
         },
     )
 

@@ -1,4 +1,4 @@
-"""Intervals over training runs and test images, the training set held fixed."""
+"""Intervals over training runs and test images, the training set held fixed; and those of shares."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def interval(values: np.ndarray) -> Interval:
         variance, freedom = _crossed(values)
     half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
     return Interval(mean, float(mean - half), float(mean + half), n)
+
+
+def share_interval(hits: int, n: int) -> Interval:
+    """The share of ``n`` independent trials that hit, with its exact 95 % interval (Clopper and Pearson, 1934).
+
+    Unlike Student's it has a width where all trials came out alike. Raises ValueError for no trial.
+    """
+    if n < 1:
+        raise ValueError("a share needs one trial at least")
+    exact = stats.binomtest(hits, n).proportion_ci(0.95, "exact")
+    return Interval(hits / n, float(exact.low), float(exact.high), n)
 
 
 def _crossed(values: np.ndarray) -> tuple[float, float]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 import pandas as pd
 
 from lab.bookkeeping import results
 from lab.report import page
-from lab.report.claims import NOT_RUN, PARTLY, REPLICATED, Claim, Condition, decide, stated_claims
+from lab.report.claims import NOT_RUN, PARTLY, REPLICATED, TOO_FEW, Claim, Condition, decide, stated_claims
 from lab.report.facts import Facts, outcome
 from lab.report.words import nats, points
 
@@ -43,12 +44,18 @@ def claims_table(ids: Collection[str] | None = None) -> pd.DataFrame:
         rows.append(
             {
                 "": decided.id,
-                "claim": f"{decided.claim} <small>({decided.source})</small>",
+                "claim": f"{formulas(decided.claim)} <small>({decided.source})</small>",
                 "verdict": verdict_text(decided),
                 "effect": "<br>".join(effects) or f"<small>{decided.statistic}</small>",
             }
         )
     return pd.DataFrame(rows)
+
+
+def formulas(text: str) -> str:
+    """A text with the formulas between its dollar signs set in HTML: a letter, and a power of one."""
+    powers = re.sub(r"\$(\w+)\^(\w+)\$", r"\1<sup><em>\2</em></sup>", text)
+    return re.sub(r"\$(\w+)\$", r"<em>\1</em>", powers)
 
 
 def verdict_text(decided: Claim) -> str:
@@ -61,11 +68,12 @@ def verdict_text(decided: Claim) -> str:
 
 
 def condition_text(condition: Condition) -> str:
-    """A condition's effect beside its bound, and whether it holds."""
+    """A condition's effect beside its bound, and whether it holds; where ``n`` is too small, how many are needed."""
     decisive = " <small>(decisive)</small>" if condition.decisive else ""
+    needed = f", {condition.needed} are needed" if condition.verdict == TOO_FEW else ""
     return (
         f"{condition.name}{decisive}: {effect_text(condition)}, to lie {condition.side} {condition.bound:g}, "
-        f"n = {condition.effect.n}: <em>{condition.verdict}</em>"
+        f"n = {condition.effect.n}: <em>{condition.verdict}</em>{needed}"
     )
 
 

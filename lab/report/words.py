@@ -34,9 +34,13 @@ def side(value: Interval, bound: float, above: str, below: str, neither: str) ->
 
 
 def listed(words: Iterable[str]) -> str:
-    """``a, b and c``, each once."""
+    """``a, b and c``, each once; or ``a, x; b; and c`` where one has a comma of its own."""
     *most, last = dict.fromkeys(words)
-    return f"{', '.join(most)} and {last}" if most else last
+    if not most:
+        return last
+    if any("," in word for word in (*most, last)):
+        return f"{'; '.join(most)}; and {last}"
+    return f"{', '.join(most)} and {last}"
 
 
 def decimal(value: float, places: int, signed: bool = False) -> str:

@@ -125,6 +125,25 @@ def test_all_kinds_are_compared_on_the_images_that_all_have():
     assert attacks.images("mine").outcome == "the same for all"
 
 
+def test_clean_accuracies_of_two_sets_of_images_stand_under_their_names():
+    plant_plane()
+    clean = results.read("mine", "attack", "clean")
+    whole = clean["split"] == "test"
+    plant_again = {name: results.read("mine", "attack", name) for name in ("images", "curves", "transfer")}
+    clean.loc[whole, "value"] -= 0.04
+    plant("mine", {"clean": clean} | plant_again, "attack")
+    table = attacks.all_table("mine").set_index(["networks", "models"])
+    row = table.loc[("ensemble of the leaves", "8")]
+    assert row["clean (%)"].startswith("95.0 [") and row["clean, whole test set (%)"] == "91.0"
+    facts = attacks.easier_images("mine")
+    assert facts.outcome == "easier" and facts.values == {"shared": "90.0", "whole": "86.0"}
+    clean.loc[whole, "value"] += 0.04
+    plant("mine", {"clean": clean} | plant_again, "attack")
+    assert attacks.easier_images("mine").outcome == "no easier"
+    plant_attack("mine", ROBUST, 8, epsilons=(2.0, 4.0))
+    assert attacks.easier_images("mine").outcome == "not measured"
+
+
 def test_relative_accuracy_is_above_the_chance_of_the_data():
     plant_plane()
     table = attacks.all_table("mine").set_index(["networks", "models"])
@@ -188,7 +207,7 @@ def test_the_figures_draw_what_can_be_compared():
 def test_tables_by_loss_say_on_how_many_images_each_row_is():
     plant_plane()
     table = attack_checks.losses_table("mine").set_index(["networks", "models"])
-    assert list(table["images"]) == ["240", "100", "240", "100", "100"]
+    assert list(table["images"]) == ["240", "240", "100", "100", "100"], "those on the same images stand together"
     assert table.loc[("hierarchy", "2"), "PGD, margin, 4/255"] == "30.0"
     assert ("hierarchy after REPAIR", "8") not in table.index
     in_l2 = attacks.l2_table("mine").set_index(["networks", "models"])
@@ -244,12 +263,15 @@ def test_a_check_that_fails_is_shown_to_fail(broken, what):
     assert attack_checks.checks("mine").outcome == "some fail"
 
 
-def test_attacks_that_are_equally_strong_decide_nothing():
+def test_attacks_that_are_equally_strong_are_not_told_apart():
+    # One step, a hundred steps and an attack on another network leave the same: no check of strength says anything.
     plant("mine", {"checks": checks(transfer_20=0.4, **{f"steps_{n}": 0.5 for n in (5, 10, 20, 50, 100)})}, "attack")
     table = attack_checks.checks_table("mine")
-    assert (table["state"] == "undecided").sum() == 4, "two of either loss"
+    assert (table["state"] == "not told apart").sum() == 6, "three of either loss"
     facts = attack_checks.checks("mine")
-    assert facts.outcome == "some undecided" and facts.values["undecided"] == "4"
+    assert facts.outcome == "some not told apart" and facts.values["not_told_apart"] == "6"
+    plant("mine", {"checks": checks(transfer_20=0.4)}, "attack")
+    assert attack_checks.checks("mine").values["not_told_apart"] == "2", "steps differ, the other network does not"
 
 
 @pytest.mark.parametrize(

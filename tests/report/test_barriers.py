@@ -74,6 +74,19 @@ def test_means_have_a_direction_however_few_the_pairs(loss, accuracy, outcome):
     assert barriers.means_over_epochs("mine").outcome == outcome
 
 
+@pytest.mark.parametrize(("tempered", "outcome"), [(0.3, "rises"), (0.1, "falls")])
+def test_barriers_at_the_best_temperatures_have_a_direction_of_their_own(tempered, outcome):
+    early = {"dataset": "cifar10", "loss_barrier": 0.4, "loss_barrier_tempered": 0.2, "temperature_midpoint": 0.3}
+    late = early | {"epochs": 25, "loss_barrier": 0.1, "loss_barrier_tempered": tempered, "temperature_midpoint": 0.7}
+    plant_barriers(planted_barriers("digits mlp", **early) + planted_barriers("digits mlp", **late))
+    facts = barriers.tempered_over_epochs("mine")
+    assert facts.outcome == outcome
+    assert (facts.values["midpoint_first"], facts.values["midpoint_last"]) == ("0.30", "0.70")
+    assert facts.values["loss_first"].startswith("0.200") and facts.values["loss_last"].startswith(f"{tempered:.3f}")
+    plant_barriers(planted_barriers("digits mlp", 2) + planted_barriers("digits mlp", 2, epochs=10))
+    assert barriers.tempered_over_epochs("mine").outcome == "not measured"
+
+
 @pytest.mark.parametrize(("loss", "outcome", "times"), [(0.15, "higher", "10"), (0.01, "lower", "1")])
 def test_the_last_barrier_is_held_against_the_papers(loss, outcome, times):
     rows = planted_barriers("digits mlp", dataset="cifar10")
@@ -89,7 +102,7 @@ def test_the_last_barrier_is_held_against_the_papers(loss, outcome, times):
         (0.4, 0.3, 8, "replicated, replicated"),
         (0.4, 0.001, 8, "replicated, not replicated"),
         (0.001, 0.002, 8, "not replicated, not replicated"),
-        (0.4, 0.3, 2, "inconclusive, inconclusive"),
+        (0.4, 0.3, 2, "too few, too few"),
     ],
 )
 def test_failures_are_those_of_the_claim(sgd, adam, pairs, outcome):

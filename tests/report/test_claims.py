@@ -27,11 +27,14 @@ from lab.report.claims import (
     NOT_RUN,
     PARTLY,
     REPLICATED,
+    TOO_FEW,
     combine,
     contrast,
     contrast_of_nodes,
     decide,
+    fewest_for_share,
     judge,
+    share_of_nodes,
     stated_claims,
 )
 from lab.report.statistics import Interval, interval
@@ -175,9 +178,9 @@ def test_a_value_without_a_logarithm_is_refused(value):
         (0.9, 3.0, 8, INCONCLUSIVE),
         (-3.0, 1.0, 8, INCONCLUSIVE),
         (-3.0, 0.9, 8, NOT_REPLICATED),
-        (1.1, 3.0, 7, INCONCLUSIVE),
-        (-3.0, 0.9, 7, INCONCLUSIVE),
-        (np.nan, np.nan, 1, INCONCLUSIVE),
+        (1.1, 3.0, 7, TOO_FEW),
+        (-3.0, 0.9, 7, TOO_FEW),
+        (np.nan, np.nan, 1, TOO_FEW),
     ],
 )
 def test_an_effect_is_judged_by_the_side_of_the_bound_that_its_interval_lies_on(low, high, n, verdict):
@@ -187,10 +190,32 @@ def test_an_effect_is_judged_by_the_side_of_the_bound_that_its_interval_lies_on(
 
 
 def test_what_is_exact_is_judged_on_a_single_value():
-    assert judge(Interval(0.1, 0.1, 0.1, 1), "above", 0.0) == INCONCLUSIVE
-    assert judge(Interval(0.1, 0.1, 0.1, 1), "above", 0.0, exact=True) == REPLICATED
-    assert judge(Interval(0.0, 0.0, 0.0, 1), "above", 0.0, exact=True) == INCONCLUSIVE
-    assert judge(Interval(-0.1, -0.1, -0.1, 1), "above", 0.0, exact=True) == NOT_REPLICATED
+    assert judge(Interval(0.1, 0.1, 0.1, 1), "above", 0.0) == TOO_FEW
+    assert judge(Interval(0.1, 0.1, 0.1, 1), "above", 0.0, needed=1) == REPLICATED
+    assert judge(Interval(0.0, 0.0, 0.0, 1), "above", 0.0, needed=1) == INCONCLUSIVE
+    assert judge(Interval(-0.1, -0.1, -0.1, 1), "above", 0.0, needed=1) == NOT_REPLICATED
+
+
+@pytest.mark.parametrize(
+    ("side", "bound", "needed"), [("above", 99, 368), ("below", 1, 368), ("above", 90, 36), ("above", 50, 8)]
+)
+def test_a_share_needs_so_many_nodes_that_they_can_settle_it_if_all_agree(side, bound, needed):
+    assert fewest_for_share(side, bound) == needed
+    agreeing = 100.0 if side == "above" else 0.0
+    verdicts = [judge(share_of_nodes(np.full(n, agreeing)), side, bound, needed) for n in (7, needed - 1, needed)]
+    assert verdicts == [TOO_FEW, TOO_FEW, REPLICATED]
+
+
+def test_a_share_that_lies_on_the_other_side_needs_no_more_nodes():
+    needed = fewest_for_share("above", 99)
+    assert judge(share_of_nodes(np.zeros(8)), "above", 99, needed) == NOT_REPLICATED
+    assert judge(share_of_nodes(np.array([0.0, *[100.0] * 7])), "above", 99, needed) == TOO_FEW
+    assert judge(share_of_nodes(np.array([0.0, *[100.0] * 367])), "above", 99, needed) == INCONCLUSIVE
+
+
+def test_what_is_neither_all_nor_nothing_is_no_share():
+    with pytest.raises(ValueError, match="100: got .*50"):
+        share_of_nodes(np.array([0.0, 50.0, 100.0]))
 
 
 @pytest.mark.parametrize(("unit", "expected"), [("nats", [0.1, 0.3]), ("points", [10, 30]), ("%", np.log([1.5, 2.5]))])
@@ -207,7 +232,7 @@ def test_a_rule_that_leaves_two_values_of_a_node_open_is_refused():
         contrast_of_nodes(table, [{"algorithm": "a", "weight": 1}], "nats")
 
 
-VERDICTS = (REPLICATED, NOT_REPLICATED, INCONCLUSIVE)
+VERDICTS = (REPLICATED, NOT_REPLICATED, INCONCLUSIVE, TOO_FEW)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -218,8 +243,10 @@ def test_a_claim_is_what_its_conditions_are_together(length):
             expected = REPLICATED
         elif holds:
             expected = PARTLY
+        elif NOT_REPLICATED in verdicts:
+            expected = NOT_REPLICATED
         else:
-            expected = NOT_REPLICATED if NOT_REPLICATED in verdicts else INCONCLUSIVE
+            expected = TOO_FEW if verdicts.count(TOO_FEW) == length else INCONCLUSIVE
         assert combine(verdicts, [False] * length) == expected, verdicts
 
 
@@ -242,6 +269,8 @@ def test_only_a_decisive_condition_that_fails_changes_what_a_claim_is(length):
         ([REPLICATED, INCONCLUSIVE], [False, True], PARTLY),
         ([REPLICATED, REPLICATED], [False, True], REPLICATED),
         ([INCONCLUSIVE, INCONCLUSIVE], [False, True], INCONCLUSIVE),
+        ([REPLICATED, TOO_FEW], [False, True], PARTLY),
+        ([TOO_FEW, TOO_FEW], [False, True], TOO_FEW),
     ],
 )
 def test_a_decisive_condition_decides_by_failing_alone(verdicts, decisive, expected):
@@ -279,8 +308,8 @@ def test_the_claims_are_read_once_for_all_verdicts(monkeypatch):
         (TREE_WINS | {("many", 4): 0.55}, 8, {"H2": PARTLY}),
         (TREE_WINS | {("hierarchy", 8): 0.95}, 8, {"H3": NOT_REPLICATED}),
         (TREE_WINS | {("mean", 8): 0.9}, 8, {"H1": NOT_REPLICATED}),
-        (TREE_WINS, 7, {"H1": INCONCLUSIVE, "H2": INCONCLUSIVE, "H3": INCONCLUSIVE}),
-        (TREE_WINS, 1, {"H1": INCONCLUSIVE, "H2": INCONCLUSIVE, "H3": INCONCLUSIVE}),
+        (TREE_WINS, 7, {"H1": TOO_FEW, "H2": TOO_FEW, "H3": TOO_FEW}),
+        (TREE_WINS, 1, {"H1": TOO_FEW, "H2": TOO_FEW, "H3": TOO_FEW}),
     ],
     ids=["wins", "loses", "gap shrinks", "nothing lost", "naive is better", "seven trees", "one tree"],
 )
@@ -312,7 +341,7 @@ def check_alone(name, expected):
     return claim.conditions
 
 
-Y, N, Q = REPLICATED, NOT_REPLICATED, INCONCLUSIVE
+Y, N, Q, FEW = REPLICATED, NOT_REPLICATED, INCONCLUSIVE, TOO_FEW
 
 
 @pytest.mark.parametrize(
@@ -325,8 +354,8 @@ Y, N, Q = REPLICATED, NOT_REPLICATED, INCONCLUSIVE
         (ROBUST | {("hierarchy", 2): 0.9}, 8, (PARTLY, [Y, Y, Y, Y, N])),
         (ROBUST | {("unmerged", 1, 2.0): 0.9}, 8, (PARTLY, [N, Y, Y, Y, Y])),
         (ROBUST | {("hierarchy", 8): 0.1}, 8, (NOT_REPLICATED, [N, N, N, N, N])),
-        (ROBUST, 7, (INCONCLUSIVE, [Q, Q, Q, Q, Q])),
-        (ROBUST | {("hierarchy", 8): 0.1}, 7, (INCONCLUSIVE, [Q, Q, Q, Q, Q])),
+        (ROBUST, 7, (TOO_FEW, [FEW, FEW, FEW, FEW, FEW])),
+        (ROBUST | {("hierarchy", 8): 0.1}, 7, (TOO_FEW, [FEW, FEW, FEW, FEW, FEW])),
     ],
     ids=[
         "robust", "a decisive one fails", "both decisive ones fail", "as robust as equals", "more at 2 leaves",
@@ -382,7 +411,7 @@ def test_conditions_on_nodes_that_were_not_attacked_are_left_out(missing):
         (ROBUST | {("early_stopped", 8): 0.9}, 8, (NOT_REPLICATED, [Y, N, Y])),
         (ROBUST | {("early_stopped", 8): 0.6}, 8, (PARTLY, [Y, Q, Y])),
         (ROBUST | {("unmerged", 1): 0.9}, 8, (PARTLY, [N, Y, Y])),
-        (ROBUST, 7, (INCONCLUSIVE, [Q, Q, Q])),
+        (ROBUST, 7, (TOO_FEW, [FEW, FEW, FEW])),
         ({kind: share for kind, share in ROBUST.items() if kind != ("hierarchy", 2)}, 8, (PARTLY, [Y, Y])),
     ],
     ids=["robust", "the decisive one fails", "as robust as equals", "leaves better", "seven blocks", "no pairs"],
@@ -414,7 +443,7 @@ def changed(**factors):
         (changed(l2_norm=1.5), 8, (PARTLY, [Y, N, Y, Y])),
         (changed(lipschitz=2.0), 8, (PARTLY, [Y, Y, N, N])),
         (changed(l2_norm=2.0, lipschitz=2.0), 8, (NOT_REPLICATED, [N, N, N, N])),
-        (REGULAR, 7, (INCONCLUSIVE, [Q, Q, Q, Q])),
+        (REGULAR, 7, (TOO_FEW, [FEW, FEW, FEW, FEW])),
         ({kind: value for kind, value in REGULAR.items() if kind[2] == "lipschitz"}, 8, (PARTLY, [Y, Y])),
     ],
     ids=["regular", "norm above naive", "bound grows", "both grow", "seven blocks", "no norms"],
@@ -448,7 +477,7 @@ def test_measures_of_one_run_are_decided_together():
     plant_perturbations("planted", ROBUST, 7)
     plant_regularisation("planted", changed(lipschitz=2.0), 8)
     decided = {claim.id: claim.verdict for claim in decide("planted")}
-    expected = {"H1": Y, "H2": Y, "H3": Y, "H4": Y, "H5": INCONCLUSIVE, "H6": PARTLY}
+    expected = {"H1": Y, "H2": Y, "H3": Y, "H4": Y, "H5": TOO_FEW, "H6": PARTLY}
     assert decided == dict.fromkeys(decided, NOT_RUN) | expected
 
 

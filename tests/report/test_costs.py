@@ -53,3 +53,11 @@ def test_a_run_of_ones_own_is_in_the_table_and_not_in_the_budget(monkeypatch):
     monkeypatch.setenv("REBASIN_RUN", "mine")
     assert costs.budget().outcome == "cpu"
     assert list(costs.table()["run"]) == ["cpu", "mine"]
+
+
+@pytest.mark.parametrize(("address", "outcome"), [("https://example.org/code", "published"), ("", "not published")])
+def test_the_page_can_say_where_the_code_is_once_it_has_an_address(tmp_path, monkeypatch, address, outcome):
+    (tmp_path / "_config.yml").write_text(f'repository: {{url: "{address}"}}')
+    monkeypatch.setattr(costs, "ROOT", tmp_path)
+    facts = costs.repository()
+    assert facts.outcome == outcome and facts.values == {"address": address}

@@ -144,9 +144,9 @@ def test_without_mergemany_nothing_is_said_of_a_growing_cost():
 def test_the_barrier_is_said_to_vanish_only_where_it_does(accuracy, loss, outcome):
     matched = {("weights", "accuracy"): accuracy, ("weights", "loss"): loss}
     plant_accuracy("mine", TREE_WINS, 1, HIGH_BARRIERS | matched)
-    for fact in (hierarchy.barrier_on_test, hierarchy.barrier_on_train):
-        assert fact("mine").outcome == outcome
-        assert fact("mine").values["n"] == "4"
+    facts = hierarchy.barriers("mine")
+    assert facts.outcome == f"{outcome} on test images, {outcome} on training images"
+    assert facts.values["n_test"] == facts.values["n_train"] == "4"
 
 
 def test_barriers_on_test_and_training_images_are_told_apart():
@@ -154,12 +154,28 @@ def test_barriers_on_test_and_training_images_are_told_apart():
     middle = (paths["split"] == "test") & (paths["lam"] == 0.5) & (paths["matcher"] == "weights")
     paths.loc[middle & (paths["metric"] == "loss"), "value"] = 0.3
     plant("mine", {"barriers": barriers_on(paths)})
-    assert hierarchy.barrier_on_test("mine").outcome == "accuracy still there, loss gone"
-    assert hierarchy.barrier_on_train("mine").outcome == "accuracy still there, loss still there"
+    facts = hierarchy.barriers("mine")
+    on_test, on_train = "accuracy still there, loss gone", "accuracy still there, loss still there"
+    assert facts.outcome == f"{on_test} on test images, {on_train} on training images"
     # From ends of 0.9 and 0.3 to midpoints of 0.7 to 0.703 and of 0.6 to 0.603.
-    values = hierarchy.barrier_on_train("mine").values
-    mean = {name: float(values[name].split(" [")[0]) for name in ("accuracy", "loss", "loss_unmatched")}
-    assert mean == pytest.approx({"accuracy": 19.85, "loss": 0.3015, "loss_unmatched": 1.7015}, abs=0.06)
+    expected = {"accuracy_train": 19.85, "loss_train": 0.3015, "loss_test": 0, "loss_unmatched_train": 1.7015}
+    mean = {name: float(facts.values[name].split(" [")[0]) for name in expected}
+    assert mean == pytest.approx(expected, abs=0.06)
+
+
+def test_the_lines_on_test_images_stand_beside_those_on_training_images():
+    paths = planted_paths(HIGH_BARRIERS)
+    middle = (paths["split"] == "test") & (paths["lam"] == 0.5) & (paths["matcher"] == "weights")
+    paths.loc[middle & (paths["metric"] == "loss"), "value"] = 0.3
+    plant("mine", {"paths": paths})
+    figure = hierarchy.along_the_line("mine")
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["test images", "training images"]
+    on_test, on_train = (
+        next(line.get_ydata() for line in axes.lines if line.get_label().startswith("matched"))
+        for axes in figure.axes[2:]
+    )
+    assert max(on_test) == pytest.approx(0.3) and max(on_train) == pytest.approx(0.6015, abs=0.002)
+    plt.close("all")
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,18 @@ def test_what_a_table_was_measured_on_is_its_provenance():
     measured = page.measured_on("cpu", "accuracy")
     assert measured["run"] == "cpu" and measured["date"] == made["date"]
     assert "8 MLPs, width 64, 20 epochs" in measured["networks"]
-    assert measured["data"] == f"scikit-learn's digits ({made['dataset']['fingerprint']})"
+    assert measured["data"] == f"scikit-learn's digits [{made['dataset']['fingerprint']}]"
     assert measured["commit"] == (made["commit"] or "no commit")[:10]
+
+
+def test_data_sets_with_commas_in_their_titles_are_told_apart():
+    plant_accuracy("cpu", TREE_WINS, 1)
+    titles = "MNIST, CIFAR-10, JPEG re-encoded, CIFAR-10, JPEG re-encoded, classes 0, 1"
+    data = {"name": "mnist, cifar10, cifar10", "title": titles, "fingerprint": "aa, bb, cc"}
+    provenance_of("cpu").write_text(json.dumps(json.loads(provenance_of("cpu").read_text()) | {"dataset": data}))
+    measured = page.measured_on("cpu", "accuracy")
+    expected = "MNIST [aa], CIFAR-10 (JPEG re-encoded) [bb], CIFAR-10 (JPEG re-encoded, classes 0, 1) [cc]"
+    assert measured["data"] == expected
 
 
 def test_a_table_of_other_code_or_other_rules_says_so(monkeypatch):
@@ -118,3 +128,9 @@ def test_a_parameter_is_that_of_the_run_that_is_shown():
 )
 def test_an_interval_is_written_with_a_true_minus_and_alone_where_there_is_none(value, signed, text):
     assert words.points(value, signed) == text
+
+
+def test_what_has_commas_is_listed_with_semicolons():
+    assert words.listed(["a"]) == "a" and words.listed(["a", "b", "a", "c"]) == "a, b and c"
+    assert words.listed(["MLP, width 8", "VGG"]) == "MLP, width 8; and VGG"
+    assert words.listed(["a", "b, c", "d"]) == "a; b, c; and d"

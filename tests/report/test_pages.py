@@ -76,6 +76,33 @@ def test_every_page_of_the_contents_is_there():
     assert {f"book/{page}" for page in PAGES} <= set(pages), "a page that no reader can reach"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "reproduce"])
+def test_before_its_first_section_a_page_has_no_shell_command(page):
+    lead = re.split(r"^## ", source(page), maxsplit=1, flags=re.MULTILINE)[0]
+    assert not re.search(r"python -m|papermill|^make |`make ", lead, re.MULTILINE)
+
+
+def test_the_bibliography_names_papers_as_the_text_cites_them(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from author_year import AuthorYear
+    from pybtex.database import parse_file
+
+    entries = parse_file(ROOT / "book" / "references.bib").entries
+    labels = dict(zip(entries, AuthorYear().format_labels(entries.values()), strict=True))
+    assert labels["franke2025hierarchical"] == "Franke et al., 2025"
+    assert len(set(labels.values())) == len(labels), "two papers that readers could not tell apart"
+    styles = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]
+    assert styles["bibtex_reference_style"] == "author_year" and styles["bibtex_default_style"] == "author_year_labels"
+
+
+def test_the_page_on_attacks_says_how_strong_those_of_the_shown_run_were():
+    said = " ".join(source("robustness").split())
+    for setting in ("parameter}`attack steps", "parameter}`attack restarts", "value}`attacks.images claims"):
+        assert f"{{{setting}`" in said
+    # As lab.measures.attacks has it, which tests/lab/test_attacks.py checks.
+    assert "A PGD step is two and a half times the radius over the number of steps long" in said
+
+
 def test_the_bibtex_entry_says_what_the_citation_file_says():
     (entry,) = re.findall(r"```bibtex\n(.*?)```", source("reproduce"), re.DOTALL)
     fields = {

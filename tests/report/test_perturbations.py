@@ -110,10 +110,9 @@ def test_the_same_images_for_all_are_said_to_be_so():
 def test_tables_say_on_how_many_images_each_row_is():
     plant_kinds(ahead=["jpeg"])
     table = perturbations.perturbations_table("mine").set_index(["networks", "models"])
-    assert list(table.index) == [("unmerged", "1"), ("hierarchy", "4"), ("hierarchy", "8"), (
-        "unmerged, stopped early", "as 8 merged"
-    )]  # fmt: skip
-    assert list(table["images"]) == ["240", "100", "240", "240"]
+    stopped = ("unmerged, stopped early", "as 8 merged")
+    assert list(table.index) == [("unmerged", "1"), ("hierarchy", "8"), stopped, ("hierarchy", "4")]
+    assert list(table["images"]) == ["240", "240", "240", "100"], "those on the same images stand together"
     assert table.loc[("hierarchy", "8"), "JPEG"] == "60.1" and table.loc[("hierarchy", "8"), "clean (%)"] == "60.0"
     severities = perturbations.severities_table("mine").set_index(["networks", "models"])
     assert severities.loc[("hierarchy after REPAIR", "8"), "images"] == "100"

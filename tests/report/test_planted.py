@@ -53,16 +53,23 @@ NOT_ALL = [(1, 3, 0)] * 7 + [(0, 3, 0)]
 @pytest.mark.parametrize(
     ("trials", "outcome", "values"),
     [
-        (MIXED * 4, "replicated, replicated", {"recovered": "8", "n": "8", "share": "63 to 100 %", "sweeps": "3 to 4"}),
-        ([(1, 3, 0)] * 8, "replicated, replicated", {"sweeps": "3", "mean_sweeps": "3.0 [3.0, 3.0]"}),
+        (MIXED * 4, "too few, replicated", {"recovered": "8", "n": "8", "share": "63 to 100 %", "sweeps": "3 to 4"}),
+        ([(1, 3, 0)] * 8, "too few, replicated", {"sweeps": "3", "mean_sweeps": "3.0 [3.0, 3.0]", "needed": "368"}),
+        (MIXED * 184, "replicated, replicated", {"recovered": "368", "n": "368", "share": "99 to 100 %"}),
+        (MIXED * 183, "too few, replicated", {"recovered": "366", "n": "366", "share": "99 to 100 %"}),
         ([(0, 3, 0)] * 7 + [(1, 3, 0)] * 93, "not replicated, replicated", {"recovered": "93", "n": "100"}),
-        ([(1, 7, 0), (1, 8, 0)] * 4, "replicated, not replicated", {"sweeps": "7 to 8"}),
-        ([(1, 2, 0), (1, 7, 0)] * 4, "replicated, inconclusive", {"sweeps": "2 to 7"}),
-        (NOT_ALL, "inconclusive, replicated", {"recovered": "7", "n": "8"}),
-        (MIXED, "inconclusive, inconclusive", {"n": "2", "share": "16 to 100 %"}),
+        ([(1, 7, 0), (1, 8, 0)] * 4, "too few, not replicated", {"sweeps": "7 to 8"}),
+        ([(1, 2, 0), (1, 7, 0)] * 4, "too few, inconclusive", {"sweeps": "2 to 7"}),
+        (NOT_ALL, "too few, replicated", {"recovered": "7", "n": "8"}),
+        (NOT_ALL * 50, "not replicated, replicated", {"recovered": "350", "n": "400"}),
+        ([(0, 3, 0)] + MIXED * 184, "inconclusive, replicated", {"recovered": "368", "n": "369"}),
+        (MIXED, "too few, too few", {"n": "2", "share": "16 to 100 %"}),
     ],
-    ids=["replicated", "all alike", "seldom not", "slow", "sweeps undecided", "not all", "too few"],
-)
+    ids=[
+        "all of eight", "all alike", "all of enough", "all of nearly enough", "seldom not", "slow", "sweeps undecided",
+        "not all", "too seldom", "not all of enough", "too few",
+    ],
+)  # fmt: skip
 def test_the_outcome_is_the_verdict_and_the_values_are_those_planted(trials, outcome, values):
     plant_trials(trials)
     facts = planted.recovery("mine")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
+from lab.report.statistics import FEWEST_FOR_INTERVAL, interval, share_interval
 
 # Both sides are the same few sums in float64, taken in another order.
 ROUNDING = 1e-10
@@ -124,3 +124,20 @@ def test_values_that_are_all_alike_have_an_interval_of_no_width(shape):
 def test_values_that_have_no_interval_are_refused(values, shape):
     with pytest.raises(ValueError, match=r"finite values, \(nodes,\) or \(nodes, images\): got shape " + shape):
         interval(values)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(8, 8), (7, 8), (3, 10), (0, 5), (1, 1)])
+def test_the_interval_of_a_share_holds_the_shares_that_make_it_no_rare_event(hits, n):
+    found = share_interval(hits, n)
+    assert (found.mean, found.n) == (hits / n, n)
+    # At an end, as many hits or more (or fewer) have a probability of 2.5 %; the bounds 0 and 1 are ends by themselves.
+    low, high = stats.binom.sf(hits - 1, n, found.low), stats.binom.cdf(hits, n, found.high)
+    assert low == pytest.approx(0.025, rel=1e-6) if hits else found.low == 0
+    assert high == pytest.approx(0.025, rel=1e-6) if hits < n else found.high == 1
+
+
+def test_eight_of_eight_are_not_all_there_could_be():
+    found = share_interval(8, 8)
+    assert (found.mean, found.high) == (1, 1) and round(100 * found.low) == 63
+    with pytest.raises(ValueError, match="one trial"):
+        share_interval(0, 0)

@@ -6,7 +6,7 @@ import pytest
 from planting import REGULAR, ROBUST, TREE_WINS, plant_accuracy, plant_attack, plant_regularisation
 
 from lab.report.claims import NOT_RUN, stated_claims
-from lab.report.verdicts import claim, claims_table
+from lab.report.verdicts import claim, claims_table, formulas
 from lab.report.words import points
 
 
@@ -14,6 +14,12 @@ from lab.report.words import points
 def own_results(tmp_path, monkeypatch):
     monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("REBASIN_RUN", "mine")
+
+
+def test_formulas_of_claims_are_set():
+    assert formulas("$2^n$ models in $n$ stages") == "2<sup><em>n</em></sup> models in <em>n</em> stages"
+    shown = " ".join(claims_table()["claim"])
+    assert "2<sup><em>n</em></sup> models" in shown and not re.search(r"[$^]", shown)
 
 
 def test_before_any_run_no_claim_has_a_verdict():
@@ -37,6 +43,13 @@ def test_a_claim_that_holds_in_part_says_in_how_many_of_its_conditions():
     plant_accuracy("mine", TREE_WINS | {("many", 4): 0.55}, 8)
     verdicts = claims_table().set_index("")["verdict"]
     assert verdicts["H2"] == "<strong>partly</strong> <small>(1 of 2 conditions)</small>"
+
+
+def test_too_few_networks_are_called_so_with_how_many_are_needed():
+    plant_accuracy("mine", TREE_WINS, 7)
+    table = claims_table(["H3"]).set_index("")
+    assert table.loc["H3", "verdict"] == "<strong>too few</strong>"
+    assert table.loc["H3", "effect"].endswith(", to lie above 1, n = 7: <em>too few</em>, 8 are needed")
 
 
 def test_what_is_decisive_and_what_is_in_percent_is_said():
