@@ -97,7 +97,8 @@ def completed(declared: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[st
 
 def stated() -> dict[str, Any]:
     """What book/claims.yml states: ``claims``, and the ``measures`` that their rules are about."""
-    return yaml.safe_load(CLAIMS.read_text())
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+    return yaml.load(CLAIMS.read_text(), Loader=loader)
 
 
 def claims_digest(name: str) -> str:

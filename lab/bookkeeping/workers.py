@@ -20,7 +20,10 @@ from lab.bookkeeping.notebook import error_of, execute
 
 # A process begins as a copy of one that has loaded these, which takes seconds. This project's own modules are not among
 # them: each notebook runs the code that is there when it begins, and its provenance says so.
-PRELOADED = ["torch", "torchvision", "pandas", "scipy.optimize", "sklearn.datasets"]
+PRELOADED = [
+    "torch", "torchvision", "torch._functorch.aot_autograd", "pandas", "scipy.optimize", "sklearn.datasets",
+    "matplotlib.pyplot",
+]  # fmt: skip
 PATIENCE = 10  # seconds that an ended notebook has to leave its files whole
 
 

@@ -1,5 +1,7 @@
 """What several files' fixtures share. What they compute is kept in a cache of this run's own, not in the user's."""
 
+import sys
+
 import pytest
 
 from lab.data import load
@@ -16,3 +18,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits():
     return load("digits", held_out=200)
+
+
+@pytest.fixture
+def shallow_vit(monkeypatch):
+    """Transformers of two blocks, which are all alike, and not of six."""
+    monkeypatch.setattr(sys.modules["lab.networks.vit"], "DEPTH", 2)

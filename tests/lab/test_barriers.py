@@ -197,8 +197,8 @@ def test_the_plan_of_a_preset_measures_every_condition_of_the_claims_once(preset
 
 
 @pytest.mark.parametrize("architecture", ["resnet20_bn", "vit"])
-def test_the_notebook_takes_architectures_with_norms_and_attention(architecture):
-    small = {"epochs": [1], "architecture": architecture, "width": 4, "batch_size": 512}
+def test_the_notebook_takes_architectures_with_norms_and_attention(architecture, shallow_vit):
+    small = {"epochs": [1], "architecture": architecture, "width": 4, "batch_size": 1000}
     few = {"barrier_points": 3, "barrier_test_images": 20, "repair_images": 20}
     execute("barriers", {"run": "mine", "barrier_recipes": [ENTRY | small]} | few)
     table = results.read("mine", "barriers", "barriers")

@@ -113,8 +113,8 @@ def test_merges_of_one_size_are_those_of_all_sizes(network, found):
         assert_close(weights, found[kind])
 
 
-@pytest.mark.parametrize("architecture", ["resnet20_bn", "vgg16_ln", "vit"])
-def test_every_kind_of_network_is_merged_mended_and_tested(architecture):
+@pytest.mark.parametrize("architecture", ["resnet20_bn", "vit"])
+def test_every_kind_of_network_is_merged_mended_and_tested(architecture, shallow_vit):
     data = load("digits")
     model = build(architecture, data, 8 if architecture == "vit" else 2)
     leaves = {key: torch.stack([tensor, tensor.clone()]) for key, tensor in model.state_dict().items()}

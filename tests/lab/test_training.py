@@ -477,9 +477,19 @@ def checkpoint_every_epoch(monkeypatch):
     monkeypatch.setattr(stack, "time", SimpleNamespace(monotonic=count(0, 61).__next__))
 
 
-@pytest.mark.parametrize(("recipe", "chunk"), [(TINY, 1), (TINY, 2), (BATCH_NORM, 2)])
-def test_an_interrupted_training_resumes_to_the_same_weights(digits, fresh_cache, orders, monkeypatch, recipe, chunk):
-    whole = train(recipe, digits, chunk, (2, 5), "cpu", chunk)
+@pytest.fixture(scope="module")
+def few(digits):
+    """Images for two batches an epoch."""
+    return replace(digits, train=digits.train.sample(40))
+
+
+FEW = replace(TINY, batch_size=20)
+FEW_BATCH_NORM = replace(BATCH_NORM, batch_size=20)
+
+
+@pytest.mark.parametrize(("recipe", "chunk"), [(FEW, 1), (FEW, 2), (FEW_BATCH_NORM, 2)])
+def test_an_interrupted_training_resumes_to_the_same_weights(few, fresh_cache, orders, monkeypatch, recipe, chunk):
+    whole = train(recipe, few, chunk, (2, 5), "cpu", chunk)
     assert len(orders) == 5 * chunk
     fresh_cache()
     checkpoint_every_epoch(monkeypatch)
@@ -494,9 +504,9 @@ def test_an_interrupted_training_resumes_to_the_same_weights(digits, fresh_cache
 
         patch.setattr(torch, "randperm", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(recipe, digits, chunk, (2, 5), "cpu", chunk)
+            train(recipe, few, chunk, (2, 5), "cpu", chunk)
     orders.clear()
-    resumed = train(recipe, digits, chunk, (2, 5), "cpu", chunk)
+    resumed = train(recipe, few, chunk, (2, 5), "cpu", chunk)
     assert len(orders) == 2 * chunk, "three of the five epochs were done already"
     assert same(resumed.weights, whole.weights)
     assert torch.equal(resumed.loss, whole.loss)
@@ -553,23 +563,23 @@ def die_at(patch, number, way):
 
 
 @pytest.mark.parametrize("way", [before_writing, half_written, after_writing])
-@pytest.mark.parametrize(("recipe", "n_models"), [(TINY, 5), (BATCH_NORM, 2)], ids=["mlp", "batch norm"])
+@pytest.mark.parametrize(("recipe", "n_models"), [(FEW, 3), (FEW_BATCH_NORM, 2)], ids=["mlp", "batch norm"])
 def test_wherever_a_training_is_killed_it_ends_at_the_same_weights(
-    digits, fresh_cache, monkeypatch, recipe, n_models, way
+    few, fresh_cache, monkeypatch, recipe, n_models, way
 ):
-    # Networks in stacks of two, the last of the five alone; each stack is kept after two epochs and after three.
+    # Networks in stacks of two, the last of the three alone; each stack is kept after two epochs and after three.
     checkpoint_every_epoch(monkeypatch)
     wanted = (n_models, (2, 3), "cpu", 2)
     with monkeypatch.context() as patch:
         writes = die_at(patch, None, way)
-        undisturbed = train(recipe, digits, *wanted)
+        undisturbed = train(recipe, few, *wanted)
     assert writes == math.ceil(n_models / 2) * [[".unfinished"], [".pt"], [".unfinished"], [".pt"]]
     for number in range(1, len(writes) + 1):
         fresh_cache()
         with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, OSError)):
             die_at(patch, number, way)
-            train(recipe, digits, *wanted)
-        resumed = train(recipe, digits, *wanted)
+            train(recipe, few, *wanted)
+        resumed = train(recipe, few, *wanted)
         assert same(resumed.weights, undisturbed.weights), f"killed at write {number}"
         assert torch.equal(resumed.loss, undisturbed.loss)
 

@@ -7,12 +7,29 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torchvision
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from networks import chain_spec
 from torch import nn
 from torch.func import functional_call
+from torchvision import models
+from torchvision.models import (
+    VGG,
+    ConvNeXt,
+    DenseNet,
+    EfficientNet,
+    MaxVit,
+    RegNet,
+    ResNet,
+    ShuffleNetV2,
+    SwinTransformer,
+    VisionTransformer,
+    resnet,
+    vgg,
+)
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models.regnet import BlockParams
 
 from rebasin.graph import export
 from rebasin.permutation import Permutation
@@ -57,45 +74,59 @@ def count(spec):
     return len(spec.families) + within, len(set(spec.inside.values())), within
 
 
+def narrow_vgg():
+    layers = vgg.make_layers([8, "M", 12, "M", 16, 16, "M", 24, 24, "M"], batch_norm=True)
+    model = VGG(layers, num_classes=10, init_weights=False)
+    model.classifier = nn.Sequential(nn.Linear(24 * 7 * 7, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))
+    return model
+
+
+# torchvision's own, where a width or a number of blocks can be chosen with few: their layers are the same. The side of
+# the images, and how many groups there are: in all, those of blocks, and those within a block.
 ARCHITECTURES = {
-    "resnet18": (64, 12, 0, 0),
-    "resnet50": (64, 37, 0, 0),
-    "vgg11_bn": (32, 10, 0, 0),
-    "vgg16_bn": (32, 15, 0, 0),
-    "densenet121": (64, 120, 0, 0),
-    "mobilenet_v2": (64, 25, 0, 0),
-    "mobilenet_v3_small": (64, 27, 0, 0),
-    "efficientnet_b0": (64, 40, 0, 0),
-    "convnext_tiny": (64, 22, 0, 0),
-    "shufflenet_v2_x1_0": (64, 86, 0, 0),
-    "squeezenet1_0": (64, 25, 0, 0),
-    "mnasnet0_5": (64, 25, 0, 0),
-    "googlenet": (64, 57, 0, 0),
-    "inception_v3": (128, 94, 0, 0),
-    "regnet_y_400mf": (64, 1099, 16, 1062),
-    "vit_b_16": (224, 313, 12, 288),
-    "swin_t": (64, 304, 12, 276),
-    "maxvit_t": (224, 409, 22, 336),
+    "resnet18": (32, models.resnet18, (12, 0, 0)),
+    "resnet50": (32, lambda: ResNet(resnet.Bottleneck, [2, 1, 1, 1]), (15, 0, 0)),
+    "vgg": (32, narrow_vgg, (7, 0, 0)),
+    "densenet": (32, lambda: DenseNet(8, (2, 3, 1, 1), 16, num_classes=10), (18, 0, 0)),
+    "mobilenet_v2": (
+        32,
+        lambda: models.MobileNetV2(inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2]]),
+        (6, 0, 0),
+    ),
+    "mobilenet_v3_small": (32, models.mobilenet_v3_small, (27, 0, 0)),
+    "efficientnet": (
+        32,
+        lambda: EfficientNet([MBConvConfig(1, 3, 1, 8, 8, 1), MBConvConfig(4, 3, 2, 8, 16, 2)], 0.2),
+        (8, 0, 0),
+    ),
+    "convnext": (
+        32,
+        lambda: ConvNeXt([CNBlockConfig(12, 24, 2), CNBlockConfig(24, None, 2)], num_classes=10),
+        (6, 0, 0),
+    ),
+    "shufflenet_v2": (32, lambda: ShuffleNetV2([2, 2, 2], [8, 16, 32, 64, 64]), (23, 0, 0)),
+    "squeezenet1_0": (64, models.squeezenet1_0, (25, 0, 0)),
+    "googlenet": (32, lambda: models.googlenet(aux_logits=False, init_weights=False), (57, 0, 0)),
+    "regnet_y": (32, lambda: RegNet(BlockParams.from_init_params(4, 16, 12.0, 2.0, 8, se_ratio=0.25)), (48, 4, 36)),
+    "vit": (32, lambda: VisionTransformer(32, 8, 3, 4, 24, 40, num_classes=10), (31, 3, 24)),
+    "swin": (32, lambda: SwinTransformer([4, 4], 12, [2, 1], [3, 6], [4, 4], num_classes=10), (32, 3, 24)),
+    "maxvit": (32, lambda: MaxVit((32, 32), 8, 4, [8, 16], [1, 1], 4, 0.0, num_classes=10), (41, 4, 24)),
 }
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_known_architectures_are_traced_whole(name):
-    size, *counted = ARCHITECTURES[name]
-    options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    if name.startswith("vgg"):
-        options["num_classes"] = 10
+    size, build, counted = ARCHITECTURES[name]
     torch.manual_seed(0)
-    model = getattr(torchvision.models, name)(weights=None, **options).eval()
-    inputs = torch.randn(1, 3, size, size)
+    model, inputs = build().eval(), torch.randn(1, 3, size, size)
     groups = trace(model, inputs)
-    assert count(groups) == tuple(counted)
+    assert count(groups) == counted
     assert share_pinned(model, groups) < 0.05
     assert largest_change(model, groups, inputs) < 1e-8
 
 
 def test_residual_sums_share_a_group_and_statistics_move_with_their_channels():
-    groups = trace(torchvision.models.resnet18(weights=None), torch.randn(1, 3, 64, 64))
+    groups = trace(ResNet(resnet.BasicBlock, [1, 1, 1, 1]), torch.randn(1, 3, 32, 32))
     of = {key: {part.group for part in parts} for key, parts in groups.parts.items()}
     assert of["bn1.running_var"] == of["layer1.0.bn2.running_mean"] == {"conv1"}
     assert of["layer2.0.downsample.0.weight"] == {"conv1", "layer2.0.conv2"}
@@ -105,7 +136,7 @@ def test_residual_sums_share_a_group_and_statistics_move_with_their_channels():
 
 
 def test_heads_are_blocks_that_move_whole_and_inside():
-    model = torchvision.models.VisionTransformer(32, 8, 2, 4, 24, 40, num_classes=5)
+    model = VisionTransformer(32, 8, 2, 4, 24, 40, num_classes=5)
     groups = trace(model, torch.randn(1, 3, 32, 32))
     assert count(groups)[1:] == (2, 2 * 2 * 4)
     assert {groups.sizes[outer] for outer in groups.inside.values()} == {4}, "four heads in each of two layers"
