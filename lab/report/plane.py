@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from scipy.interpolate import RectBivariateSpline
@@ -16,6 +15,7 @@ from scipy.interpolate import RectBivariateSpline
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import MATCHERS
 from lab.report.claims import last_snapshots, picked
+from lab.report.explorers import Frame, explorer, ink, moving, panel, reading, slider, ticks
 from lab.report.facts import Facts, reads
 from lab.report.pairs import title_of_networks
 from lab.report.words import decimal
@@ -25,16 +25,17 @@ HEIGHTS = LinearSegmentedColormap.from_list(
     "heights", ["#0B2545", "#13518A", "#2C8C99", "#8CC9A1", "#E9E4A6", "#F2B46B", "#D9653B"]
 )
 BANDS = 14  # of one colour each, between the lowest and the highest loss, by its logarithm
+BEYOND = 1.5  # times the highest loss on a line: where the colours end
 FINE = 97  # points on a side, that a grid is smoothed to before it is drawn
 ENDS = {"none": "B", "weights": "π(B)"}  # where the line from A leads, by how B was matched
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A pair of networks: ``title``, the loss (y, x) on a grid, where the corners lie, and what is on the lines.
+    """A pair of networks: its ``title``, the loss (y, x) on a grid, and what is on the lines from A.
 
-    ``corners`` are x and y by name; ``lines`` a frame for each matcher, of ``loss`` in nats and ``accuracy`` in percent,
-    with λ as its index.
+    ``corners`` are x and y by name; ``lines`` a frame for each matcher, its index λ, of ``loss`` in nats and
+    ``accuracy`` in percent.
     """
 
     title: str
@@ -60,8 +61,9 @@ class Plane:
 
     @property
     def levels(self) -> np.ndarray:
-        """The losses (bands + 1,) that bound the bands."""
-        return np.geomspace(self.loss.min(), self.loss.max(), BANDS + 1)
+        """The losses (bands + 1,) that bound the bands: what is far above both lines is in the highest."""
+        highest = max(line["loss"].max() for line in self.lines.values())
+        return np.geomspace(self.loss.min(), min(self.loss.max(), BEYOND * highest), BANDS + 1)
 
 
 def planes(run: str) -> list[Plane]:
@@ -147,7 +149,8 @@ def landscape(run: str) -> Figure:
     figure, panels = plt.subplots(len(shown), 1, figsize=(5.6, 4.4 * len(shown)), squeeze=False)
     for axes, plane in zip(panels[:, 0], shown, strict=True):
         x, y, loss = plane.smooth()
-        bands = axes.contourf(x, y, loss, levels=plane.levels, cmap=HEIGHTS, norm=LogNorm(*plane.levels[[0, -1]]))
+        shades = {"levels": plane.levels, "cmap": HEIGHTS, "norm": LogNorm(*plane.levels[[0, -1]]), "extend": "max"}
+        bands = axes.contourf(x, y, loss, **shades)
         axes.contour(x, y, loss, levels=plane.levels, colors="white", linewidths=0.4, alpha=0.5)
         halo = [withStroke(linewidth=3, foreground="#0B2545")]
         for matcher in ENDS:
@@ -165,3 +168,108 @@ def landscape(run: str) -> Figure:
         axes.grid(visible=False)
     figure.tight_layout()
     return figure
+
+
+@reads("plane")
+def along(run: str) -> str:
+    """The landscapes with a slider for λ, that moves a point along either line; beside it the losses on both."""
+    shown = planes(run)
+    lams = shown[0].lines["none"].index.tolist()
+    steps, middle = [decimal(lam, 2) for lam in lams], lams.index(0.5)
+    panels = [panel(plane.title, _spoken(plane), _of_pair(plane, lams, middle)) for plane in shown]
+    return explorer("explorer-plane", "Networks", panels, slider("On the way from A, λ =", steps, middle))
+
+
+def _of_pair(plane: Plane, lams: list[float], at: int) -> str:
+    """The landscape of a pair, the losses along its lines, and what they are at a step."""
+    rows = "".join(
+        reading(MATCHERS[matcher].colour, _kind(matcher), title, _values(plane.lines[matcher]), at)
+        for matcher, title in (("none", "A to B"), ("weights", "A to π(B)"))
+    )
+    return f'{_map(plane, lams, at)}<div>{_profile(plane, lams, at)}<dl class="readings">{rows}</dl></div>'
+
+
+def _kind(matcher: str) -> str:
+    return "dashed" if matcher == "none" else "solid"
+
+
+def _values(line: pd.DataFrame) -> list[str]:
+    """Loss and accuracy at every step, in words."""
+    return [
+        f"{decimal(loss, 2)} nats, {decimal(accuracy, 1)} %"
+        for loss, accuracy in line[["loss", "accuracy"]].itertuples(index=False)
+    ]
+
+
+def _spoken(plane: Plane) -> list[str]:
+    lams = [decimal(lam, 2) for lam in plane.lines["none"].index]
+    pairs = zip(lams, _values(plane.lines["none"]), _values(plane.lines["weights"]), strict=True)
+    return [f"λ = {lam}. A to B: {first}. A to π(B): {second}." for lam, first, second in pairs]
+
+
+def _map(plane: Plane, lams: list[float], at: int) -> str:
+    """The loss from above, with the two lines, a point on each, and what the colours stand for."""
+    (x0, x1), (y0, y1) = plane.x[[0, -1]], plane.y[[0, -1]]
+    high = round(340 * (y1 - y0) / (x1 - x0))
+    frame = Frame(340, high + 34, 0, 0, 0, 34, (x0, x1), (y0, y1))
+    parts = [*_bands(plane, frame), *_key(plane, frame)]
+    for matcher, end in ENDS.items():
+        (ax, ay), (bx, by) = (frame.place(*plane.corners[name]) for name in ("A", end))
+        parts.append(f'<path class="way {_kind(matcher)}" d="M{ax:g} {ay:g}L{bx:g} {by:g}"/>')
+    for name, place in plane.corners.items():
+        x, y = frame.place(*place)
+        parts.append(f'<circle class="corner" cx="{x:g}" cy="{y:g}" r="4"/>')
+        parts.append(frame.text(x, y - 11, name, kind="corner"))
+    for matcher in ENDS:
+        places = [frame.place(*plane.on_line(matcher, lam)) for lam in lams]
+        mark = f'<circle class="mark" r="7"{ink(MATCHERS[matcher].colour)}/>'
+        parts.append(moving(mark, places, at))
+    return frame.svg("map", *parts)
+
+
+def _bands(plane: Plane, frame: Frame) -> list[str]:
+    """All that lies above each level in the colour of its band, the lowest first, with a faint line around it."""
+    x, y, loss = plane.smooth()
+    axes, levels = Figure().add_subplot(), plane.levels
+    bands = []
+    for number, level in enumerate(levels[:-1]):
+        # The lowest band is the whole picture.
+        above = axes.contourf(x, y, loss, levels=[level if number else 0.0, 2 * loss.max()]).get_paths()
+        rings = [ring for path in above for ring in path.to_polygons()]
+        d = "".join("M" + "L".join("{:g} {:g}".format(*frame.place(*point)) for point in ring) + "Z" for ring in rings)
+        bands.append(
+            f'<path class="band" fill="{to_hex(HEIGHTS((number + 0.5) / BANDS))}" fill-rule="evenodd" d="{d}"/>'
+        )
+    return bands
+
+
+def _colour(band: int) -> str:
+    return to_hex(HEIGHTS((band + 0.5) / BANDS))
+
+
+def _key(plane: Plane, frame: Frame) -> list[str]:
+    """What the colours stand for, below the map."""
+    wide, y = 112 / BANDS, frame.high - 18
+    parts = [
+        f'<rect x="{80 + number * wide:g}" y="{y:g}" width="{wide:g}" height="9" fill="{_colour(number)}"/>'
+        for number in range(BANDS)
+    ]
+    low, high = (decimal(level, 2) for level in plane.levels[[0, -1]])
+    words = [(74, f"loss {low}", "end"), (198, f"{high} nats or more", "start")]
+    return parts + [frame.text(x, y + 9, text, anchor) for x, text, anchor in words]
+
+
+def _profile(plane: Plane, lams: list[float], at: int) -> str:
+    """The loss along both lines, with a point on each."""
+    top = max(line["loss"].max() for line in plane.lines.values())
+    frame = Frame(340, 190, 40, 12, 22, 24, (0, 1), (0, 1.05 * top))
+    parts = [frame.text(0, 12, "test loss (nats)", "start"), frame.rules(ticks(top), 1 if top > 0.4 else 2)]
+    parts.append(frame.foot([(0, "A"), (0.5, "halfway")]))
+    parts.append(frame.text(frame.wide, frame.high - frame.bottom + 17, "B, π(B)", "end"))
+    for matcher, line in plane.lines.items():
+        drawn = MATCHERS[matcher]
+        places = list(zip(lams, line["loss"], strict=True))
+        parts.append(frame.curve(places, f"curve {_kind(matcher)}", ink(drawn.colour)))
+        mark = f'<circle class="mark" r="6"{ink(drawn.colour)}/>'
+        parts.append(moving(mark, [frame.place(*place) for place in places], at))
+    return frame.svg("profile", *parts)

@@ -76,8 +76,9 @@ def test_every_page_of_the_contents_is_there():
     assert {f"book/{page}" for page in PAGES} <= set(pages), "a page that no reader can reach"
 
 
-def test_the_bibtex_entry_says_what_the_citation_file_says():
-    (entry,) = re.findall(r"```bibtex\n(.*?)```", source("reproduce"), re.DOTALL)
+@pytest.mark.parametrize("page", ["index", "reproduce"])
+def test_the_bibtex_entry_says_what_the_citation_file_says(page):
+    (entry,) = re.findall(r"```bibtex\n(.*?)```", source(page), re.DOTALL)
     fields = {
         name: " ".join(value.strip("{}").split())
         for name, value in re.findall(r"(\w+) = (\{.*?\}),\n", entry, re.DOTALL)
