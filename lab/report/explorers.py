@@ -73,9 +73,9 @@ class Frame:
         return f'<path class="{kind}"{style} d="M{d}"/>'
 
 
-def ticks(top: float, most: int = 4) -> list[float]:
-    """Round values from zero up to ``top`` at most."""
-    return [float(tick) for tick in MaxNLocator(most).tick_values(0, top) if 0 <= tick <= top]
+def ticks(top: float, most: int = 5) -> list[float]:
+    """Round values from zero up to ``top`` at most, of one digit."""
+    return [float(tick) for tick in MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(0, top) if 0 <= tick <= top]
 
 
 def ink(colour: str) -> str:

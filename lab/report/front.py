@@ -92,7 +92,7 @@ def _readings(curves: dict[tuple[str, str], dict[int, Interval]], sizes: list[in
         reading(ALGORITHMS[way[0]].colour, _kind(way), title_of(*way), [_value(curve, size) for size in sizes], at)
         for way, curve in curves.items()
     ]
-    return f'<dl class="readings">{"".join(rows)}</dl>'
+    return f'<dl class="simple readings">{"".join(rows)}</dl>'
 
 
 def _picture(

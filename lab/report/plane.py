@@ -40,6 +40,7 @@ class Plane:
 
     title: str
     recipe: str
+    width: int
     x: np.ndarray
     y: np.ndarray
     loss: np.ndarray
@@ -84,6 +85,7 @@ def _plane(grid: pd.DataFrame, corners: pd.DataFrame, lines: pd.DataFrame) -> Pl
     return Plane(
         title=title_of_networks(grid),
         recipe=grid["recipe"].iloc[0],
+        width=int(grid["width"].iloc[0]),
         x=loss.columns.to_numpy(),
         y=loss.index.to_numpy(),
         loss=loss.to_numpy(),
@@ -97,8 +99,8 @@ def _plane(grid: pd.DataFrame, corners: pd.DataFrame, lines: pd.DataFrame) -> Pl
 def midpoints(run: str) -> Facts:
     """The loss in nats halfway from A to B and to π(B), by recipe: ``mnist_mlp_none``, ``mnist_mlp_weights``.
 
-    ``_ends`` is the mean of A's and B's. Outcomes: whether the loss halfway to π(B) is ``lower`` for all pairs, ``lower
-    for some`` or ``no lower``. One pair of each recipe: no interval.
+    ``_ends`` is the mean of A's and B's loss, ``_width`` that of the networks. Outcomes: whether the loss halfway to
+    π(B) is ``lower`` for all pairs, ``lower for some`` or ``no lower``. One pair of each recipe: no interval.
     """
     values, lower = {}, []
     for plane in planes(run):
@@ -107,7 +109,7 @@ def midpoints(run: str) -> Facts:
         values |= {f"{name}_{matcher}": decimal(loss, 2) for matcher, loss in halfway.items()}
         values[f"{name}_ends"] = decimal(plane.lines["none"]["loss"].iloc[[0, -1]].mean(), 2)
         lower.append(halfway["weights"] < halfway["none"])
-        values["images"] = str(plane.images)
+        values |= {f"{name}_width": str(plane.width), "images": str(plane.images)}
     return Facts("lower" if all(lower) else "lower for some" if any(lower) else "no lower", values)
 
 
@@ -186,7 +188,7 @@ def _of_pair(plane: Plane, lams: list[float], at: int) -> str:
         reading(MATCHERS[matcher].colour, _kind(matcher), title, _values(plane.lines[matcher]), at)
         for matcher, title in (("none", "A to B"), ("weights", "A to π(B)"))
     )
-    return f'{_map(plane, lams, at)}<div>{_profile(plane, lams, at)}<dl class="readings">{rows}</dl></div>'
+    return f'{_map(plane, lams, at)}<div>{_profile(plane, lams, at)}<dl class="simple readings">{rows}</dl></div>'
 
 
 def _kind(matcher: str) -> str:

@@ -64,6 +64,7 @@ def test_whether_the_way_to_the_matched_network_is_lower_is_as_planted(halfway, 
     assert facts.values["mnist_mlp_none"] == f"{halfway[0][0]:.2f}"
     assert facts.values["digits_mlp_weights"] == f"{halfway[1][1]:.2f}"
     assert facts.values["mnist_mlp_ends"] == "0.10" and facts.values["images"] == "50"
+    assert facts.values["mnist_mlp_width"] == "8"
 
 
 def test_tables_have_both_lines_and_the_distance():
