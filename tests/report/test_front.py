@@ -83,5 +83,5 @@ def test_what_a_reader_is_told_to_call_runs():
     assert len(calls) >= 4 and "`spec = rebasin.trace(a, images)`" in guide
     assert "`rebasin.collect(spec, [a, b], images)`" in guide
     for call in calls:
-        merged = eval(call, names)
-        assert merged.model(names["images"][:4]).shape == (4, 2), call
+        answers = eval(call, names).model(names["images"][:4])
+        assert answers.shape == (4, 4 if "side by side" in call else 2), call
