@@ -28,6 +28,7 @@ from lab.report.verdicts import claims_table
 
 logger = logging.getLogger(__name__)
 SLOT = re.compile(r"\{(\w+)\}(?!`)")  # {gap}, but not the role {doc}`...`
+INTERVAL = re.compile(r"(\S+) \[(\S+), (\S+)\]")
 READ = "notebooks read on this page"
 
 
@@ -42,11 +43,24 @@ def shown(name: str) -> Callable[..., Any]:
     return function
 
 
-class OfResults(SphinxDirective):
+class WithMarkdown(SphinxDirective):
+    """A directive that puts Markdown into the page."""
+
+    has_content = True
+
+    def parsed(self, text: str) -> list[nodes.Node]:
+        """Markdown as nodes."""
+        container = nodes.container()
+        self.state.nested_parse(
+            StringList(text.splitlines(), self.get_source_info()[0]), self.content_offset, container
+        )
+        return container.children
+
+
+class OfResults(WithMarkdown):
     """What the directives share: which function they show, and of which runs."""
 
     required_arguments = 1
-    has_content = True
 
     def run(self) -> list[nodes.Node]:
         function = self.named(self.arguments[0])
@@ -68,14 +82,6 @@ class OfResults(SphinxDirective):
     def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
         raise NotImplementedError
 
-    def parsed(self, text: str) -> list[nodes.Node]:
-        """Markdown as nodes."""
-        container = nodes.container()
-        self.state.nested_parse(
-            StringList(text.splitlines(), self.get_source_info()[0]), self.content_offset, container
-        )
-        return container.children
-
     def filled(self, text: str, name: str, facts: Facts, when: str | None) -> list[nodes.Node]:
         """A text with the values in its slots, with a warning unless it was written for this outcome."""
         if facts.outcome != when:
@@ -91,14 +97,18 @@ class OfResults(SphinxDirective):
 
 
 class Finding(OfResults):
-    """A sentence for one outcome, with slots for the values: ``{n}``."""
+    """A sentence for one outcome, with slots for the values: ``{n}``; ``brief`` leaves intervals to a note on each."""
 
-    option_spec = {"when": directives.unchanged_required}
+    option_spec = {"when": directives.unchanged_required, "brief": directives.flag}
 
     def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
         facts = function(*runs)
         if page.own_run() in runs:
             return [bare_facts(self.arguments[0], facts)]
+        if "brief" in self.options:
+            facts = Facts(
+                facts.outcome, {name: noted(value, facts.values.get("n")) for name, value in facts.values.items()}
+            )
         sentence = self.filled("\n".join(self.content), self.arguments[0], facts, self.options.get("when"))
         return [nodes.container("", *sentence, classes=["finding"])]
 
@@ -136,11 +146,15 @@ class ResultFigure(OfResults):
         if "alt" not in self.options:
             raise self.error("a figure needs :alt:, which says in words what it shows")
         # In a box of its own: the theme hides the caption that follows the image for the other theme.
-        image = raw(f"<div>{draw.themed(lambda: function(*runs), self.options['alt']).data}</div>")
+        image = raw(f"<div>{self.drawing(function, runs)}</div>")
         figure = nodes.figure("", image, nodes.caption("", "", *self.caption()), align="default")
         if "name" in self.options:
             self.add_name(figure)
         return [figure, self.sources(function)]
+
+    def drawing(self, function: Callable[..., Any], runs: list[str]) -> str:
+        """The figure itself, as HTML."""
+        return draw.themed(lambda: function(*runs), self.options["alt"]).data
 
     def caption(self) -> list[nodes.Node]:
         """The words of the caption: what was found, and what is drawn."""
@@ -239,6 +253,15 @@ def bare_facts(name: str, facts: Any) -> nodes.Node:
     items = [f"<dt>outcome</dt><dd>{html.escape(facts.outcome)}</dd>"]
     items += [f"<dt>{key}</dt><dd>{html.escape(value)}</dd>" for key, value in facts.values.items()]
     return raw(f'<p class="bare-facts">{name}</p><dl class="measured">{"".join(items)}</dl>')
+
+
+def noted(value: str, n: str | None) -> str:
+    """A value whose interval, if it has one, is a note on it, with ``n`` where that is known."""
+    interval = INTERVAL.fullmatch(value)
+    if interval is None:
+        return value
+    mean, low, high = interval.groups()
+    return f"{{abbr}}`{mean} (95 % interval {low} to {high}{f', n = {n}' if n else ''})`"
 
 
 def not_run(notebooks: list[str]) -> nodes.Node:

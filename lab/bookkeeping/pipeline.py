@@ -22,7 +22,7 @@ THREADS = "threads"
 # Which notebook's networks a notebook builds on. It would build them by itself, but not twice if it waits.
 BUILDS_ON = {
     "merge": "train", "accuracy": "merge", "attack": "merge", "planted": "train", "many": "mnist",
-    "perturbations": "attack", "regularisation": "attack", "autoattack": "attack",
+    "perturbations": "attack", "regularisation": "attack", "autoattack": "attack", "plane": "comparison",
 }  # fmt: skip
 # Seconds of a notebook that was never run here, by its defaults on a core of a laptop; of most of them, three.
 FIRST_TIME = {"conditions": 15.0, "arena": 15.0, "attack": 7.0, "comparison": 6.0}

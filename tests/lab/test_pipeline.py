@@ -36,6 +36,9 @@ TINY = {
     "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
     "mnist_networks": {"width": 16, "epochs": [1, 2]}, "mnist_images": 100, "straight_through_epochs": 1,
     "half_networks": {"width": 16, "models": 4, "epochs": [1]}, "half_sizes": [2, 4],
+    "plane_points": 3, "plane_line_points": 3, "plane_images": 50, "plane_networks": [
+        {"recipe": "tiny", "dataset": "digits", "epochs": [1], "models": 2, "width": 8, "batch_size": 256},
+    ],
     "arena_settings": [
         {"setting": "tiny", "images": 100, "test_images": 50, "methods": {"mean": [1.0], "pleas": [1.0]},
          "networks": {"dataset": "digits", "architecture": "mlp1", "width": 8, "models": 2, "epochs": [1]}}
@@ -54,6 +57,7 @@ TABLES = {
     "autoattack": ["nodes"],
     "counterexample": ["barriers", "paths", "regions", "smallest"],
     "mnist": ["barriers", "paths"],
+    "plane": ["corners", "grid", "lines"],
     "planted": ["recovered", "times"],
     "many": ["members", "nodes", "reliability"],
     "arena": ["attacks", "entries", "times"],
@@ -133,7 +137,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         **dict.fromkeys(("merge", "accuracy", *COMPARED), merges),
         "conditions": {"run": "mine", "varied": {"width": [16]}},
         **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
-        "arena": {"run": "mine"},
+        **{step: {"run": "mine"} for step in ("arena", "plane")},
     }
 
 
@@ -177,6 +181,7 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
         ({"barrier_points": 5}, ["accuracy", "mnist", "barriers"]),
         ({"straight_through_epochs": 2}, ["mnist"]),
         ({"mnist_networks": {"epochs": [1]}}, ["mnist", "many"]),
+        ({"plane_points": 4}, ["plane"]),
         ({"half_sizes": [4]}, ["many"]),
         ({"arena_settings": []}, ["arena"]),
         ({"barrier_test_images": 60}, ["barriers"]),
@@ -185,7 +190,7 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
         ({"networks": {"epochs": [3]}}, ["train", "merge", "accuracy", *COMPARED, "planted"]),
         ({"epsilons": [0.0, 1.0]}, ["attack"]),
         ({"stages": [0, 1]}, COMPARED[:3]),
-        ({"seed": 1}, ["barriers", "counterexample", "comparison"]),
+        ({"seed": 1}, ["barriers", "counterexample", "comparison", "plane"]),
         ({"run": "other"}, list(STEPS)),
     ],
 )

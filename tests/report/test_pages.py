@@ -103,8 +103,9 @@ def test_the_page_on_attacks_says_how_strong_those_of_the_shown_run_were():
     assert "A PGD step is two and a half times the radius over the number of steps long" in said
 
 
-def test_the_bibtex_entry_says_what_the_citation_file_says():
-    (entry,) = re.findall(r"```bibtex\n(.*?)```", source("reproduce"), re.DOTALL)
+@pytest.mark.parametrize("page", ["index", "reproduce"])
+def test_the_bibtex_entry_says_what_the_citation_file_says(page):
+    (entry,) = re.findall(r"```bibtex\n(.*?)```", source(page), re.DOTALL)
     fields = {
         name: " ".join(value.strip("{}").split())
         for name, value in re.findall(r"(\w+) = (\{.*?\}),\n", entry, re.DOTALL)
