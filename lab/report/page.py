@@ -76,9 +76,10 @@ def data_titles(data: Mapping[str, str]) -> list[str]:
 
     Titles are stored in one comma list, and have commas of their own: what names no data set belongs to the one before.
     """
+    parts, count = data["title"].split(", "), len(data["name"].split(", "))
     titles: list[list[str]] = []
-    for part in data["title"].split(", "):
-        if not titles or any(name in part for name in DATASETS.values()):
+    for part in parts:
+        if not titles or len(parts) == count or any(name in part for name in DATASETS.values()):
             titles.append([])
         titles[-1].append(part)
     return [name + (f" ({', '.join(qualities)})" if qualities else "") for name, *qualities in titles]

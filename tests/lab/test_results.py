@@ -370,6 +370,7 @@ def test_tables_of_several_data_sets_or_none_say_so(folder):
     one = load("digits")
     results.finish(experiment, [one, dataclasses.replace(one, title="Others")], {}, models="two networks")
     assert provenance("mine", "train")["dataset"]["title"] == "scikit-learn's digits, Others"
-    assert page.measured_on("mine", "train")["data"].startswith("scikit-learn's digits, Others (")
+    measured = f"scikit-learn's digits [{one.fingerprint}], Others [{one.fingerprint}]"
+    assert page.measured_on("mine", "train")["data"] == measured
     results.finish(experiment, [], {}, models="two networks")
     assert page.measured_on("mine", "train")["data"] == "none"
