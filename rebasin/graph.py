@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -138,6 +139,12 @@ def number(size: int | torch.SymInt) -> int:
 def operator(node: torch.fx.Node) -> str:
     """The plain name of the operator that a node calls."""
     return getattr(node.target, "__name__", "").split(".")[0] if node.op == "call_function" else ""
+
+
+def place_of(node: torch.fx.Node) -> str:
+    """Where in the model's code a node comes from, as the end of a message; nothing if that is not known."""
+    places = re.findall(r'File "(.+)", line (\d+)', node.stack_trace or "")
+    return f", called at {places[-1][0]}:{places[-1][1]}" if places else ""
 
 
 Visit = Callable[[torch.fx.Node, list[Any], Callable[..., Any]], Any]

@@ -40,8 +40,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
     'an output of the network'
     """
     check_module(model, "trace(model, example)")
-    inputs = double_inputs(example)
-    program = export(double(model), inputs, RULES)
+    copied = emptied(model)
+    inputs = inputs_for(copied, example)
+    program = export(copied, inputs, RULES)
     spec = follow_program(program).spec
     prove(spec, program, inputs)
     return _completed(spec, model)
@@ -71,20 +72,34 @@ def follow_program(program: torch.export.ExportedProgram) -> Followed:
 
 def double_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs of a model in float64 on the CPU. Raises TypeError for anything but a tensor or a tuple of tensors."""
+    return tuple(x.double() if x.is_floating_point() else x for x in _on_cpu(example))
+
+
+def inputs_for(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs on the CPU, in the number format of the parameters if they have but one.
+
+    Raises TypeError for anything but a tensor or a tuple of tensors.
+    """
+    formats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    (own,) = formats if len(formats) == 1 else (None,)
+    return tuple(x.to(own or x.dtype) if x.is_floating_point() else x for x in _on_cpu(example))
+
+
+def _on_cpu(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     inputs = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
-    return tuple(tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu() for tensor in inputs)
+    return tuple(tensor.cpu() for tensor in inputs)
 
 
-def double(model: nn.Module) -> nn.Module:
-    """A copy in float64 on the CPU. Its parameters and buffers have no values: the proof redraws them."""
+def emptied(model: nn.Module) -> nn.Module:
+    """A copy on the CPU. Its parameters and buffers have no values, whole numbers aside: the proof redraws them."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            empty = torch.empty_like(tensor, dtype=torch.float64, device="cpu", requires_grad=False)
+        if tensor.is_floating_point() or tensor.is_complex():
+            empty = torch.empty_like(tensor, device="cpu", requires_grad=False)
             memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).double().cpu()
+    return copy.deepcopy(model, memo).cpu()
 
 
 def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torch.fx.Node, Any]]:

@@ -245,6 +245,80 @@ def test_a_change_of_number_format_pins_nothing():
     assert trace(Converted(), torch.randn(4, 3)).sizes == {"a": 6}
 
 
+class RootMeanSquare(nn.Module):
+    """A norm that is computed in float32 whatever comes in."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        wide = x.to(torch.float32)
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+class Decoder(nn.Module):
+    """A layer of a language model of today: norms, angles and softmax in float32, a mask of the least float."""
+
+    def __init__(self, width=8, heads=2, words=11, longest=9):
+        super().__init__()
+        self.heads, self.each = heads, width // heads
+        self.words, self.out = nn.Embedding(words, width), nn.Linear(width, words, bias=False)
+        self.before, self.between, self.after = (RootMeanSquare(width) for _ in range(3))
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up, self.down = nn.Linear(width, 6), nn.Linear(width, 6), nn.Linear(6, width)
+        self.register_buffer("mask", torch.full((longest, longest), -torch.inf).triu(1), persistent=False)
+
+    def turned(self, x):
+        places, pairs = (torch.arange(n, dtype=torch.float32) for n in (x.shape[-2], self.each // 2))
+        angles = torch.outer(places, 10 ** (-pairs / len(pairs)))
+        angles = torch.cat([angles, angles], -1)
+        a, b = x.chunk(2, -1)
+        return x * angles.cos().to(x.dtype) + torch.cat([-b, a], -1) * angles.sin().to(x.dtype)
+
+    def forward(self, words):
+        x = self.words(words)
+        y = self.before(x)
+        q, k, v = (f(y).unflatten(-1, (self.heads, self.each)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scores = self.turned(q) @ self.turned(k).mT + self.mask[: words.shape[1], : words.shape[1]]
+        scores = scores.masked_fill(words[:, None, None] == 0, torch.finfo(scores.dtype).min)
+        x = x + self.o((scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        y = self.between(x)
+        x = x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
+        return self.out(self.after(x)).float()
+
+
+@pytest.mark.parametrize("number_format", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_computed_in_float32_on_the_way_is_proved_in_float64(number_format):
+    torch.manual_seed(0)
+    model = Decoder().to(number_format)
+    spec = trace(model, torch.tensor([[3, 1, 4, 1, 5, 0]]))
+    assert {part.group for part in spec.parts["words.weight"]} == {part.group for part in spec.parts["o.weight"]}
+    assert {spec.sizes[group] for group in spec.sizes} == {8, 6}
+    exact = with_statistics(model)
+    words = torch.tensor([[2, 7, 1, 8, 2, 8, 1, 8], [10, 9, 3, 3, 1, 0, 0, 0]])
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(0)).apply(exact)
+    assert moved.words.weight.ne(exact.words.weight).any()
+    torch.testing.assert_close(moved(words), exact(words), rtol=1e-5, atol=1e-5)  # it rounds to float32 itself
+
+
+class NarrowOnly(nn.Module):
+    """An operator that knows no float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(torch.nn.functional.grouped_mm(x.bfloat16()[None], x.bfloat16().mT[None]).float()[0, :, :16])
+
+
+def test_an_operator_without_float64_is_named_with_its_line():
+    with pytest.raises(ValueError, match=r"the operator _?grouped_mm cannot be computed in float64, called at .*\.py:"):
+        trace(NarrowOnly(), torch.randn(16, 16))
+
+
 class Strange(nn.Module):
     def __init__(self):
         super().__init__()
@@ -290,6 +364,33 @@ def test_a_wrong_spec_does_not_pass_the_proof():
     for wrong in (forgotten, replace(groups, parts=groups.parts | {"4.weight": (scattered,)})):
         with pytest.raises(SpecError, match="permuting '0' changes what the network computes"):
             prove(wrong, program, inputs)
+
+
+class BesideLargeNumbers(nn.Module):
+    """Outputs of ordinary size next to huge ones."""
+
+    def __init__(self, beside):
+        super().__init__()
+        self.into, self.out, self.beside = nn.Linear(3, 6), nn.Linear(6, 10), beside
+
+    def forward(self, x):
+        x = self.out(self.into(x).relu())
+        if self.beside == "a time stamp":
+            return torch.cat([x, torch.full_like(x, 1.7e9)], 1)
+        return x.masked_fill(torch.arange(10) > 1, self.beside)
+
+
+BESIDE = [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float64).min, -torch.inf, "a time stamp"]
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_a_huge_output_hides_no_other(beside):
+    model, inputs = BesideLargeNumbers(beside).double(), torch.randn(2, 3, dtype=torch.float64)
+    spec = trace(model, inputs)
+    assert spec.sizes == {"into": 6}
+    forgotten = replace(spec, parts=spec.parts | {"into.bias": ()})
+    with pytest.raises(SpecError, match="permuting 'into' changes what the network computes"):
+        prove(forgotten, export(model, (inputs,)), (inputs,))
 
 
 class InPlace(nn.Module):
