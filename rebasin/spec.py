@@ -56,7 +56,8 @@ class PermutationSpec:
     - ``blocks``: the number of channel groups of each grouped convolution. ``parts`` count its slices as if it were a
       whole convolution that is zero outside of its blocks.
     - ``statistics``: entries that move along, but are no weights to match: running means, counters, masks.
-    - ``pinned``: for each entry that no group moves, the reason.
+    - ``pinned``: for each entry that no group moves, the reason; for one that moves, but of which the example reached a
+      part only, how much stays.
 
     Raises SpecError if these contradict one another.
 
@@ -165,11 +166,11 @@ class PermutationSpec:
         groups = [("group", "units", "lies along")]
         for group, lies in places.items():
             within = f" in each of {self.sizes[self.inside[group]]} blocks" if group in self.inside else ""
-            groups.append((group, f"{self.sizes[group]}{within}", _shortened(lies)))
+            groups.append((group, f"{self.sizes[group]}{within}", shortened(lies)))
         reasons: dict[str, list[str]] = {}
         for key, reason in self.pinned.items():
             reasons.setdefault(reason, []).append(key)
-        stays = [("stays", "reason"), *((_shortened(keys), reason) for reason, keys in reasons.items())]
+        stays = [("stays", "reason"), *((shortened(keys), reason) for reason, keys in reasons.items())]
         return _table(groups) + ("\n\n" + _table(stays) if reasons else "")
 
     def units(self, group: str) -> int:
@@ -269,7 +270,7 @@ def check_spec(spec: PermutationSpec, call: str) -> None:
         raise TypeError(f"the first argument is the spec, and a {type(spec).__name__} was given: {call}")
 
 
-def _shortened(names: Sequence[str], most: int = 2) -> str:
+def shortened(names: Sequence[str], most: int = 2) -> str:
     """The first of the names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

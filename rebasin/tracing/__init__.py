@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rebasin.graph import export, number, operator, weight_keys
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
+from rebasin.tracing.left_out import UNUSED, warn_of_left_out
 from rebasin.tracing.proof import prove
 from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401  each adds its rules to RULES
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
@@ -23,11 +24,14 @@ from rebasin.weights import check_module
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> PermutationSpec:
     """The permutation groups of a model: which units can change places without changing what it computes.
 
-    ``example`` is an input of the model, with a batch axis, or the tuple of its inputs; one or two images are enough.
-    The model is taken as in evaluation, and nothing of it is modified. Its graph is exported by ``torch.export``, and
-    axes are followed through it operator by operator. What no rule in ``rebasin/tracing/rules`` can follow stays where
-    it is, and ``spec.pinned`` tells the reason. Before the spec is returned it is proved: all weights are redrawn, each
-    group is permuted at random, and the outputs must stay what they were.
+    ``example`` is an input of the model, with a batch axis, or the tuple of its inputs; one or two images are enough,
+    of the size that the model is used at. The model is taken as in evaluation, and nothing of it is modified. Its graph
+    is exported by ``torch.export``, and axes are followed through it operator by operator. What no rule in
+    ``rebasin/tracing/rules`` can follow stays where it is, and ``spec.pinned`` tells the reason. So does what the
+    example does not reach, such as the end of a table that is cut to the input's length; a warning names it if others
+    of its axis move. Another one names entries that are not used, but have an axis as long as one that moves. Before
+    the spec is returned it is proved: all weights are redrawn, each group is permuted at random, and the outputs must
+    stay what they were.
 
     Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input or if outputs are
     not finite, and SpecError, naming a group, if permuting it changes the outputs.
@@ -43,9 +47,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
     copied = emptied(model)
     inputs = inputs_for(copied, example)
     program = export(copied, inputs, RULES)
-    spec = follow_program(program).spec
-    prove(spec, program, inputs)
-    return _completed(spec, model)
+    followed = follow_program(program)
+    prove(followed.spec, program, inputs)
+    spec = _completed(followed.spec, model)
+    warn_of_left_out(spec, followed.membership, followed.tensors)
+    return spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +68,20 @@ class Followed:
     spec: PermutationSpec
     membership: Membership
 
+    @property
+    def tensors(self) -> dict[str, Value]:
+        """What is known of the parameters and buffers that the graph uses, by their keys."""
+        return _tensors(self.values)
+
 
 def follow_program(program: torch.export.ExportedProgram) -> Followed:
     """Follow the units of a graph that ``rebasin.graph.export`` gave, operator by operator."""
     relations, values = _relate(program)
-    tensors = {value.key: value for node, value in values.items() if node.op == "placeholder" and value.key}
-    return Followed(program, values, *find_groups(relations, tensors))
+    return Followed(program, values, *find_groups(relations, _tensors(values)))
+
+
+def _tensors(values: Mapping[torch.fx.Node, Any]) -> dict[str, Value]:
+    return {value.key: value for node, value in values.items() if node.op == "placeholder" and value.key}
 
 
 def double_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -141,7 +155,7 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
     """The spec with every key of the model's state, in its order."""
     state = model.state_dict()
     left_out = {
-        key: "not used in evaluation" if tensor.is_floating_point() else "whole numbers"
+        key: UNUSED if tensor.is_floating_point() else "whole numbers"
         for key, tensor in state.items()
         if key not in spec.parts
     }

@@ -196,7 +196,8 @@ class Tied(nn.Module):
 
 def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
     model, inputs = Tied(), torch.randint(7, (3, 4))
-    groups = trace(model, inputs)
+    with pytest.warns(UserWarning, match="'aside.weight': not used with this example"):
+        groups = trace(model, inputs)
     # The columns of the one matrix are both what goes into the middle layer and what comes out of it.
     assert groups.sizes == {"mix": 6}
     lies = {key: [(part.group, part.axis) for part in parts] for key, parts in groups.parts.items()}
@@ -391,6 +392,92 @@ def test_a_huge_output_hides_no_other(beside):
     forgotten = replace(spec, parts=spec.parts | {"into.bias": ()})
     with pytest.raises(SpecError, match="permuting 'into' changes what the network computes"):
         prove(forgotten, export(model, (inputs,)), (inputs,))
+
+
+class CutToLength(nn.Module):
+    """Learned positions and a bias of each head, both cut to the length of the input."""
+
+    def __init__(self, longest=9, width=8):
+        super().__init__()
+        self.words, self.out = nn.Embedding(11, width), nn.Linear(width, 11)
+        self.places = nn.Parameter(torch.zeros(1, longest, width))
+        self.biases = nn.Parameter(torch.zeros(2, longest, longest))
+        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, words):
+        length = words.shape[1]
+        x = self.words(words) + self.places[:, :length]
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.mT + self.biases[:, :length, :length]).softmax(-1)
+        return self.out(x + self.mix((weights @ v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("length", [5, 9])
+def test_places_beyond_the_example_stay_as_those_that_it_has(length):
+    torch.manual_seed(0)
+    model = CutToLength()
+    spec = trace(model, torch.randint(11, (1, length)))
+    assert {(part.group, part.axis) for part in spec.parts["places"]} == {("mix", 2)}
+    assert {part.axis for part in spec.parts["biases"]} == {0}, "heads move, places do not"
+    told = {key: why for key, why in spec.pinned.items() if "slices" in why}
+    assert told == (
+        {
+            "places": "4 of 9 slices along axis 1: not reached by the example",
+            "biases": "4 of 9 slices along axis 1 and 4 of 9 slices along axis 2: not reached by the example",
+        }
+        if length == 5
+        else {}
+    )
+    exact, words = with_statistics(model), torch.randint(11, (2, 9))
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(0)).apply(exact)
+    assert moved.words.weight.ne(exact.words.weight).any()
+    torch.testing.assert_close(moved(words), exact(words))
+
+
+class Slim(nn.Module):
+    """Computes with the first of its units only, as many as it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.units = nn.Linear(3, 8), nn.Linear(8, 7), nn.Linear(7, 2), 5
+
+    def forward(self, x):
+        x = nn.functional.linear(x, self.a.weight[: self.units], self.a.bias[: self.units]).relu()
+        return self.c(nn.functional.linear(x, self.b.weight[:, : self.units], self.b.bias).relu())
+
+
+def test_units_that_the_example_does_not_reach_stay_and_are_named():
+    torch.manual_seed(0)
+    model, inputs = Slim(), torch.randn(4, 3)
+    with pytest.warns(UserWarning, match="does not reach 3 of 8 slices of 'a.weight' along axis 0, 3 of 8 .* 1 more"):
+        spec = trace(model, inputs)
+    assert spec.sizes == {"a": 5, "b": 7}
+    model.units = 7
+    assert largest_change(model, spec, inputs) < 1e-12
+
+
+class OnDemand(nn.Module):
+    """A token and a second head that are used if they are asked for."""
+
+    def __init__(self, stray):
+        super().__init__()
+        self.into, self.out, self.second = nn.Linear(3, 6), nn.Linear(6, 2), nn.Linear(6, 4)
+        self.token, self.stray = nn.Parameter(torch.zeros(1, 1, 6)), nn.Linear(5, 4, bias=False)
+        if stray:
+            del self.token, self.second
+
+    def forward(self, x, asked=None):
+        x = self.into(x)
+        return self.out(x) if asked is None else self.second(torch.where(asked, self.token, x))
+
+
+def test_what_is_not_used_and_may_belong_to_what_moves_is_named():
+    inputs, asked = torch.randn(2, 4, 3), torch.rand(2, 4, 1) > 0.5
+    with pytest.warns(UserWarning, match="'token', 'second.weight': not used with this example.* of 'into.weight'"):
+        assert trace(OnDemand(stray=False), inputs).pinned["token"] == "not used in evaluation"
+    with pytest.warns(UserWarning, match="'out.weight': not used with this example"):
+        assert trace(OnDemand(stray=False), (inputs, asked)).parts["token"]
+    assert trace(OnDemand(stray=True), inputs).pinned["stray.weight"] == "not used in evaluation"
 
 
 class InPlace(nn.Module):

@@ -134,6 +134,9 @@ def selected(relations: Relations, shape: tuple[int, ...], x: Value, dim: int, i
     dim = dim % len(x.shape)
     kept = (*x.shape[:dim], 1, *x.shape[dim + 1 :])
     window = _taken(relations, x, kept, dim, slice(index, index + 1 or None))
+    for labels in window.labels:
+        if labels.axes == (dim,):  # it leaves no label behind
+            relations.reach(labels.units)
     return without(window, [dim], shape)
 
 
@@ -143,7 +146,7 @@ def _taken(relations: Relations, x: Value, shape: tuple[int, ...], dim: int, win
     for labels in x.labels:
         if dim in labels.axes:
             at = tuple(window if axis == dim else slice(None) for axis in labels.axes)
-            relations.use(labels.units[at])
+            relations.part(labels.units[at])
             labels = tidy(labels.axes, labels.units[at]) if shape[dim] > 1 else Labels(labels.axes, labels.units[at])
         out.append(labels)
     return Value(shape, tuple(labels for labels in out if labels.axes))
