@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rebasin.weights import Weights
+from rebasin.weights import Weights, is_whole, real
 
 
 class SpecError(ValueError):
@@ -136,7 +136,7 @@ class PermutationSpec:
             if key not in axes:
                 raise ValueError(f"no axes are given for {key!r}")
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-        whole = (key for key, tensor in state.items() if not tensor.is_floating_point())
+        whole = (key for key, tensor in state.items() if is_whole(tensor))
         return cls(sizes, parts, shapes, statistics=frozenset([*statistics, *whole]))
 
     def __hash__(self) -> int:
@@ -259,8 +259,8 @@ class PermutationSpec:
         """Raise ValueError, naming the first key, for NaN or infinite values."""
         for key in self.shapes:
             # A buffer that does not move, such as a mask, may hold what it likes.
-            matters = weights[key].is_floating_point() and (key not in self.statistics or self.parts.get(key))
-            if matters and weights[key].numel() and not torch.isfinite(torch.stack(weights[key].aminmax())).all():
+            matters = not is_whole(weights[key]) and (key not in self.statistics or self.parts.get(key))
+            if matters and weights[key].numel() and not torch.isfinite(torch.stack(real(weights[key]).aminmax())).all():
                 raise ValueError(f"{what}: {key!r} holds NaN or infinite values")
 
 

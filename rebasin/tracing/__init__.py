@@ -15,10 +15,10 @@ from rebasin.graph import export, number, operator, weight_keys
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
 from rebasin.tracing.left_out import UNUSED, warn_of_left_out
-from rebasin.tracing.proof import prove
+from rebasin.tracing.proof import Memory, memory_of, prove
 from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401  each adds its rules to RULES
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
-from rebasin.weights import check_module
+from rebasin.weights import check_module, is_whole
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> PermutationSpec:
@@ -107,12 +107,19 @@ def _on_cpu(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def emptied(model: nn.Module) -> nn.Module:
-    """A copy on the CPU. Its parameters and buffers have no values, whole numbers aside: the proof redraws them."""
+    """A copy on the CPU. Its parameters and buffers have no values, whole numbers aside: the proof redraws them.
+
+    What shares memory in the model does so in the copy.
+    """
     memo: dict[int, Any] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() or tensor.is_complex():
-            empty = torch.empty_like(tensor, device="cpu", requires_grad=False)
-            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        if is_whole(tensor) or tensor.layout != torch.strided:
+            continue
+        own = tensor.untyped_storage()
+        storage = storages.setdefault(own._cdata, torch.UntypedStorage(own.nbytes()))
+        empty = torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(model, memo).cpu()
 
 
@@ -122,22 +129,25 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torc
     keys, fleeting = weight_keys(program), program.graph_signature.non_persistent_buffers
     known: dict[torch.fx.Node, Any] = {}
     tensors: dict[str, Value] = {}
-    same: dict[int, str] = {}
-    shared = Counter(tensor.data_ptr() for tensor in program.state_dict.values())
+    same: dict[Memory, str] = {}
+    shared = Counter(map(memory_of, program.state_dict.values()))
+    entangled = _entangled(program.state_dict)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             shape = _shape(node.meta["val"])
             known[node] = Value(shape)
             key = keys.get(node)
-            if key is None or key in fleeting or not node.meta["val"].is_floating_point():
+            if key is None or key in fleeting or is_whole(node.meta["val"]):
                 continue
-            memory = program.state_dict[key].data_ptr()
+            memory = memory_of(program.state_dict[key])
             first = same.setdefault(memory, key)
             if first in tensors:  # one tensor under two names
                 known[node] = tensors[key] = Value(shape, tensors[first].labels, key)
             elif node.users or shared[memory] > 1:
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
                 known[node] = tensors[key] = Value(shape, tuple(labels), key)
+                for own in labels if key in entangled else ():
+                    relations.pin(own.units, "shares its memory with another entry, in another layout")
         elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing
             if isinstance(node.meta["val"], int | torch.SymInt):  # a size
                 known[node] = number(node.meta["val"])
@@ -151,13 +161,33 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torc
     return relations, known
 
 
+def _entangled(state: Mapping[str, Tensor]) -> set[str]:
+    """The entries whose memory overlaps with that of others which are not the same tensor."""
+    spans = sorted((*_span(tensor), key) for key, tensor in state.items() if tensor.numel())
+    clusters: list[set[str]] = []
+    storage, end = 0, 0
+    for own, first, last, key in spans:
+        if clusters and own == storage and first < end:
+            clusters[-1].add(key)
+            end = max(end, last)
+        else:
+            clusters.append({key})
+            storage, end = own, last
+    return {key for keys in clusters if len({memory_of(state[key]) for key in keys}) > 1 for key in keys}
+
+
+def _span(tensor: Tensor) -> tuple[int, int, int]:
+    """The storage of a tensor, and where in it the tensor begins and ends, in bytes."""
+    first = int(tensor.storage_offset())
+    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage()._cdata, first * tensor.element_size(), (last + 1) * tensor.element_size()
+
+
 def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
     """The spec with every key of the model's state, in its order."""
     state = model.state_dict()
     left_out = {
-        key: UNUSED if tensor.is_floating_point() else "whole numbers"
-        for key, tensor in state.items()
-        if key not in spec.parts
+        key: "whole numbers" if is_whole(tensor) else UNUSED for key, tensor in state.items() if key not in spec.parts
     }
     return replace(
         spec,

@@ -65,11 +65,19 @@ def _computing_in(number_format: torch.dtype) -> Iterator[None]:
 def redrawn(program: torch.export.ExportedProgram, generator: torch.Generator) -> dict[str, Tensor]:
     """Random float64 values for all parameters, buffers and constants of a graph; whole numbers stay."""
     tensors = {**program.state_dict, **program.constants}
-    drawn: dict[int, Tensor] = {}  # a tensor of two names is drawn once
+    drawn: dict[Memory, Tensor] = {}  # a tensor of two names is drawn once
     for tensor in tensors.values():
-        if tensor.data_ptr() not in drawn:
-            drawn[tensor.data_ptr()] = _redrawn(tensor, generator)
-    return {key: drawn[tensor.data_ptr()] for key, tensor in tensors.items()}
+        if memory_of(tensor) not in drawn:
+            drawn[memory_of(tensor)] = _redrawn(tensor, generator)
+    return {key: drawn[memory_of(tensor)] for key, tensor in tensors.items()}
+
+
+Memory = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+def memory_of(tensor: Tensor) -> Memory:
+    """Where a tensor lies in memory, and in which layout."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def permuted(spec: PermutationSpec, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> dict[str, Tensor]:

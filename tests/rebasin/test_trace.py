@@ -14,6 +14,7 @@ from networks import chain_spec
 from torch import nn
 from torch.func import functional_call
 
+import rebasin
 from rebasin.graph import export
 from rebasin.permutation import Permutation
 from rebasin.spec import SpecError
@@ -209,6 +210,63 @@ def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
     other = copy.deepcopy(model)
     other.load_state_dict(moved)
     torch.testing.assert_close(other(inputs), model(inputs))
+
+
+def test_a_tie_through_data_is_one_tensor_too():
+    model, inputs = Tied(), torch.randint(7, (3, 4))
+    model.out.weight = nn.Parameter(torch.zeros(7, 6))
+    model.out.weight.data = model.words.weight.data
+    assert len(list(model.parameters())) == 6, "two parameters over one memory"
+    with pytest.warns(UserWarning, match="'aside.weight': not used with this example"):
+        assert trace(model, inputs).parts["out.weight"] == trace(model, inputs).parts["words.weight"] != ()
+
+
+class TiedTurned(nn.Module):
+    """A decoder's weight is the encoder's, rows for columns, by way of their memory alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6, bias=False), nn.Linear(6, 4, bias=False), nn.Linear(4, 2)
+        self.b.weight.data = self.a.weight.data.T
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def test_tensors_that_share_memory_in_another_layout_stay():
+    spec = trace(TiedTurned(), torch.randn(3, 4))
+    reason = "shares its memory with another entry, in another layout"
+    assert spec.pinned["a.weight"] == spec.pinned["b.weight"] == reason and not spec.sizes
+
+
+class Waves(nn.Module):
+    """Complex weights between real ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+        self.turn = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64))
+
+    def forward(self, x):
+        x = torch.einsum("nk,km->nm", self.a(x).to(self.turn.dtype), self.turn)
+        return self.out(self.b(x.real).tanh())
+
+
+def test_complex_weights_move_and_are_averaged():
+    torch.manual_seed(0)
+    model, inputs = Waves(), torch.randn(4, 3)
+    spec = trace(model, inputs)
+    assert spec.sizes == {"turn": 6, "turn axis 1": 6, "b": 5}
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(1)).apply(model)
+    torch.testing.assert_close(moved(inputs), model(inputs))
+    for by in ("weights", "frank-wolfe"):
+        found = rebasin.match(spec, model, moved, by=by)
+        assert torch.equal(found.apply(moved).turn, model.turn), by
+        torch.testing.assert_close(found.objective, rebasin.inner_product(spec, model, model))
+    assert torch.equal(rebasin.interpolate(model, moved, 1.0).turn, moved.turn)
+    torch.testing.assert_close(rebasin.merge(spec, [model, moved], by="many").model(inputs), model(inputs))
+    middle = (model.turn + moved.turn) / 2
+    torch.testing.assert_close(rebasin.merge(spec, [model, moved], by="mean").model.turn, middle)
 
 
 class Conflicting(nn.Module):
