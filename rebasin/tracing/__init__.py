@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import export, number, operator, weight_keys
+from rebasin.graph import export, number, operator, place_of, weight_keys
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
 from rebasin.tracing.left_out import UNUSED, warn_of_left_out
@@ -33,8 +33,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
     the spec is returned it is proved: all weights are redrawn, each group is permuted at random, and the outputs must
     stay what they were.
 
-    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input or if outputs are
-    not finite, and SpecError, naming a group, if permuting it changes the outputs.
+    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if an operator
+    cannot be followed at all or cannot be computed in float64 (it is named, with its line), or if outputs are not
+    finite, and SpecError, naming a group, if permuting it changes the outputs.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> spec = trace(model, torch.randn(1, 3, 8, 8))
@@ -152,8 +153,15 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torc
             if isinstance(node.meta["val"], int | torch.SymInt):  # a size
                 known[node] = number(node.meta["val"])
                 continue
+            _check_sizes(node)
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = follow(relations, operator(node), _shape(node.meta["val"]), args, kwargs)
+            try:
+                known[node] = follow(relations, operator(node), _shape(node.meta["val"]), args, kwargs)
+            except Exception as error:
+                raise ValueError(
+                    f"the rule of the operator {operator(node)} fails{place_of(node)}: {error!r}. Write one that takes "
+                    "this case, or put other operators in its place"
+                ) from error
         elif node.op == "output":
             for value in node.all_input_nodes:
                 for labels in known[value].labels:
@@ -196,6 +204,17 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         statistics=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if name in state),
         pinned={**spec.pinned, **left_out},
     )
+
+
+def _check_sizes(node: torch.fx.Node) -> None:
+    """Raise ValueError, naming the operator, if the sizes of what a node gives depend on values."""
+    several = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+    sizes = [size for value in several if isinstance(value, Tensor) for size in value.shape]
+    if any(isinstance(size, torch.SymInt) and not size.node.has_hint() for size in sizes):
+        raise ValueError(
+            f"the size of what the operator {operator(node)} gives depends on values{place_of(node)}, so that no graph "
+            "tells which units meet: weigh by a mask (torch.where, a product) in place of choosing entries"
+        )
 
 
 def _shape(value: Any) -> Any:

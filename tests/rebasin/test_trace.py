@@ -20,6 +20,7 @@ from rebasin.permutation import Permutation
 from rebasin.spec import SpecError
 from rebasin.tracing import trace
 from rebasin.tracing.proof import prove
+from rebasin.tracing.units import RULES
 
 
 def with_statistics(model, seed=0):
@@ -604,6 +605,86 @@ def test_models_and_inputs_that_cannot_be_exported():
         trace(Branching(), torch.randn(3))
     with pytest.raises(ValueError, match="torch.export refuses this model or input: .*must have same reduction dim"):
         trace(nn.Linear(4, 2), torch.randn(3, 5))
+
+
+class Unclear(nn.Module):
+    """Parts of a network in which what is computed, or how much, depends on values."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.a, self.b, self.part = nn.Linear(3, 6), nn.Linear(6, 2), part
+
+    def forward(self, x):
+        return self.part(self, self.a(x))
+
+
+def either(model, x):
+    return torch.cond(x.sum() > 0, lambda x: x.relu(), lambda x: x.tanh(), (x,))[:, :2]
+
+
+def those_above_zero(model, x):
+    return model.b(x[x[:, 0] > 0]).mean(0)
+
+
+def as_many_as_are_above_zero(model, x):
+    return model.b(x[: int((x[:, 0] > 0).sum())]).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (either, "the operator cond runs a graph of its own, called at .*: choose between branches in Python"),
+        (those_above_zero, "the operator index gives depends on values, called at .*: weigh by a mask"),
+        (as_many_as_are_above_zero, "torch.export refuses .*data-dependent.*, called at .*"),
+    ],
+)
+def test_what_depends_on_values_is_refused_with_its_line(part, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        trace(Unclear(part), torch.randn(4, 3))
+    assert f"called at {__file__}:" in str(refused.value)
+
+
+def careless(relations, shape, x):
+    return x.labels[3]
+
+
+def test_a_rule_that_fails_is_named(monkeypatch):
+    monkeypatch.setitem(RULES, "erfinv", careless)
+    model = nn.Sequential(nn.Linear(3, 6), Applied(torch.erfinv), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match="the rule of the operator erfinv fails, called at .*: IndexError.*Write one"):
+        trace(model, torch.randn(4, 3))
+
+
+class Applied(nn.Module):
+    """A function of one tensor."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Grid(nn.Module):
+    """Weighs by a grid of its own, which is float32 whatever the weights are."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.weight = nn.Linear(3, 6), nn.Linear(6, 2), nn.Parameter(torch.zeros(4, 6))
+
+    def forward(self, x):
+        grid = torch.linspace(0, 1, 4, dtype=torch.float32)
+        return self.b(self.a(x) * (grid[None] @ self.weight))
+
+
+def test_a_model_that_cannot_be_cast_is_traced_in_its_own_number_format():
+    assert trace(Grid(), torch.randn(4, 3)).sizes == {"a": 6}
+
+
+def test_an_empty_vector_is_passed_over_by_a_concatenation():
+    model = nn.Sequential(nn.Linear(3, 6), Applied(lambda x: torch.cat([x.new_zeros(0), x], -1)), nn.Linear(6, 2))
+    assert trace(model, torch.randn(4, 3)).sizes == {"0": 6}
 
 
 class Random(nn.Module):

@@ -190,6 +190,7 @@ def item(relations: Relations, shape: Any, parts: Sequence[Value], index: int) -
 def joined(relations: Relations, shape: tuple[int, ...], values: Sequence[Value], dim: int = 0) -> Value:
     """Tensors one after another along an axis: there labels follow one another, elsewhere they are tied."""
     dim, why = dim % len(shape), "concatenated with something that stays"
+    values = [value for value in values if len(value.shape) == len(shape)]  # torch passes over empty vectors
     along = {labels.axes for value in values for labels in value.labels if dim in labels.axes}
     rest = []
     for value in values:
