@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -41,7 +43,8 @@ def export(
     """The model's graph in evaluation, every operator a function without side effects.
 
     It is decomposed into simpler operators only if it needs that, or has one that is not in ``known``. Raises
-    ValueError if torch.export refuses the model or the inputs, with the first line of what it says.
+    ValueError if torch.export refuses the model or the inputs, with the first line of what it says, and for operators
+    that run a graph within the graph, as ``torch.cond`` does.
 
     With ``any_batch`` the graph takes batches of any size, where torch.export allows it: not where the model asks for
     ``len(x)``. Of ``inputs``, there are ``two_or_more``.
@@ -59,12 +62,21 @@ def export(
             own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
             program = torch.export.export(copy.deepcopy(model, own).eval(), inputs, dynamic_shapes=dynamic)
             # Decomposing takes longer than exporting.
-            return program if _make_functional(program.graph, known) else program.run_decompositions({})
+            if not _make_functional(program.graph, known):
+                program = program.run_decompositions({})
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"torch.export refuses this model or input: {lines[0] if lines else error!r}") from error
+        said = lines[0] if lines else repr(error)
+        raise ValueError(f"torch.export refuses this model or input: {said}{_last_line(str(error))}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise ValueError(
+                f"the operator {operator(node)} runs a graph of its own{place_of(node)}, which cannot be followed: "
+                "choose between branches in Python, by what is no tensor, or compute both and take one by torch.where"
+            )
+    return program
 
 
 def two_or_more(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -138,6 +150,19 @@ def number(size: int | torch.SymInt) -> int:
 def operator(node: torch.fx.Node) -> str:
     """The plain name of the operator that a node calls."""
     return getattr(node.target, "__name__", "").split(".")[0] if node.op == "call_function" else ""
+
+
+def place_of(node: torch.fx.Node) -> str:
+    """Where in the model's code a node comes from, as the end of a message; nothing if that is not known."""
+    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    return _last_line(node.stack_trace or "") or (f", called in {modules[-1]!r}" if modules else "")
+
+
+def _last_line(trace: str) -> str:
+    """The last line of code outside of torch in a stack trace, or inside if there is no other; nothing if none."""
+    places = re.findall(r'File "([^<].*)", line (\d+)', trace)
+    own = [(file, line) for file, line in places if not file.startswith(os.path.dirname(torch.__file__))]
+    return ", called at {}:{}".format(*(own or places)[-1]) if places else ""
 
 
 Visit = Callable[[torch.fx.Node, list[Any], Callable[..., Any]], Any]

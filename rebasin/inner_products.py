@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from rebasin.spec import PermutationSpec, check_spec
-from rebasin.weights import Models, Weights, weights_of
+from rebasin.weights import Models, Weights, real, weights_of
 
 
 def inner_product(spec: PermutationSpec, a: Models, b: Models) -> Tensor:
     """The inner product of the weights of two models, statistics left out: (*batch,), float64.
 
-    Both are modules, dicts of tensors (*batch, ...), or lists of either. Permuting both models alike does not change
+    Both are modules, dicts of tensors (*batch, ...), or lists of either. Of complex weights it is the real part, one
+    factor conjugated: that of their real and imaginary parts. Permuting both models alike does not change
     it, so that, of all permutations of ``b``, the one with the greatest inner product brings it closest to ``a``.
 
     >>> spec = rebasin.PermutationSpec.from_axes({"w": torch.zeros(2)}, {"w": ("units",)})
@@ -23,7 +24,8 @@ def inner_product(spec: PermutationSpec, a: Models, b: Models) -> Tensor:
     a, b = weights_of(a, "a"), weights_of(b, "b")
     total = torch.zeros((), dtype=torch.float64)
     for key in spec.weights:
-        products, axes = a[key] * b[key], len(spec.shapes[key])
+        products = real(a[key]) * real(b[key])
+        axes = len(spec.shapes[key]) + a[key].is_complex()
         of_entry = products.flatten(-axes).sum(-1, dtype=torch.float64) if axes else products.double()
         total = total + of_entry
     return total
@@ -47,7 +49,8 @@ def mean_inner_product(spec: PermutationSpec, models: Models) -> Tensor:
         raise ValueError("a mean inner product needs two models or more")
     total = torch.zeros((), dtype=torch.float64)
     for key in spec.weights:
-        tensor = models[key].flatten(axis + 1) if models[key].ndim > axis + 1 else models[key].unsqueeze(-1)
+        tensor = real(models[key])
+        tensor = tensor.flatten(axis + 1) if tensor.ndim > axis + 1 else tensor.unsqueeze(-1)
         total = total + tensor.sum(axis).square().sum(-1, dtype=torch.float64)
         total = total - tensor.square().sum((axis, -1), dtype=torch.float64)
     return total / (n * (n - 1))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rebasin.weights import Weights
+from rebasin.weights import Weights, is_whole, real
 
 
 class SpecError(ValueError):
@@ -56,7 +56,8 @@ class PermutationSpec:
     - ``blocks``: the number of channel groups of each grouped convolution. ``parts`` count its slices as if it were a
       whole convolution that is zero outside of its blocks.
     - ``statistics``: entries that move along, but are no weights to match: running means, counters, masks.
-    - ``pinned``: for each entry that no group moves, the reason.
+    - ``pinned``: for each entry that no group moves, the reason; for one that moves, but of which the example reached a
+      part only, how much stays.
 
     Raises SpecError if these contradict one another.
 
@@ -135,7 +136,7 @@ class PermutationSpec:
             if key not in axes:
                 raise ValueError(f"no axes are given for {key!r}")
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-        whole = (key for key, tensor in state.items() if not tensor.is_floating_point())
+        whole = (key for key, tensor in state.items() if is_whole(tensor))
         return cls(sizes, parts, shapes, statistics=frozenset([*statistics, *whole]))
 
     def __hash__(self) -> int:
@@ -165,11 +166,11 @@ class PermutationSpec:
         groups = [("group", "units", "lies along")]
         for group, lies in places.items():
             within = f" in each of {self.sizes[self.inside[group]]} blocks" if group in self.inside else ""
-            groups.append((group, f"{self.sizes[group]}{within}", _shortened(lies)))
+            groups.append((group, f"{self.sizes[group]}{within}", shortened(lies)))
         reasons: dict[str, list[str]] = {}
         for key, reason in self.pinned.items():
             reasons.setdefault(reason, []).append(key)
-        stays = [("stays", "reason"), *((_shortened(keys), reason) for reason, keys in reasons.items())]
+        stays = [("stays", "reason"), *((shortened(keys), reason) for reason, keys in reasons.items())]
         return _table(groups) + ("\n\n" + _table(stays) if reasons else "")
 
     def units(self, group: str) -> int:
@@ -258,8 +259,8 @@ class PermutationSpec:
         """Raise ValueError, naming the first key, for NaN or infinite values."""
         for key in self.shapes:
             # A buffer that does not move, such as a mask, may hold what it likes.
-            matters = weights[key].is_floating_point() and (key not in self.statistics or self.parts.get(key))
-            if matters and weights[key].numel() and not torch.isfinite(torch.stack(weights[key].aminmax())).all():
+            matters = not is_whole(weights[key]) and (key not in self.statistics or self.parts.get(key))
+            if matters and weights[key].numel() and not torch.isfinite(torch.stack(real(weights[key]).aminmax())).all():
                 raise ValueError(f"{what}: {key!r} holds NaN or infinite values")
 
 
@@ -269,7 +270,7 @@ def check_spec(spec: PermutationSpec, call: str) -> None:
         raise TypeError(f"the first argument is the spec, and a {type(spec).__name__} was given: {call}")
 
 
-def _shortened(names: Sequence[str], most: int = 2) -> str:
+def shortened(names: Sequence[str], most: int = 2) -> str:
     """The first of the names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

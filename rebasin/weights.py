@@ -49,7 +49,8 @@ def interpolate(a: Kind, b: Models, weight: float) -> Kind:
     """The point ``(1 - weight) a + weight b`` between two models, or between many pairs.
 
     Both are modules, dicts of tensors with any leading axes, or lists of either; the answer is what ``a`` is. Whole
-    numbers, such as counters, are those of ``a``. Raises ValueError, naming the first key, if the two do not fit.
+    numbers, such as counters, are those of ``a``, and what is infinite in both alike, as in a mask, stays. Raises
+    ValueError, naming the first key, if the two do not fit.
 
     >>> a, b = {"bias": torch.zeros(2)}, {"bias": torch.ones(2)}
     >>> interpolate(a, b, 0.25)
@@ -59,8 +60,24 @@ def interpolate(a: Kind, b: Models, weight: float) -> Kind:
     check_alike(from_a, from_b, "a", "b")
     between = {}
     for key, tensor in from_a.items():
-        between[key] = torch.lerp(tensor, from_b[key], weight) if tensor.is_floating_point() else tensor.clone()
+        between[key] = tensor.clone() if is_whole(tensor) else point_between(tensor, from_b[key], weight)
     return like(a, between)
+
+
+def point_between(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
+    """``(1 - weight) a + weight b``; where both are the same infinity, that."""
+    point = torch.lerp(a, b, weight)
+    return point if point.isfinite().all() else torch.where(a == b, a, point)
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor holds whole numbers, such as counters, which no merge averages."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A tensor; one of complex numbers as their real and imaginary parts, along a new last axis."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def mean(weights: Weights, axis: int = 0) -> dict[str, Tensor]:
@@ -69,7 +86,7 @@ def mean(weights: Weights, axis: int = 0) -> dict[str, Tensor]:
     >>> mean({"bias": torch.tensor([[0.0, 1.0], [2.0, 3.0]])})
     {'bias': tensor([1., 2.])}
     """
-    return over(weights, lambda tensor: tensor.mean(axis) if tensor.is_floating_point() else tensor.select(axis, 0))
+    return over(weights, lambda tensor: tensor.select(axis, 0) if is_whole(tensor) else tensor.mean(axis))
 
 
 def stack(models: Sequence[Weights], axis: int = 0) -> dict[str, Tensor]:

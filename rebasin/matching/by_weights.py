@@ -13,7 +13,7 @@ from rebasin.matching.pairs import Matching, Solution, match_pairs
 from rebasin.matching.scores import assign, gram
 from rebasin.permutation import Permutation, flatten, permute
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, Weights
+from rebasin.weights import Models, Weights, real
 
 # A sweep that gains no more than this ends the search (the authors' code).
 TOLERANCE = 1e-12
@@ -62,7 +62,7 @@ def _coordinate_descent(
 ) -> Solution:
     """Algorithm 1 for weights (pairs, ...) from ``index``, all pairs side by side, the finished ones masked."""
     history = [inner_product(spec, a, Permutation(spec, index).apply(b))]
-    a, b = ({key: spec.view(key, weights[key]) for key in spec.weights} for weights in (a, b))
+    a, b = ({key: real(spec.view(key, weights[key])) for key in spec.weights} for weights in (a, b))
     pairs, device = len(history[0]), history[0].device
     families = list(spec.families.items())
     scores = [_Scores(spec, a, b, members) for _, members in families]

@@ -13,7 +13,7 @@ from rebasin.merging.mending import Mend
 from rebasin.merging.record import Merge, Stage, merged_like, side_by_side, unmoved
 from rebasin.permutation import Permutation, compose
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, flat, stack, take
+from rebasin.weights import Models, flat, is_whole, point_between, stack, take
 
 
 def merge_hierarchical(
@@ -93,6 +93,6 @@ def _passed_down(
 
 def _between(a: Tensor, b: Tensor, share: Tensor, axis: int) -> Tensor:
     """``(1 - share) a + share b``, with a share for each entry along ``axis``; whole numbers are those of ``a``."""
-    if not a.is_floating_point():
+    if is_whole(a):
         return a
-    return torch.lerp(a, b, share.to(a.dtype).reshape(-1, *[1] * (a.ndim - axis - 1)))
+    return point_between(a, b, share.to(a.dtype).reshape(-1, *[1] * (a.ndim - axis - 1)))

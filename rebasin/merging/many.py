@@ -11,7 +11,7 @@ from rebasin.merging.record import Merge, merged_like, side_by_side, unmoved
 from rebasin.permutation import Permutation, compose
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, flat, mean, over, unflat
+from rebasin.weights import Models, flat, is_whole, mean, over, unflat
 
 
 def merge_many(spec: PermutationSpec, models: Models, *, seed: int = 0, max_rounds: int = 100) -> Merge:
@@ -43,7 +43,7 @@ def merge_many(spec: PermutationSpec, models: Models, *, seed: int = 0, max_roun
                 break
             rows = active.nonzero().squeeze(-1)
             shortened = torch.zeros(len(rows), dtype=torch.bool, device=device)
-            total = {key: tensor[rows].sum(1) for key, tensor in moved.items() if tensor.is_floating_point()}
+            total = {key: tensor[rows].sum(1) for key, tensor in moved.items() if not is_whole(tensor)}
             for i in rng.permutation(n):
                 model = {key: tensor[rows, i] for key, tensor in moved.items()}
                 others = dict(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,10 @@ from rebasin.weights import Kind, Models, Weights, check_device, check_module, f
 
 Mend = Callable[[Weights, Weights], Weights]
 UNKNOWN = ("conv_transpose", "rms_norm", "_fused_rms_norm")  # layers that are not in AFFINE
-MOVING = ("movedim", "permute", "transpose")  # axes change places, and values stay
+PRODUCTS = ("mm", "bmm", "baddbmm", "matmul", "einsum")  # what multiplies with a weight that is not in AFFINE
+# Layers, with the axis of the units in what comes out, and which arguments are the weight and the bias.
+LAYERS = AFFINE | {"addmm": (-1, 2, 0)}
+MOVING = ("movedim", "permute", "transpose", "t")  # axes change places, and values stay
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
@@ -83,7 +86,7 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> K
         def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
             value = compute(*args)
             if node in layers:
-                moments[layers[node][0]] = _moments(value, AFFINE[operator(node)][0])
+                moments[layers[node][0]] = _moments(value, LAYERS[operator(node)][0])
             return value
 
         run(program, weights, (inputs,), visit)
@@ -96,13 +99,18 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> K
             value = compute(*args)
             if node not in layers:
                 return value
-            axis, at_weight, at_bias = AFFINE[operator(node)]
+            axis, at_weight, at_bias = LAYERS[operator(node)]
             weight, bias = layers[node]
+            turned = operator(cast(torch.fx.Node, node.args[at_weight])) in MOVING
+            columns = operator(node) == "addmm" and not turned  # of the matrix that it multiplies with: the units
             (mean, std), (goal_mean, goal_std) = _moments(value, axis), goals[weight]
             scale = torch.where(std > 0, goal_std / std, torch.ones_like(std))
-            weights[weight] = weights[weight] * scale.reshape(-1, *[1] * (weights[weight].ndim - 1))
+            weights[weight] = weights[weight] * (
+                scale if columns else scale.reshape(-1, *[1] * (weights[weight].ndim - 1))
+            )
             weights[bias] = (weights[bias] - mean) * scale + goal_mean
-            args[at_weight], args[at_bias] = weights[weight], weights[bias]
+            args[at_weight] = weights[weight].mT if turned else weights[weight]
+            args[at_bias] = weights[bias]
             return compute(*args)
 
         run(program, weights, (inputs,), visit)
@@ -175,13 +183,21 @@ def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[
     layers: dict[torch.fx.Node, tuple[str, str]] = {}
     followed: set[torch.fx.Node] = set()  # nodes with a layer somewhere after them
     for node in reversed(program.graph.nodes):
-        followed.update(node.all_input_nodes if node in followed or operator(node) in AFFINE else ())
+        followed.update(node.all_input_nodes if node in followed or operator(node) in LAYERS else ())
         if node in followed and operator(node).startswith(UNKNOWN):
             raise ValueError(f"REPAIR cannot rescale what {operator(node)} gives")
-        if operator(node) not in AFFINE or node not in followed:
+        if node in followed and operator(node) in PRODUCTS:
+            for factor in map(_unmoved, node.all_input_nodes):
+                if factor in keys:
+                    raise ValueError(f"REPAIR cannot rescale what {operator(node)} gives with {keys[factor]!r}")
+        if operator(node) not in LAYERS or node not in followed:
             continue
-        _, at_weight, at_bias = AFFINE[operator(node)]
+        _, at_weight, at_bias = LAYERS[operator(node)]
+        weight: Any
+        bias: Any
         weight, bias = (node.args[at] if at < len(node.args) else None for at in (at_weight, at_bias))
+        if operator(node) == "addmm" and operator(weight) in MOVING:
+            weight = weight.args[0]
         if weight is None:  # a norm without weights
             continue
         if weight not in keys:
@@ -198,6 +214,11 @@ def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[
         if used.count(weight) > 1:
             raise ValueError(f"REPAIR cannot rescale {weight!r} for each of the {used.count(weight)} times it is used")
     return dict(reversed(layers.items()))
+
+
+def _unmoved(node: torch.fx.Node) -> torch.fx.Node:
+    """The node whose axes were moved to give this one."""
+    return _unmoved(node.all_input_nodes[0]) if operator(node) in MOVING else node
 
 
 def _readers(node: torch.fx.Node) -> Iterator[torch.fx.Node]:

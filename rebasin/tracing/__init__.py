@@ -11,26 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import export, number, operator, weight_keys
+from rebasin.graph import export, number, operator, place_of, weight_keys
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
-from rebasin.tracing.proof import prove
+from rebasin.tracing.left_out import UNUSED, warn_of_left_out
+from rebasin.tracing.proof import Memory, memory_of, prove
 from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401  each adds its rules to RULES
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
-from rebasin.weights import check_module
+from rebasin.weights import check_module, is_whole
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> PermutationSpec:
     """The permutation groups of a model: which units can change places without changing what it computes.
 
-    ``example`` is an input of the model, with a batch axis, or the tuple of its inputs; one or two images are enough.
-    The model is taken as in evaluation, and nothing of it is modified. Its graph is exported by ``torch.export``, and
-    axes are followed through it operator by operator. What no rule in ``rebasin/tracing/rules`` can follow stays where
-    it is, and ``spec.pinned`` tells the reason. Before the spec is returned it is proved: all weights are redrawn, each
-    group is permuted at random, and the outputs must stay what they were.
+    ``example`` is an input of the model, with a batch axis, or the tuple of its inputs; one or two images are enough,
+    of the size that the model is used at. The model is taken as in evaluation, and nothing of it is modified. Its graph
+    is exported by ``torch.export``, and axes are followed through it operator by operator. What no rule in
+    ``rebasin/tracing/rules`` can follow stays where it is, and ``spec.pinned`` tells the reason. So does what the
+    example does not reach, such as the end of a table that is cut to the input's length; a warning names it if others
+    of its axis move. Another one names entries that are not used, but have an axis as long as one that moves. Before
+    the spec is returned it is proved: all weights are redrawn, each group is permuted at random, and the outputs must
+    stay what they were.
 
-    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input or if outputs are
-    not finite, and SpecError, naming a group, if permuting it changes the outputs.
+    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if an operator
+    cannot be followed at all or cannot be computed in float64 (it is named, with its line), or if outputs are not
+    finite, and SpecError, naming a group, if permuting it changes the outputs.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> spec = trace(model, torch.randn(1, 3, 8, 8))
@@ -40,11 +45,14 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
     'an output of the network'
     """
     check_module(model, "trace(model, example)")
-    inputs = double_inputs(example)
-    program = export(double(model), inputs, RULES)
-    spec = follow_program(program).spec
-    prove(spec, program, inputs)
-    return _completed(spec, model)
+    copied = emptied(model)
+    inputs = inputs_for(copied, example)
+    program = export(copied, inputs, RULES)
+    followed = follow_program(program)
+    prove(followed.spec, program, inputs)
+    spec = _completed(followed.spec, model)
+    warn_of_left_out(spec, followed.membership, followed.tensors)
+    return spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,30 +69,59 @@ class Followed:
     spec: PermutationSpec
     membership: Membership
 
+    @property
+    def tensors(self) -> dict[str, Value]:
+        """What is known of the parameters and buffers that the graph uses, by their keys."""
+        return _tensors(self.values)
+
 
 def follow_program(program: torch.export.ExportedProgram) -> Followed:
     """Follow the units of a graph that ``rebasin.graph.export`` gave, operator by operator."""
     relations, values = _relate(program)
-    tensors = {value.key: value for node, value in values.items() if node.op == "placeholder" and value.key}
-    return Followed(program, values, *find_groups(relations, tensors))
+    return Followed(program, values, *find_groups(relations, _tensors(values)))
+
+
+def _tensors(values: Mapping[torch.fx.Node, Any]) -> dict[str, Value]:
+    return {value.key: value for node, value in values.items() if node.op == "placeholder" and value.key}
 
 
 def double_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The inputs of a model in float64 on the CPU. Raises TypeError for anything but a tensor or a tuple of tensors."""
+    return tuple(x.double() if x.is_floating_point() else x for x in _on_cpu(example))
+
+
+def inputs_for(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs on the CPU, in the number format of the parameters if they have but one.
+
+    Raises TypeError for anything but a tensor or a tuple of tensors.
+    """
+    formats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    (own,) = formats if len(formats) == 1 else (None,)
+    return tuple(x.to(own or x.dtype) if x.is_floating_point() else x for x in _on_cpu(example))
+
+
+def _on_cpu(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     inputs = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
-    return tuple(tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu() for tensor in inputs)
+    return tuple(tensor.cpu() for tensor in inputs)
 
 
-def double(model: nn.Module) -> nn.Module:
-    """A copy in float64 on the CPU. Its parameters and buffers have no values: the proof redraws them."""
+def emptied(model: nn.Module) -> nn.Module:
+    """A copy on the CPU. Its parameters and buffers have no values, whole numbers aside: the proof redraws them.
+
+    What shares memory in the model does so in the copy.
+    """
     memo: dict[int, Any] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            empty = torch.empty_like(tensor, dtype=torch.float64, device="cpu", requires_grad=False)
-            memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).double().cpu()
+        if is_whole(tensor) or tensor.layout != torch.strided:
+            continue
+        own = tensor.untyped_storage()
+        storage = storages.setdefault(own._cdata, torch.UntypedStorage(own.nbytes()))
+        empty = torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(model, memo).cpu()
 
 
 def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torch.fx.Node, Any]]:
@@ -93,28 +130,38 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torc
     keys, fleeting = weight_keys(program), program.graph_signature.non_persistent_buffers
     known: dict[torch.fx.Node, Any] = {}
     tensors: dict[str, Value] = {}
-    same: dict[int, str] = {}
-    shared = Counter(tensor.data_ptr() for tensor in program.state_dict.values())
+    same: dict[Memory, str] = {}
+    shared = Counter(map(memory_of, program.state_dict.values()))
+    entangled = _entangled(program.state_dict)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             shape = _shape(node.meta["val"])
             known[node] = Value(shape)
             key = keys.get(node)
-            if key is None or key in fleeting or not node.meta["val"].is_floating_point():
+            if key is None or key in fleeting or is_whole(node.meta["val"]):
                 continue
-            memory = program.state_dict[key].data_ptr()
+            memory = memory_of(program.state_dict[key])
             first = same.setdefault(memory, key)
             if first in tensors:  # one tensor under two names
                 known[node] = tensors[key] = Value(shape, tensors[first].labels, key)
             elif node.users or shared[memory] > 1:
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
                 known[node] = tensors[key] = Value(shape, tuple(labels), key)
+                for own in labels if key in entangled else ():
+                    relations.pin(own.units, "shares its memory with another entry, in another layout")
         elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing
             if isinstance(node.meta["val"], int | torch.SymInt):  # a size
                 known[node] = number(node.meta["val"])
                 continue
+            _check_sizes(node)
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = follow(relations, operator(node), _shape(node.meta["val"]), args, kwargs)
+            try:
+                known[node] = follow(relations, operator(node), _shape(node.meta["val"]), args, kwargs)
+            except Exception as error:
+                raise ValueError(
+                    f"the rule of the operator {operator(node)} fails{place_of(node)}: {error!r}. Write one that takes "
+                    "this case, or put other operators in its place"
+                ) from error
         elif node.op == "output":
             for value in node.all_input_nodes:
                 for labels in known[value].labels:
@@ -122,13 +169,33 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torc
     return relations, known
 
 
+def _entangled(state: Mapping[str, Tensor]) -> set[str]:
+    """The entries whose memory overlaps with that of others which are not the same tensor."""
+    spans = sorted((*_span(tensor), key) for key, tensor in state.items() if tensor.numel())
+    clusters: list[set[str]] = []
+    storage, end = 0, 0
+    for own, first, last, key in spans:
+        if clusters and own == storage and first < end:
+            clusters[-1].add(key)
+            end = max(end, last)
+        else:
+            clusters.append({key})
+            storage, end = own, last
+    return {key for keys in clusters if len({memory_of(state[key]) for key in keys}) > 1 for key in keys}
+
+
+def _span(tensor: Tensor) -> tuple[int, int, int]:
+    """The storage of a tensor, and where in it the tensor begins and ends, in bytes."""
+    first = int(tensor.storage_offset())
+    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage()._cdata, first * tensor.element_size(), (last + 1) * tensor.element_size()
+
+
 def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
     """The spec with every key of the model's state, in its order."""
     state = model.state_dict()
     left_out = {
-        key: "not used in evaluation" if tensor.is_floating_point() else "whole numbers"
-        for key, tensor in state.items()
-        if key not in spec.parts
+        key: "whole numbers" if is_whole(tensor) else UNUSED for key, tensor in state.items() if key not in spec.parts
     }
     return replace(
         spec,
@@ -137,6 +204,17 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         statistics=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if name in state),
         pinned={**spec.pinned, **left_out},
     )
+
+
+def _check_sizes(node: torch.fx.Node) -> None:
+    """Raise ValueError, naming the operator, if the sizes of what a node gives depend on values."""
+    several = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+    sizes = [size for value in several if isinstance(value, Tensor) for size in value.shape]
+    if any(isinstance(size, torch.SymInt) and not size.node.has_hint() for size in sizes):
+        raise ValueError(
+            f"the size of what the operator {operator(node)} gives depends on values{place_of(node)}, so that no graph "
+            "tells which units meet: weigh by a mask (torch.where, a product) in place of choosing entries"
+        )
 
 
 def _shape(value: Any) -> Any:

@@ -12,7 +12,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rebasin.spec import Part, PermutationSpec
-from rebasin.tracing.units import FIXED, Relations, Value
+from rebasin.tracing.units import FIXED, Labels, Relations, Value
+
+UNREACHED = "not reached by the example"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> tuple[Per
     for units, why in relations.pins:
         for unit in np.unique(unit_of[units]).tolist():
             reasons.setdefault(unit, why)
+    for unit in _unreached(relations, tensors, unit_of, children):
+        reasons.setdefault(unit, UNREACHED)
     uses = [unit_of[units[units != FIXED]] for units in relations.uses]
     uses += _pin_blocks(children, reasons)
     fixed = np.zeros(count + 1, bool)
@@ -77,7 +81,7 @@ def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> tuple[Per
         {key: value.shape for key, value in tensors.items()},
         groups.inside,
         {key: blocks for key, (_, blocks) in relations.columns.items()},
-        pinned={key: _reason(tensors[key], tied, reasons) for key, own in parts.items() if not own},
+        pinned=_pinned(relations, tensors, parts, tied, reasons),
     )
     moving = np.append(unit_of, FIXED)
     return spec, Membership(tuple(names), np.append(tied, FIXED), owner[moving], number[moving], reasons)
@@ -171,6 +175,18 @@ def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[int]]]:
         ties.append(tuple(np.array(twins).T))
 
 
+def _unreached(
+    relations: Relations, tensors: Mapping[str, Value], unit_of: np.ndarray, children: Mapping[int, set[int]]
+) -> list[int]:
+    """The units of tensors that nothing depends on, be it that they are left out on the way; blocks aside."""
+    empty = np.zeros(0, int)
+    of_tensors = (_own_labels(value, key in relations.columns) for key, value in tensors.items())
+    lying = np.concatenate([empty, *(labels.units for several in of_tensors for labels in several)])
+    read = np.concatenate([empty, *relations.read])
+    unread = np.setdiff1d(unit_of[lying], unit_of[read[read != FIXED]])
+    return [unit for unit in unread.tolist() if unit not in children]
+
+
 def _pin_blocks(children: Mapping[int, set[int]], reasons: dict[int, str]) -> list[np.ndarray]:
     """Pin the blocks that cannot move as wholes; their units, each of which keeps to its block."""
     heads_of: dict[int, set[int]] = defaultdict(set)
@@ -187,10 +203,8 @@ def _pin_blocks(children: Mapping[int, set[int]], reasons: dict[int, str]) -> li
 def _places(relations: Relations, tensors: Mapping[str, Value], unit_of: np.ndarray) -> list[_Place]:
     places = []
     for key, value in tensors.items():
-        for labels in value.labels:
-            (axis,) = labels.axes
-            if axis == 0 or key not in relations.columns:
-                places.append(_Place(key, axis, unit_of[labels.units]))
+        for labels in _own_labels(value, key in relations.columns):
+            places.append(_Place(key, labels.axes[0], unit_of[labels.units]))
         if key in relations.columns:
             channels, _ = relations.columns[key]
             places.append(_Place(key, 1, np.where(channels == FIXED, FIXED, unit_of[channels])))
@@ -247,6 +261,42 @@ class _Names:
             name, number = f"{layer} {number}", number + 1
         self.used.add(name)
         return name
+
+
+def _pinned(
+    relations: Relations,
+    tensors: Mapping[str, Value],
+    parts: Mapping[str, list[Part]],
+    unit_of: np.ndarray,
+    reasons: Mapping[int, str],
+) -> dict[str, str]:
+    """Why nothing of a tensor moves, and how much of it the example does not reach if something does."""
+    pinned = {}
+    for key, value in tensors.items():
+        if not parts[key]:
+            pinned[key] = _reason(value, unit_of, reasons)
+            continue
+        left_out = [
+            f"{count} of {value.shape[axis]} slices along axis {axis}"
+            for axis, count in unreached_slices(value, key in relations.columns, unit_of, reasons).items()
+        ]
+        if left_out:
+            pinned[key] = f"{' and '.join(left_out)}: {UNREACHED}"
+    return pinned
+
+
+def unreached_slices(value: Value, in_blocks: bool, unit_of: np.ndarray, reasons: Mapping[int, str]) -> dict[int, int]:
+    """How many slices the example does not reach, along each axis of a parameter or buffer that has such."""
+    counts = {
+        labels.axes[0]: sum(reasons.get(unit) == UNREACHED for unit in unit_of[labels.units].tolist())
+        for labels in _own_labels(value, in_blocks)
+    }
+    return {axis: count for axis, count in counts.items() if count}
+
+
+def _own_labels(value: Value, in_blocks: bool) -> list[Labels]:
+    """The labels of a tensor; without its columns where it is the weight of a grouped convolution."""
+    return [labels for labels in value.labels if labels.axes == (0,) or not in_blocks]
 
 
 def _reason(value: Value, unit_of: np.ndarray, reasons: Mapping[int, str]) -> str:

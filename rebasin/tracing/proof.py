@@ -3,55 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.fx.node import map_aggregate
 
-from rebasin.graph import given, weight_keys
+from rebasin.graph import given, operator, place_of, weight_keys
 from rebasin.permutation import flatten, permute
 from rebasin.spec import PermutationSpec, SpecError
 
 # Sums of float64 in another order differ by far less, a unit in a wrong place by far more.
 ROUNDING = 1e-8
+# How far an entry may move whatever happens, of its own size, and from which size on its variation says nothing.
+OWN_ROUNDING, OWN_VARIATION = 1e-13, 1e6
+# The number formats that a proof computes in, in place of those of the model.
+WIDE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64)
+WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
 
 
 def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> None:
     """Raise SpecError, naming the group, unless permuting the groups leaves the network's outputs as they are.
 
-    All weights and buffers are redrawn in float64, and so are the inputs, twice, whole numbers aside. Each group is
-    permuted at random by itself, in all blocks where it lies within blocks, and at last all of them. Raises ValueError
-    if the redrawn network's outputs are not finite, since nothing can be compared then.
+    The network is computed in float64 from end to end, whatever number formats it asks for on the way. All weights,
+    buffers and inputs are redrawn twice, whole numbers aside. Each group is permuted at random by itself, in all blocks
+    where it lies within blocks, and at last all of them. Each entry of an output is held against its own change from
+    one redrawn network to the other, so that large ones hide none. Raises ValueError if outputs are not finite, since
+    nothing can be compared then, and if an operator cannot be computed, naming it.
     """
     generator = torch.Generator().manual_seed(0)
     together = {name: [name] for name in spec.sizes}
     together["all groups together"] = list(spec.sizes)
-    weights = redrawn(program, generator)
     index = {name: _derangements(spec, name, generator) for name in spec.sizes}
-    with torch.no_grad():
+    with torch.no_grad(), _computing_in(torch.float64):
         replays = []
         for _ in range(2):
-            example = [
-                torch.randn(x.shape, generator=generator, dtype=x.dtype) if x.is_floating_point() else x for x in inputs
-            ]
-            replays.append(_Replay(program, weights, example))
+            weights = redrawn(program, generator)
+            replays.append(_Replay(program, weights, [_input_like(x, generator) for x in inputs]))
             if not replays[-1].finite():
                 raise ValueError("nothing can be proved: for random weights and inputs, the outputs are not finite")
         for name, moving in together.items():
-            moved = permuted(spec, weights, {group: index[group] for group in moving})
-            if not all(replay.unchanged(moved) for replay in replays):
-                raise SpecError(f"permuting {name!r} changes what the network computes: its spec is wrong")
+            chosen = {group: index[group] for group in moving}
+            for replay, other in (replays, replays[::-1]):
+                if not replay.unchanged(permuted(spec, replay.weights, chosen), other):
+                    raise SpecError(f"permuting {name!r} changes what the network computes: its spec is wrong")
+
+
+@contextmanager
+def _computing_in(number_format: torch.dtype) -> Iterator[None]:
+    """What is made of no tensor, or of whole numbers, is made in this format."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(number_format)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def redrawn(program: torch.export.ExportedProgram, generator: torch.Generator) -> dict[str, Tensor]:
     """Random float64 values for all parameters, buffers and constants of a graph; whole numbers stay."""
     tensors = {**program.state_dict, **program.constants}
-    drawn: dict[int, Tensor] = {}  # a tensor of two names is drawn once
+    drawn: dict[Memory, Tensor] = {}  # a tensor of two names is drawn once
     for tensor in tensors.values():
-        if tensor.data_ptr() not in drawn:
-            drawn[tensor.data_ptr()] = _redrawn(tensor, generator) if tensor.is_floating_point() else tensor
-    return {key: drawn[tensor.data_ptr()] for key, tensor in tensors.items()}
+        if memory_of(tensor) not in drawn:
+            drawn[memory_of(tensor)] = _redrawn(tensor, generator)
+    return {key: drawn[memory_of(tensor)] for key, tensor in tensors.items()}
+
+
+Memory = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+def memory_of(tensor: Tensor) -> Memory:
+    """Where a tensor lies in memory, and in which layout."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def permuted(spec: PermutationSpec, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,21 +97,23 @@ class _Replay:
     """A graph's values for one input and one set of weights, and what becomes of them when some weights change."""
 
     def __init__(self, program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]):
-        self.nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+        calls = (node for node in program.graph.nodes if node.op == "call_function")
+        self.nodes = [node for node in calls if node.meta.get("val") is not None]  # assertions give nothing
         (output,) = (node for node in program.graph.nodes if node.op == "output")
         self.outputs = list(output.all_input_nodes)
         self.sources = {key: node for node, key in weight_keys(program).items()}
-        self.values = given(program, weights, inputs)
+        self.weights = weights
+        self.values = {node: x.to(WIDE.get(x.dtype, x.dtype)) for node, x in given(program, weights, inputs).items()}
         for node in self.nodes:
             self.values[node] = self._call(node, self.values.__getitem__)
 
     def finite(self) -> bool:
-        """Whether the outputs are."""
-        values = (self.values[node] for node in self.outputs)
-        return all(bool(torch.isfinite(value).all()) for value in values if isinstance(value, Tensor))
+        """Whether each output has entries to compare: it may be masked by infinite ones."""
+        values = [value for value in map(self.values.__getitem__, self.outputs) if isinstance(value, Tensor)]
+        return all(not value.isnan().any() and bool(value.isfinite().any()) for value in values if value.numel())
 
-    def unchanged(self, weights: Mapping[str, Tensor]) -> bool:
-        """Whether the outputs stay with these weights in place of their own.
+    def unchanged(self, weights: Mapping[str, Tensor], other: _Replay) -> bool:
+        """Whether the outputs stay with these weights in place of their own. ``other`` has other weights and inputs.
 
         Only what depends on them is computed again, up to where it is what it was.
         """
@@ -93,15 +121,48 @@ class _Replay:
         for node in self.nodes:
             if any(argument in new for argument in node.all_input_nodes):
                 value = self._call(node, lambda argument: new.get(argument, self.values[argument]))
-                if not same(value, self.values[node]):
+                if not _stays(value, self.values[node], other.values[node]):
                     new[node] = value
         return not any(node in new for node in self.outputs)
 
     @staticmethod
     def _call(node: torch.fx.Node, value_of: Callable[[torch.fx.Node], Any]) -> Any:
-        args = torch.fx.map_arg(node.args, value_of)
-        kwargs = torch.fx.map_arg(node.kwargs, value_of)
-        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+        args, kwargs = map_aggregate(
+            torch.fx.map_arg((node.args, node.kwargs), value_of),
+            lambda argument: WIDE.get(argument, argument) if isinstance(argument, torch.dtype) else argument,
+        )
+        try:
+            return cast(Callable[..., Any], node.target)(*args, **kwargs)
+        except Exception as error:
+            first, *_ = str(error).splitlines() or [repr(error)]
+            raise ValueError(
+                f"nothing can be proved: the operator {operator(node)} cannot be computed in float64{place_of(node)}: "
+                f"{first}. Replace it by others, or write the spec by hand with PermutationSpec.from_axes"
+            ) from error
+
+
+def _stays(new: Any, old: Any, other: Any) -> bool:
+    """Whether a value is the old one but for rounding. ``other`` is what it is in a network that has nothing in common.
+
+    How far an entry is from that in the other network tells the size of what the weights do to it, which its own size
+    does not: a mask of -1e9 or a time stamp may be added to it.
+    """
+    if isinstance(old, list | tuple):
+        return all(_stays(*values) for values in zip(new, old, other, strict=True))
+    if not isinstance(old, Tensor):
+        return bool(new == old)
+    if not (old.is_floating_point() or old.is_complex()):
+        return torch.equal(new, old)
+    # Of tensors that differ, a few entries tell nearly always; of equal ones, all are compared.
+    few = slice(None, None, 1 + old.numel() // 64)
+    return all(_close(*(tensor.flatten()[entries] for tensor in (new, old, other))) for entries in (few, slice(None)))
+
+
+def _close(new: Tensor, old: Tensor, other: Tensor) -> bool:
+    size = old.abs()
+    variation = torch.fmin((old - other).abs(), OWN_VARIATION * size)
+    bound = (ROUNDING * variation + OWN_ROUNDING * size).nan_to_num(nan=-1, posinf=-1)  # what is infinite stays so
+    return bool((((new - old).abs() <= bound) | (new == old) | (new.isnan() & old.isnan())).all())
 
 
 def same(a: Any, b: Any) -> bool:
@@ -129,8 +190,19 @@ def _derangements(spec: PermutationSpec, group: str, generator: torch.Generator)
 
 def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Random float64 values of the size that keeps a network's signal alive; vectors positive, as variances are."""
+    if tensor.is_complex():
+        return torch.view_as_complex(_redrawn(torch.view_as_real(tensor), generator))
+    if not tensor.is_floating_point():
+        return tensor
     drawn = torch.empty(tensor.shape, dtype=torch.float64)  # filled in place: temporaries of large layers are slow
     if tensor.ndim < 2:
         return drawn.uniform_(0.5, 1.5, generator=generator)
     bound = (6 / tensor[0].numel()) ** 0.5
     return drawn.uniform_(-bound, bound, generator=generator)
+
+
+def _input_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A random input in float64; one of whole numbers as it is."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return x
+    return torch.randn(x.shape, generator=generator, dtype=WIDE.get(x.dtype, x.dtype))

@@ -50,6 +50,7 @@ class Relations:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     blocks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     uses: list[np.ndarray] = field(default_factory=list)
+    read: list[np.ndarray] = field(default_factory=list)
     columns: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)  # of grouped convolutions
 
     def fresh(self, count: int) -> np.ndarray:
@@ -72,6 +73,15 @@ class Relations:
     def use(self, units: np.ndarray) -> None:
         """An operator takes these units as a set: none of them can change places with one outside."""
         self.uses.append(units.ravel())
+        self.reach(units)
+
+    def part(self, units: np.ndarray) -> None:
+        """An operator passes on these units as a set, and may leave out others."""
+        self.uses.append(units.ravel())
+
+    def reach(self, units: np.ndarray) -> None:
+        """What is computed depends on these units. Those that nothing depends on stay: another input may tell them."""
+        self.read.append(units.ravel())
 
     def heads(self, units: np.ndarray, outer: int, why: str) -> np.ndarray:
         """The blocks of units (outer axes..., inner axes...), as units themselves: (outer axes...)."""
@@ -144,6 +154,7 @@ def outer(relations: Relations, labels: Labels, axes: tuple[int, ...], why: str)
         return labels.units
     order = [labels.axes.index(axis) for axis in axes]
     rest = [place for place in range(len(labels.axes)) if place not in order]
+    relations.reach(labels.units)
     return relations.heads(labels.units.transpose(order + rest), len(axes), why)
 
 

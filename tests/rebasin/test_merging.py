@@ -31,6 +31,29 @@ def entry(weights, *position):
     return {key: tensor[position] for key, tensor in weights.items()}
 
 
+class Causal(nn.Module):
+    """Attention under a mask of infinities, which lies in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(4, 4) for _ in range(4))
+        self.register_buffer("mask", torch.full((5, 5), -torch.inf).triu(1))
+
+    def forward(self, x):
+        return self.out((self.q(x) @ self.k(x).mT + self.mask).softmax(-1) @ self.v(x))
+
+
+def test_a_mask_of_infinities_is_in_every_merge_what_it_was():
+    torch.manual_seed(0)
+    models, x = [Causal() for _ in range(3)], torch.randn(2, 5, 4)
+    spec = trace(models[0], x)
+    points = [interpolate(*models[:2], weight) for weight in (0.0, 0.5, 1.0)]
+    for model in [*points, *(merge(spec, models).model for merge in (merge_hierarchical, merge_many, merge_mean))]:
+        assert torch.equal(model.mask, models[0].mask)
+        assert model(x).isfinite().all()
+    assert torch.equal(points[0](x), models[0](x)) and torch.equal(points[2](x), models[1](x))
+
+
 def inner_product(a, b):
     return sum((a[key] * b[key]).sum() for key in a)
 

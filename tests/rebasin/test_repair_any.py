@@ -61,6 +61,40 @@ class ChannelNorms(nn.Sequential):
         super().__init__(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
 
 
+class Columns(nn.Module):
+    """Layers whose units are the columns of their matrices, as in GPT-2, and one with them as rows."""
+
+    def __init__(self, weighed=False):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.zeros(32, 9)), nn.Parameter(torch.zeros(9, 9))
+        self.bias, self.bias2 = nn.Parameter(torch.zeros(9)), nn.Parameter(torch.zeros(9))
+        self.third, self.bias3 = nn.Parameter(torch.zeros(8, 9)), nn.Parameter(torch.zeros(8))
+        self.out, self.weighed = nn.Linear(8, 3), weighed
+
+    def hidden(self, x):
+        x = torch.addmm(self.bias, x.flatten(1), self.first)
+        y = x.relu() @ self.second if self.weighed else torch.addmm(self.bias2, x.relu(), self.second)
+        return x, y, torch.addmm(self.bias3, y.relu(), self.third.t())
+
+    def forward(self, x):
+        return self.out(self.hidden(x)[-1].relu())
+
+
+def test_units_that_are_columns_are_repaired_as_well():
+    model, x = Columns().double().eval(), images(50)
+    parents = drawn(model, 2, seed=1)
+    repaired = repair(model, mean(parents), parents, x)
+
+    def moments(weights):
+        hidden = Columns().double()
+        hidden.load_state_dict(weights)
+        return torch.cat([torch.stack([y.mean(0), y.std(0)]) for y in hidden.hidden(x)], 1).detach()
+
+    goal = (moments(entry(parents, 0)) + moments(entry(parents, 1))) / 2
+    torch.testing.assert_close(moments(repaired), goal, **ROUNDING)
+    assert not torch.allclose(moments(mean(parents)), goal, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("network", [Chain, Branches, Attention, Instances, ChannelNorms])
 def test_a_repaired_midpoint_has_its_parents_mean_and_deviation_in_each_unit(network):
     torch.manual_seed(0)
@@ -125,6 +159,7 @@ class ComputedWeight(nn.Module):
             "REPAIR cannot rescale what conv_transpose2d gives",
         ),
         (ComputedWeight(), "REPAIR cannot rescale the computed weight of linear"),
+        (Columns(weighed=True), "REPAIR cannot rescale what matmul gives with 'second'"),
     ],
 )
 def test_layers_that_cannot_be_repaired_are_refused(model, message):

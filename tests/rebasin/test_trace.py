@@ -31,11 +31,13 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.regnet import BlockParams
 
+import rebasin
 from rebasin.graph import export
 from rebasin.permutation import Permutation
 from rebasin.spec import SpecError
 from rebasin.tracing import trace
 from rebasin.tracing.proof import prove
+from rebasin.tracing.units import RULES
 
 
 def with_statistics(model, seed=0):
@@ -227,7 +229,8 @@ class Tied(nn.Module):
 
 def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
     model, inputs = Tied(), torch.randint(7, (3, 4))
-    groups = trace(model, inputs)
+    with pytest.warns(UserWarning, match="'aside.weight': not used with this example"):
+        groups = trace(model, inputs)
     # The columns of the one matrix are both what goes into the middle layer and what comes out of it.
     assert groups.sizes == {"mix": 6}
     lies = {key: [(part.group, part.axis) for part in parts] for key, parts in groups.parts.items()}
@@ -239,6 +242,63 @@ def test_a_tensor_of_two_names_moves_under_both_and_what_is_not_used_is_told():
     other = copy.deepcopy(model)
     other.load_state_dict(moved)
     torch.testing.assert_close(other(inputs), model(inputs))
+
+
+def test_a_tie_through_data_is_one_tensor_too():
+    model, inputs = Tied(), torch.randint(7, (3, 4))
+    model.out.weight = nn.Parameter(torch.zeros(7, 6))
+    model.out.weight.data = model.words.weight.data
+    assert len(list(model.parameters())) == 6, "two parameters over one memory"
+    with pytest.warns(UserWarning, match="'aside.weight': not used with this example"):
+        assert trace(model, inputs).parts["out.weight"] == trace(model, inputs).parts["words.weight"] != ()
+
+
+class TiedTurned(nn.Module):
+    """A decoder's weight is the encoder's, rows for columns, by way of their memory alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6, bias=False), nn.Linear(6, 4, bias=False), nn.Linear(4, 2)
+        self.b.weight.data = self.a.weight.data.T
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def test_tensors_that_share_memory_in_another_layout_stay():
+    spec = trace(TiedTurned(), torch.randn(3, 4))
+    reason = "shares its memory with another entry, in another layout"
+    assert spec.pinned["a.weight"] == spec.pinned["b.weight"] == reason and not spec.sizes
+
+
+class Waves(nn.Module):
+    """Complex weights between real ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+        self.turn = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64))
+
+    def forward(self, x):
+        x = torch.einsum("nk,km->nm", self.a(x).to(self.turn.dtype), self.turn)
+        return self.out(self.b(x.real).tanh())
+
+
+def test_complex_weights_move_and_are_averaged():
+    torch.manual_seed(0)
+    model, inputs = Waves(), torch.randn(4, 3)
+    spec = trace(model, inputs)
+    assert spec.sizes == {"turn": 6, "turn axis 1": 6, "b": 5}
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(1)).apply(model)
+    torch.testing.assert_close(moved(inputs), model(inputs))
+    for by in ("weights", "frank-wolfe"):
+        found = rebasin.match(spec, model, moved, by=by)
+        assert torch.equal(found.apply(moved).turn, model.turn), by
+        torch.testing.assert_close(found.objective, rebasin.inner_product(spec, model, model))
+    assert torch.equal(rebasin.interpolate(model, moved, 1.0).turn, moved.turn)
+    torch.testing.assert_close(rebasin.merge(spec, [model, moved], by="many").model(inputs), model(inputs))
+    middle = (model.turn + moved.turn) / 2
+    torch.testing.assert_close(rebasin.merge(spec, [model, moved], by="mean").model.turn, middle)
 
 
 class Conflicting(nn.Module):
@@ -274,6 +334,80 @@ class Converted(nn.Module):
 
 def test_a_change_of_number_format_pins_nothing():
     assert trace(Converted(), torch.randn(4, 3)).sizes == {"a": 6}
+
+
+class RootMeanSquare(nn.Module):
+    """A norm that is computed in float32 whatever comes in."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        wide = x.to(torch.float32)
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+class Decoder(nn.Module):
+    """A layer of a language model of today: norms, angles and softmax in float32, a mask of the least float."""
+
+    def __init__(self, width=8, heads=2, words=11, longest=9):
+        super().__init__()
+        self.heads, self.each = heads, width // heads
+        self.words, self.out = nn.Embedding(words, width), nn.Linear(width, words, bias=False)
+        self.before, self.between, self.after = (RootMeanSquare(width) for _ in range(3))
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up, self.down = nn.Linear(width, 6), nn.Linear(width, 6), nn.Linear(6, width)
+        self.register_buffer("mask", torch.full((longest, longest), -torch.inf).triu(1), persistent=False)
+
+    def turned(self, x):
+        places, pairs = (torch.arange(n, dtype=torch.float32) for n in (x.shape[-2], self.each // 2))
+        angles = torch.outer(places, 10 ** (-pairs / len(pairs)))
+        angles = torch.cat([angles, angles], -1)
+        a, b = x.chunk(2, -1)
+        return x * angles.cos().to(x.dtype) + torch.cat([-b, a], -1) * angles.sin().to(x.dtype)
+
+    def forward(self, words):
+        x = self.words(words)
+        y = self.before(x)
+        q, k, v = (f(y).unflatten(-1, (self.heads, self.each)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scores = self.turned(q) @ self.turned(k).mT + self.mask[: words.shape[1], : words.shape[1]]
+        scores = scores.masked_fill(words[:, None, None] == 0, torch.finfo(scores.dtype).min)
+        x = x + self.o((scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        y = self.between(x)
+        x = x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
+        return self.out(self.after(x)).float()
+
+
+@pytest.mark.parametrize("number_format", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_computed_in_float32_on_the_way_is_proved_in_float64(number_format):
+    torch.manual_seed(0)
+    model = Decoder().to(number_format)
+    spec = trace(model, torch.tensor([[3, 1, 4, 1, 5, 0]]))
+    assert {part.group for part in spec.parts["words.weight"]} == {part.group for part in spec.parts["o.weight"]}
+    assert {spec.sizes[group] for group in spec.sizes} == {8, 6}
+    exact = with_statistics(model)
+    words = torch.tensor([[2, 7, 1, 8, 2, 8, 1, 8], [10, 9, 3, 3, 1, 0, 0, 0]])
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(0)).apply(exact)
+    assert moved.words.weight.ne(exact.words.weight).any()
+    torch.testing.assert_close(moved(words), exact(words), rtol=1e-5, atol=1e-5)  # it rounds to float32 itself
+
+
+class NarrowOnly(nn.Module):
+    """An operator that knows no float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(torch.nn.functional.grouped_mm(x.bfloat16()[None], x.bfloat16().mT[None]).float()[0, :, :16])
+
+
+def test_an_operator_without_float64_is_named_with_its_line():
+    with pytest.raises(ValueError, match=r"the operator _?grouped_mm cannot be computed in float64, called at .*\.py:"):
+        trace(NarrowOnly(), torch.randn(16, 16))
 
 
 class Strange(nn.Module):
@@ -321,6 +455,119 @@ def test_a_wrong_spec_does_not_pass_the_proof():
     for wrong in (forgotten, replace(groups, parts=groups.parts | {"4.weight": (scattered,)})):
         with pytest.raises(SpecError, match="permuting '0' changes what the network computes"):
             prove(wrong, program, inputs)
+
+
+class BesideLargeNumbers(nn.Module):
+    """Outputs of ordinary size next to huge ones."""
+
+    def __init__(self, beside):
+        super().__init__()
+        self.into, self.out, self.beside = nn.Linear(3, 6), nn.Linear(6, 10), beside
+
+    def forward(self, x):
+        x = self.out(self.into(x).relu())
+        if self.beside == "a time stamp":
+            return torch.cat([x, torch.full_like(x, 1.7e9)], 1)
+        return x.masked_fill(torch.arange(10) > 1, self.beside)
+
+
+BESIDE = [-1e9, torch.finfo(torch.float32).min, torch.finfo(torch.float64).min, -torch.inf, "a time stamp"]
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_a_huge_output_hides_no_other(beside):
+    model, inputs = BesideLargeNumbers(beside).double(), torch.randn(2, 3, dtype=torch.float64)
+    spec = trace(model, inputs)
+    assert spec.sizes == {"into": 6}
+    forgotten = replace(spec, parts=spec.parts | {"into.bias": ()})
+    with pytest.raises(SpecError, match="permuting 'into' changes what the network computes"):
+        prove(forgotten, export(model, (inputs,)), (inputs,))
+
+
+class CutToLength(nn.Module):
+    """Learned positions and a bias of each head, both cut to the length of the input."""
+
+    def __init__(self, longest=9, width=8):
+        super().__init__()
+        self.words, self.out = nn.Embedding(11, width), nn.Linear(width, 11)
+        self.places = nn.Parameter(torch.zeros(1, longest, width))
+        self.biases = nn.Parameter(torch.zeros(2, longest, longest))
+        self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, words):
+        length = words.shape[1]
+        x = self.words(words) + self.places[:, :length]
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.mT + self.biases[:, :length, :length]).softmax(-1)
+        return self.out(x + self.mix((weights @ v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("length", [5, 9])
+def test_places_beyond_the_example_stay_as_those_that_it_has(length):
+    torch.manual_seed(0)
+    model = CutToLength()
+    spec = trace(model, torch.randint(11, (1, length)))
+    assert {(part.group, part.axis) for part in spec.parts["places"]} == {("mix", 2)}
+    assert {part.axis for part in spec.parts["biases"]} == {0}, "heads move, places do not"
+    told = {key: why for key, why in spec.pinned.items() if "slices" in why}
+    assert told == (
+        {
+            "places": "4 of 9 slices along axis 1: not reached by the example",
+            "biases": "4 of 9 slices along axis 1 and 4 of 9 slices along axis 2: not reached by the example",
+        }
+        if length == 5
+        else {}
+    )
+    exact, words = with_statistics(model), torch.randint(11, (2, 9))
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(0)).apply(exact)
+    assert moved.words.weight.ne(exact.words.weight).any()
+    torch.testing.assert_close(moved(words), exact(words))
+
+
+class Slim(nn.Module):
+    """Computes with the first of its units only, as many as it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.units = nn.Linear(3, 8), nn.Linear(8, 7), nn.Linear(7, 2), 5
+
+    def forward(self, x):
+        x = nn.functional.linear(x, self.a.weight[: self.units], self.a.bias[: self.units]).relu()
+        return self.c(nn.functional.linear(x, self.b.weight[:, : self.units], self.b.bias).relu())
+
+
+def test_units_that_the_example_does_not_reach_stay_and_are_named():
+    torch.manual_seed(0)
+    model, inputs = Slim(), torch.randn(4, 3)
+    with pytest.warns(UserWarning, match="does not reach 3 of 8 slices of 'a.weight' along axis 0, 3 of 8 .* 1 more"):
+        spec = trace(model, inputs)
+    assert spec.sizes == {"a": 5, "b": 7}
+    model.units = 7
+    assert largest_change(model, spec, inputs) < 1e-12
+
+
+class OnDemand(nn.Module):
+    """A token and a second head that are used if they are asked for."""
+
+    def __init__(self, stray):
+        super().__init__()
+        self.into, self.out, self.second = nn.Linear(3, 6), nn.Linear(6, 2), nn.Linear(6, 4)
+        self.token, self.stray = nn.Parameter(torch.zeros(1, 1, 6)), nn.Linear(5, 4, bias=False)
+        if stray:
+            del self.token, self.second
+
+    def forward(self, x, asked=None):
+        x = self.into(x)
+        return self.out(x) if asked is None else self.second(torch.where(asked, self.token, x))
+
+
+def test_what_is_not_used_and_may_belong_to_what_moves_is_named():
+    inputs, asked = torch.randn(2, 4, 3), torch.rand(2, 4, 1) > 0.5
+    with pytest.warns(UserWarning, match="'token', 'second.weight': not used with this example.* of 'into.weight'"):
+        assert trace(OnDemand(stray=False), inputs).pinned["token"] == "not used in evaluation"
+    with pytest.warns(UserWarning, match="'out.weight': not used with this example"):
+        assert trace(OnDemand(stray=False), (inputs, asked)).parts["token"]
+    assert trace(OnDemand(stray=True), inputs).pinned["stray.weight"] == "not used in evaluation"
 
 
 class InPlace(nn.Module):
@@ -389,6 +636,86 @@ def test_models_and_inputs_that_cannot_be_exported():
         trace(Branching(), torch.randn(3))
     with pytest.raises(ValueError, match="torch.export refuses this model or input: .*must have same reduction dim"):
         trace(nn.Linear(4, 2), torch.randn(3, 5))
+
+
+class Unclear(nn.Module):
+    """Parts of a network in which what is computed, or how much, depends on values."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.a, self.b, self.part = nn.Linear(3, 6), nn.Linear(6, 2), part
+
+    def forward(self, x):
+        return self.part(self, self.a(x))
+
+
+def either(model, x):
+    return torch.cond(x.sum() > 0, lambda x: x.relu(), lambda x: x.tanh(), (x,))[:, :2]
+
+
+def those_above_zero(model, x):
+    return model.b(x[x[:, 0] > 0]).mean(0)
+
+
+def as_many_as_are_above_zero(model, x):
+    return model.b(x[: int((x[:, 0] > 0).sum())]).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (either, "the operator cond runs a graph of its own, called at .*: choose between branches in Python"),
+        (those_above_zero, "the operator index gives depends on values, called at .*: weigh by a mask"),
+        (as_many_as_are_above_zero, "torch.export refuses .*data-dependent.*, called at .*"),
+    ],
+)
+def test_what_depends_on_values_is_refused_with_its_line(part, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        trace(Unclear(part), torch.randn(4, 3))
+    assert f"called at {__file__}:" in str(refused.value)
+
+
+def careless(relations, shape, x):
+    return x.labels[3]
+
+
+def test_a_rule_that_fails_is_named(monkeypatch):
+    monkeypatch.setitem(RULES, "erfinv", careless)
+    model = nn.Sequential(nn.Linear(3, 6), Applied(torch.erfinv), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match="the rule of the operator erfinv fails, called at .*: IndexError.*Write one"):
+        trace(model, torch.randn(4, 3))
+
+
+class Applied(nn.Module):
+    """A function of one tensor."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Grid(nn.Module):
+    """Weighs by a grid of its own, which is float32 whatever the weights are."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.weight = nn.Linear(3, 6), nn.Linear(6, 2), nn.Parameter(torch.zeros(4, 6))
+
+    def forward(self, x):
+        grid = torch.linspace(0, 1, 4, dtype=torch.float32)
+        return self.b(self.a(x) * (grid[None] @ self.weight))
+
+
+def test_a_model_that_cannot_be_cast_is_traced_in_its_own_number_format():
+    assert trace(Grid(), torch.randn(4, 3)).sizes == {"a": 6}
+
+
+def test_an_empty_vector_is_passed_over_by_a_concatenation():
+    model = nn.Sequential(nn.Linear(3, 6), Applied(lambda x: torch.cat([x.new_zeros(0), x], -1)), nn.Linear(6, 2))
+    assert trace(model, torch.randn(4, 3)).sizes == {"0": 6}
 
 
 class Random(nn.Module):

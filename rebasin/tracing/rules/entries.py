@@ -11,7 +11,8 @@ from rebasin.tracing.units import Relations, Value, broadcast, meet, rule
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid",
     "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "log_sigmoid", "neg", "abs", "exp", "log", "log1p", "sqrt",
     "rsqrt", "square", "reciprocal", "clamp", "erf", "sin", "cos", "bitwise_not", "logical_not", "isnan", "clone",
-    "detach", "alias", "_to_copy", "to", "type_as", "lift_fresh_copy", "contiguous", "dropout",
+    "detach", "alias", "_to_copy", "to", "type_as", "lift_fresh_copy", "contiguous", "dropout", "real", "imag", "conj",
+    "_conj", "resolve_conj",
 )  # fmt: skip
 def entrywise(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """Functions of one entry at a time."""

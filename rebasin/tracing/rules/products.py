@@ -163,6 +163,7 @@ def convolution(
     weight = placed(relations, weight, range(2, len(weight.shape)), why)
     out = along(relations, weight, 0, why)
     if groups == 1:
+        relations.reach(along(relations, x, 1, why))
         tie_axes(relations, x, 1, weight, 1, "fed by the input or by something that stays")
     else:
         why = "blocks of channels of which some stay"
@@ -170,6 +171,7 @@ def convolution(
         inside = relations.heads(channels.reshape(groups, -1), 1, why)
         relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)
         if weight.shape[1] > 1:
+            relations.reach(channels)
             if weight.key is None or weight.key in relations.columns:
                 relations.pin(channels, "a computed weight of a grouped convolution")
             else:

@@ -134,6 +134,9 @@ def selected(relations: Relations, shape: tuple[int, ...], x: Value, dim: int, i
     dim = dim % len(x.shape)
     kept = (*x.shape[:dim], 1, *x.shape[dim + 1 :])
     window = _taken(relations, x, kept, dim, slice(index, index + 1 or None))
+    for labels in window.labels:
+        if labels.axes == (dim,):  # it leaves no label behind
+            relations.reach(labels.units)
     return without(window, [dim], shape)
 
 
@@ -143,7 +146,7 @@ def _taken(relations: Relations, x: Value, shape: tuple[int, ...], dim: int, win
     for labels in x.labels:
         if dim in labels.axes:
             at = tuple(window if axis == dim else slice(None) for axis in labels.axes)
-            relations.use(labels.units[at])
+            relations.part(labels.units[at])
             labels = tidy(labels.axes, labels.units[at]) if shape[dim] > 1 else Labels(labels.axes, labels.units[at])
         out.append(labels)
     return Value(shape, tuple(labels for labels in out if labels.axes))
@@ -187,6 +190,7 @@ def item(relations: Relations, shape: Any, parts: Sequence[Value], index: int) -
 def joined(relations: Relations, shape: tuple[int, ...], values: Sequence[Value], dim: int = 0) -> Value:
     """Tensors one after another along an axis: there labels follow one another, elsewhere they are tied."""
     dim, why = dim % len(shape), "concatenated with something that stays"
+    values = [value for value in values if len(value.shape) == len(shape)]  # torch passes over empty vectors
     along = {labels.axes for value in values for labels in value.labels if dim in labels.axes}
     rest = []
     for value in values:

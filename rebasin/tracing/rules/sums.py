@@ -84,5 +84,6 @@ def normed_in_groups(
         if groups == 1:
             relations.use(labels.units)
         else:
+            relations.reach(labels.units)
             relations.heads(labels.units.reshape(groups, -1), 1, "normalised in blocks")
     return normed_by_channel(relations, shape, x, *(tensor for tensor in tensors if isinstance(tensor, Value)))

@@ -1,0 +1,56 @@
+"""What an example leaves out: slices that it does not reach, and entries that it does not use."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from rebasin.spec import PermutationSpec, shortened
+from rebasin.tracing.groups import Membership, unreached_slices
+from rebasin.tracing.units import Value
+
+UNUSED = "not used in evaluation"
+
+
+def warn_of_left_out(spec: PermutationSpec, membership: Membership, tensors: Mapping[str, Value]) -> None:
+    """Warn of what stays because the example does not need it, where other inputs may ask that it moves.
+
+    ``tensors`` are the parameters and buffers that the graph uses, by their keys.
+    """
+    unreached = _unreached(spec, membership, tensors)
+    if unreached:
+        warnings.warn(
+            f"the example does not reach {shortened(unreached)}: they stay, while others of their axis move. Trace "
+            "with an example that reaches all that is used, such as the longest",
+            stacklevel=3,
+        )
+    lengths = _moving_lengths(spec)
+    unused = [key for key, why in spec.pinned.items() if why == UNUSED and lengths.keys() & set(spec.shapes[key])]
+    if unused:
+        longest = max(lengths.keys() & set(spec.shapes[unused[0]]))
+        warnings.warn(
+            f"{shortened([repr(key) for key in unused])}: not used with this example, and so left in place. An axis is "
+            f"as long as one that moves, as of {lengths[longest]!r}. If the model uses what is named with other "
+            "inputs, trace it with one of those",
+            stacklevel=3,
+        )
+
+
+def _unreached(spec: PermutationSpec, membership: Membership, tensors: Mapping[str, Value]) -> list[str]:
+    """The slices that the example does not reach, along axes of which others move, in words."""
+    found = []
+    for key, value in tensors.items():
+        counts = unreached_slices(value, key in spec.blocks, membership.unit, membership.reasons)
+        for axis in sorted(counts.keys() & {part.axis for part in spec.parts[key]}):
+            found.append(f"{counts[axis]} of {value.shape[axis]} slices of {key!r} along axis {axis}")
+    return found
+
+
+def _moving_lengths(spec: PermutationSpec) -> dict[int, str]:
+    """The lengths of the axes that a group moves whole, each with the first entry that has it."""
+    lengths: dict[int, str] = {}
+    for key, parts in spec.parts.items():
+        for part in parts:
+            if part.positions.numel() == spec.view_shape(key)[part.axis]:
+                lengths.setdefault(part.positions.numel(), key)
+    return lengths
