@@ -68,6 +68,7 @@ def fitting() -> Facts:
         "times": f"{figures['adam_over_closed_form']:.1f}",
         "forward": f"{seconds['forward passes']:.0f}",
         "runs": f"{runs:.2f}",
+        "dearest": f"{DEARER:g}",
         "left": decimal(100 * left["closed form"], 1),
         "left_by_adam": decimal(100 * left["Adam"], 1),
         "left_averaged": decimal(100 * left["averaged"], 1),

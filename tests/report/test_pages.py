@@ -76,6 +76,12 @@ def test_every_page_of_the_contents_is_there():
     assert {f"book/{page}" for page in PAGES} <= set(pages), "a page that no reader can reach"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_begins_with_a_percent_sign(page):
+    """MyST takes such a line for a comment, and leaves it out without a word."""
+    assert not re.findall(r"^\s*%.*", source(page), re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "reproduce"])
 def test_before_its_first_section_a_page_has_no_shell_command(page):
     lead = re.split(r"^## ", source(page), maxsplit=1, flags=re.MULTILINE)[0]
