@@ -207,41 +207,6 @@ def mixed(run: str) -> Facts:
 
 
 @reads("arena")
-def shares(run: str) -> Facts:
-    """Networks with one head that have seen other shares of each class: see ``_levels``."""
-    entries = results.read(run, "arena", "entries")
-    return _levels(picked(entries, {"tasks": "whole", "subset": "split", "task": "joint", "metric": "accuracy"}))
-
-
-@reads("arena")
-def digits(run: str) -> Facts:
-    """Networks that know half of MNIST's digits each: see ``_levels``."""
-    entries = results.read(run, "arena", "entries")
-    return _levels(picked(entries, {"tasks": "halves", "dataset": "mnist", "task": "joint", "metric": "accuracy"}))
-
-
-def _levels(rows: pd.DataFrame) -> Facts:
-    """Accuracies in percent in one setting, by method; ``_small`` at 1.2; and ``n``, how many pairs.
-
-    The outcome is which merge of the size of one network is the most accurate in the mean, and where its difference to
-    one parent lies: ``pleas_refitted above``.
-    """
-    if not len(rows):
-        return Facts("not measured", {})
-    values, merges = {"n": str(rows["node"].nunique())}, {}
-    for method in rows["method"].unique():
-        for size, name in ((ONE, method), (1.2, f"{method}_small"), (2.0, method)):
-            reached = accuracy(rows, method, size)
-            if reached is not None:
-                values[name] = points(reached)
-                if size == ONE and method not in NO_MERGES:
-                    merges[method] = reached.mean
-    method = max(merges, key=merges.__getitem__)
-    beside = difference(rows, (method, ONE, shown_as(rows, method)), ("parent", ONE, shown_as(rows, "parent")))
-    return Facts(f"{method} {outcome(beside)}", {**values, "beside_parent": points(beside, signed=True)})
-
-
-@reads("arena")
 def number(run: str) -> Facts:
     """Merges of 8 networks of one task, of the size of one: accuracies in percent, ``_repaired`` after REPAIR.
 

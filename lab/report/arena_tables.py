@@ -24,7 +24,7 @@ def size_table(run: str) -> pd.DataFrame:
         for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
             row = {"networks": title, "method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
             for size in sorted(rows["size"].unique()):
-                row[f"at {size:g}"] = _cell(own[own["size"] == size])
+                row[f"at {size:g}"] = cell(own[own["size"] == size])
             table.append(row)
     return pd.DataFrame(table)
 
@@ -38,24 +38,8 @@ def number_table(run: str) -> pd.DataFrame:
         for number, of_number in rows.groupby("parents"):
             size = float(number) if method == "ensemble" else ONE
             nodes = of_number["node"].nunique()
-            row[f"{number} networks (n = {nodes})"] = _cell(picked(own, {"parents": number, "size": size}))
+            row[f"{number} networks (n = {nodes})"] = cell(picked(own, {"parents": number, "size": size}))
         table.append(row)
-    return pd.DataFrame(table)
-
-
-@reads("arena")
-def elsewhere_table(run: str) -> pd.DataFrame:
-    """Accuracy of every method, as merged, where networks share out images of all classes, and on MNIST."""
-    entries = picked(results.read(run, "arena", "entries"), {"task": "joint", "metric": "accuracy", "mended": "none"})
-    shares = picked(entries, {"tasks": "whole", "subset": "split"})
-    settings = {"CIFAR-10, shared out": shares, "MNIST, halves": picked(entries, {"dataset": "mnist"})}
-    table = []
-    for title, rows in settings.items():
-        for method, own in rows.groupby("method", sort=False):
-            row = {"networks": title, "method": name_of(method)}
-            for size in sorted(rows["size"].unique()):
-                row[f"at {size:g}"] = _cell(own[own["size"] == size])
-            table.append(row)
     return pd.DataFrame(table)
 
 
@@ -109,11 +93,11 @@ def attack_table(run: str) -> pd.DataFrame:
     for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
         row = {"method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
         for epsilon, at in own.groupby("epsilon"):
-            row["no attack" if epsilon == 0 else f"{epsilon:g}/{GREY_LEVELS}"] = _cell(at)
+            row["no attack" if epsilon == 0 else f"{epsilon:g}/{GREY_LEVELS}"] = cell(at)
         table.append(row)
     return pd.DataFrame(table)
 
 
-def _cell(rows: pd.DataFrame) -> str:
+def cell(rows: pd.DataFrame) -> str:
     """The accuracy of these rows in percent, with its interval."""
     return points(interval(100 * rows["value"].to_numpy())) if len(rows) else "–"

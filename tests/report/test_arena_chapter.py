@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from planting import plant
 
-from lab.report import arena, arena_tables
+from lab.report import arena, arena_elsewhere, arena_tables
 
 NETS = {"mlp": ("mlp", 512), "vgg11": ("vgg11", 16)}
 # Accuracy of each (method, size, mended).
@@ -171,14 +171,14 @@ def test_tables_have_a_row_for_each_method_and_its_mending():
     assert set(costs["seconds"]) == {"2.5"} and len(costs) == 2 * 13, "each method once"
 
 
-@pytest.mark.parametrize("fact", [arena.shares, arena.digits])
+@pytest.mark.parametrize("fact", [arena_elsewhere.shares, arena_elsewhere.digits])
 def test_other_settings_are_told_by_method_and_the_best_of_them_beside_one_parent(fact):
     plant_arena()
     facts = fact("mine")
     assert facts.outcome == "pleas above", "training is no merge"
     assert facts.values["beside_parent"].startswith("+5.0") and facts.values["n"] == "8"
     assert facts.values["pleas_small"].startswith("60.0") and facts.values["ensemble"].startswith("65.0")
-    table = arena_tables.elsewhere_table("mine").set_index(["networks", "method"])
+    table = arena_elsewhere.table("mine").set_index(["networks", "method"])
     assert table.loc[("MNIST, halves", "ZipIt!"), "at 1"].startswith("40.0")
     assert len(table) == 2 * 5
 
