@@ -66,7 +66,7 @@ def fitting() -> Facts:
         "took": f"{took:.0f}",
         "adam": f"{seconds['Adam']:.0f}",
         "times": f"{figures['adam_over_closed_form']:.1f}",
-        "forward": f"{seconds['forward passes']:.0f}",
+        "solution": decimal(seconds["solution"], 1),
         "runs": f"{runs:.2f}",
         "dearest": f"{DEARER:g}",
         "left": decimal(100 * left["closed form"], 1),

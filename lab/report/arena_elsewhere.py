@@ -30,7 +30,7 @@ def _levels(rows: pd.DataFrame) -> Facts:
     """Accuracies in percent in one setting, by method; ``_small`` at 1.2; and ``n``, how many pairs.
 
     The outcome is which merge of the size of one network is the most accurate in the mean, and where its difference to
-    one parent lies: ``pleas_refitted above``.
+    one parent lies; and where what was distilled lies beside it: ``pleas_refitted above, distilled open``.
     """
     if not len(rows):
         return Facts("not measured", {})
@@ -43,16 +43,20 @@ def _levels(rows: pd.DataFrame) -> Facts:
                 if size == ONE and method not in NO_MERGES:
                     merges[method] = reached.mean
     method = max(merges, key=merges.__getitem__)
-    beside = difference(rows, (method, ONE, shown_as(rows, method)), ("parent", ONE, shown_as(rows, "parent")))
-    return Facts(f"{method} {outcome(beside)}", {**values, "beside_parent": points(beside, signed=True)})
+    best, parent, distilled = ((name, ONE, shown_as(rows, name)) for name in (method, "parent", "distilled"))
+    beside, trained = difference(rows, best, parent), difference(rows, distilled, best)
+    values["beside_parent"] = points(beside, signed=True)
+    return Facts(f"{method} {outcome(beside)}, distilled {outcome(trained)}", values)
 
 
 @reads("arena")
 def table(run: str) -> pd.DataFrame:
     """Accuracy of every method, as merged, where networks share out images of all classes, and on MNIST."""
     entries = picked(results.read(run, "arena", "entries"), {"task": "joint", "metric": "accuracy", "mended": "none"})
-    shares = picked(entries, {"tasks": "whole", "subset": "split"})
-    settings = {"CIFAR-10, shared out": shares, "MNIST, halves": picked(entries, {"dataset": "mnist"})}
+    settings = {
+        "CIFAR-10, shared out": picked(entries, {"tasks": "whole", "subset": "split"}),
+        "MNIST, halves": picked(entries, {"dataset": "mnist"}),
+    }
     shown = []
     for title, rows in settings.items():
         for method, own in rows.groupby("method", sort=False):

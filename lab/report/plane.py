@@ -239,9 +239,7 @@ def _bands(plane: Plane, frame: Frame) -> list[str]:
         above = axes.contourf(x, y, loss, levels=[level if number else 0.0, 2 * loss.max()]).get_paths()
         rings = [ring for path in above for ring in path.to_polygons()]
         d = "".join("M" + "L".join("{:g} {:g}".format(*frame.place(*point)) for point in ring) + "Z" for ring in rings)
-        bands.append(
-            f'<path class="band" fill="{to_hex(HEIGHTS((number + 0.5) / BANDS))}" fill-rule="evenodd" d="{d}"/>'
-        )
+        bands.append(f'<path class="band" fill="{_colour(number)}" fill-rule="evenodd" d="{d}"/>')
     return bands
 
 

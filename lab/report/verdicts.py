@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from lab.bookkeeping import results
 from lab.report import page
 from lab.report.claims import NOT_RUN, PARTLY, REPLICATED, TOO_FEW, Claim, Condition, decide, stated_claims
-from lab.report.facts import Facts, outcome
+from lab.report.facts import Facts, outcome, reads
 from lab.report.words import nats, points
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
@@ -33,6 +34,17 @@ def shown_claims(ids: Collection[str] | None = None) -> list[Claim]:
             run = next((page.shown_run(notebook) for notebook in notebooks if page.runs(notebook)), None)
             decided += decide(run, [stated["id"]])
     return decided
+
+
+@reads()
+def tally() -> Facts:
+    """How many claims the book has, ``all``, and how many have each verdict: ``replicated``, ``not_replicated``, ...
+
+    The outcome is the most frequent verdict, the first of them in the order of the claims.
+    """
+    counts = Counter(decided.verdict for decided in shown_claims())
+    values = {verdict.replace(" ", "_"): str(count) for verdict, count in counts.items()}
+    return Facts(counts.most_common(1)[0][0], {"all": str(counts.total()), **values})
 
 
 def claims_table(ids: Collection[str] | None = None) -> pd.DataFrame:

@@ -91,7 +91,7 @@ def checkout(tmp_path, monkeypatch):
 
         monkeypatch.setattr(rekey, "smoke", smoke)
         monkeypatch.setattr(rekey, "run_in", lambda tree, *arguments: json.dumps({"merge": current}))
-        monkeypatch.setattr(rekey, "same_modules", lambda before: {})
+        monkeypatch.setattr(rekey, "same_modules", lambda before: {"code": "older code"})
         monkeypatch.setattr(rekey, "git", lambda tree, *arguments: "abc123")
         rekey.main(["cpu", "--before", str(before)])
         return json.loads(path.read_text())
@@ -104,6 +104,7 @@ def test_a_table_that_was_current_gets_the_new_key_and_its_provenance_says_so(ch
     assert made["key"] == results.step_key("merge", results.declared_parameters("merge") | made["parameters"])
     assert [(note["from_key"], note["from_commit"]) for note in made["rekeyed"]] == [("old", "abc123")]
     assert results.is_current("cpu", "merge", made["key"])
+    assert same_code.oldest("code") == "older code", "what the cache has is kept with it"
 
 
 def test_tables_of_other_notebooks_may_differ(tmp_path):
@@ -119,4 +120,5 @@ def test_a_table_that_was_not_current_keeps_its_old_key(checkout, capsys):
 def test_nothing_is_kept_where_a_number_changed(checkout):
     with pytest.raises(SystemExit, match="changed numbers, so that no table is kept\nmerge-nodes.parquet differs"):
         checkout(True, TABLE.assign(value=[4.0, 1.25]))
+    assert same_code.oldest("code") == "code"
     assert json.loads((results.results_folder() / "cpu" / "merge.json").read_text())["key"] == "old"

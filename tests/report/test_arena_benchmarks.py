@@ -47,4 +47,4 @@ def test_each_bar_of_speed_is_told_as_met_or_missed(figures, adam, runs, outcome
     )
     facts = arena_benchmarks.fitting()
     assert facts.outcome == outcome
-    assert (facts.values["took"], facts.values["left_by_adam"], facts.values["forward"]) == ("100", "12.5", "10")
+    assert (facts.values["took"], facts.values["left_by_adam"], facts.values["solution"]) == ("100", "12.5", "40.4")

@@ -3,13 +3,12 @@
 import re
 import sys
 import types
-from io import StringIO
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from building import build_page
 from planting import begun, digits
-from sphinx.testing.util import SphinxTestApp
 
 from lab.bookkeeping import results
 from lab.bookkeeping.code import ROOT
@@ -65,13 +64,8 @@ def page(tmp_path, monkeypatch):
     (tmp_path / "book" / "notebooks" / "planted.md").write_text("# The notebook\n")
 
     def build(text):
-        (tmp_path / "book" / "index.md").write_text(f"# A page\n\n{text}\n\n```{{toctree}}\nnotebooks/planted\n```\n")
-        app = SphinxTestApp("html", tmp_path / "book", freshenv=True, warning=StringIO())
-        try:
-            app.build()
-        finally:
-            app.cleanup()
-        return (app.outdir / "index.html").read_text(), re.sub(r"\x1b\[[\d;]*m", "", app.warning.getvalue())
+        built, faults = build_page(tmp_path / "book", f"{text}\n\n```{{toctree}}\nnotebooks/planted\n```")
+        return built.read_text(), faults
 
     return build
 

@@ -5,11 +5,10 @@ import shutil
 import subprocess
 import sys
 import types
-from io import StringIO
 
 import pytest
+from building import build_page
 from planting import TREE_WINS, plant_accuracy
-from sphinx.testing.util import SphinxTestApp
 
 from lab.bookkeeping.code import ROOT
 from lab.report import explorers
@@ -55,16 +54,7 @@ def page(tmp_path, monkeypatch):
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "conf.py").write_text(CONF)
 
-    def build(text):
-        (tmp_path / "book" / "index.md").write_text(f"# A page\n\n{text}\n")
-        app = SphinxTestApp("html", tmp_path / "book", freshenv=True, warning=StringIO())
-        try:
-            app.build()
-        finally:
-            app.cleanup()
-        return app.outdir / "index.html", re.sub(r"\x1b\[[\d;]*m", "", app.warning.getvalue())
-
-    return build
+    return lambda text: build_page(tmp_path / "book", text)
 
 
 def test_a_brief_finding_leaves_the_interval_to_a_note(page):

@@ -6,7 +6,7 @@ import pytest
 from planting import REGULAR, ROBUST, TREE_WINS, plant_accuracy, plant_attack, plant_regularisation
 
 from lab.report.claims import NOT_RUN, stated_claims
-from lab.report.verdicts import claim, claims_table, formulas
+from lab.report.verdicts import claim, claims_table, formulas, tally
 from lab.report.words import points
 
 
@@ -27,6 +27,15 @@ def test_before_any_run_no_claim_has_a_verdict():
     assert list(table[""]) == [stated["id"] for stated in stated_claims()]
     assert set(table["verdict"]) == {NOT_RUN}
     assert list(table["effect"]) == [f"<small>{stated['statistic']}</small>" for stated in stated_claims()]
+
+
+def test_verdicts_are_counted():
+    plant_accuracy("mine", TREE_WINS, 8)
+    verdicts = list(claims_table()["verdict"])
+    facts = tally()
+    assert facts.outcome == NOT_RUN, "most claims need other notebooks"
+    assert facts.values["all"] == str(len(verdicts))
+    assert int(facts.values["replicated"]) == verdicts.count("<strong>replicated</strong>") > 1
 
 
 def test_a_verdict_stands_beside_its_effect_its_bound_and_n():
