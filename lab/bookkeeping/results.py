@@ -47,6 +47,20 @@ class Experiment:
     code: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """Rows that a run's tables have already: of which entries of a listed parameter, and how they were made."""
+
+    tables: dict[str, pd.DataFrame]
+    entries: tuple[str, ...] = ()
+    made: dict[str, Any] | None = None
+
+    def followed_by(self, table: str, rows: pd.DataFrame) -> pd.DataFrame:
+        """A whole table: the rows that were kept, and those that are new."""
+        parts = [part for part in (self.tables.get(table), rows) if part is not None and len(part)]
+        return pd.concat(parts, ignore_index=True) if parts else rows
+
+
 def begin(name: str, namespace: dict[str, Any]) -> Experiment:
     """Check the parameters that notebook ``name`` was given, found in its ``globals()``, and complete them there.
 
@@ -139,6 +153,26 @@ def step_key(name: str, parameters: Mapping[str, Any]) -> str:
     return fingerprint(code_fingerprint(source), dict(parameters))
 
 
+def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
+    """The rows of those entries of a listed parameter that the run's tables have, by this code and from equal entries.
+
+    ``name`` is the key under which an entry has its name, and the column in which all tables of the notebook have it.
+    So a list may grow without what was measured being measured again, where no cache has it any more. All other
+    parameters must be what they were.
+    """
+    run, listed = experiment.parameters["run"], experiment.parameters[parameter]
+    made = provenance(run, experiment.name)
+    if made is None:
+        return KeptRows({})
+    before = completed(declared_parameters(experiment.name), made["parameters"])
+    others_equal = before | {parameter: listed} == experiment.parameters
+    if not others_equal or not is_current(run, experiment.name, step_key(experiment.name, before)):
+        return KeptRows({})
+    entries = tuple(entry[name] for entry in listed if entry in before[parameter])
+    tables = {table: read(run, experiment.name, table) for table in made["tables"]}
+    return KeptRows({table: rows[rows[name].isin(entries)] for table, rows in tables.items()}, entries, made)
+
+
 def results_folder() -> Path:
     """Where tables are kept: ``REBASIN_RESULTS``, by default results/ in the project's folder."""
     return Path(os.environ.get("REBASIN_RESULTS") or ROOT / "results")
@@ -150,12 +184,14 @@ def finish(
     tables: Mapping[str, pd.DataFrame],
     training_seconds: float = 0.0,
     models: str = "",
+    kept: KeptRows | None = None,
 ) -> None:
     """Write the tables as results/<run>/<notebook>-<table>.parquet, and their provenance beside them.
 
     ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook; ``models`` says
-    in words what they are, where the notebook's parameters do not. All files are written before any takes its place,
-    and the provenance names each table's content: what is read is whole.
+    in words what they are, where the notebook's parameters do not; ``kept`` says which rows of the tables an earlier
+    execution made. All files are written before any takes its place, and the provenance names each table's content:
+    what is read is whole.
     """
     folder = results_folder() / experiment.parameters["run"]
     digests: dict[str, str] = {}
@@ -166,6 +202,8 @@ def finish(
 
     def write_provenance(path: Path) -> None:
         made = _provenance(experiment, datasets, digests, training_seconds, models)
+        if kept is not None and kept.made is not None:
+            made = _with_earlier(made, kept.made, kept.entries)
         path.write_text(json.dumps(made, indent=1) + "\n")
 
     writers = {folder / f"{experiment.name}-{table}.parquet": partial(write_table, table) for table in tables}
@@ -198,6 +236,18 @@ def _provenance(
         "training_seconds": round(training_seconds, 1),
         "wall_seconds": round(time.monotonic() - experiment.started, 1),
         "peak_memory_gb": round(_peak_memory() / 1e9, 2),
+    }
+
+
+def _with_earlier(made: dict[str, Any], earlier: dict[str, Any], entries: Sequence[str]) -> dict[str, Any]:
+    """A provenance that names the execution which made the rows of these entries; costs are those of both."""
+    fields = ("commit", "clean", "date", "hardware", "versions", "rekeyed", "earlier")
+    return made | {
+        "clean": made["clean"] and earlier["clean"],
+        "earlier": {"entries": list(entries)} | {field: earlier[field] for field in fields if field in earlier},
+        "training_seconds": round(made["training_seconds"] + earlier["training_seconds"], 1),
+        "wall_seconds": round(made["wall_seconds"] + earlier["wall_seconds"], 1),
+        "peak_memory_gb": max(made["peak_memory_gb"], earlier["peak_memory_gb"]),
     }
 
 

@@ -20,6 +20,7 @@ from lab.bookkeeping.results import (
     declared_parameters,
     finish,
     is_current,
+    kept_rows,
     provenance,
     read,
     step_key,
@@ -267,6 +268,41 @@ def test_a_table_of_another_content_is_refused_and_not_current(folder):
         read("mine", "train", "first")
     # Were it current, the message's advice would do nothing.
     assert not is_current("mine", "train", key)
+
+
+def measure(*names, steps=5):
+    """Let run "mine" have rows of arena for settings of these names; gives which it had already, and all its rows."""
+    listed = [{"setting": name, "methods": {"mean": [1.0]}} for name in names]
+    experiment = begin("arena", given("arena", arena_settings=listed, arena_steps=steps))
+    kept = kept_rows(experiment, "arena_settings", "setting")
+    rows = [{"setting": name, "value": float(len(name) + steps)} for name in names if name not in kept.entries]
+    entries = kept.followed_by("entries", pd.DataFrame(rows, columns=["setting", "value"]))
+    finish(experiment, load("digits"), {"entries": entries}, training_seconds=10.0, kept=kept)
+    return kept.entries, list(entries.itertuples(index=False, name=None))
+
+
+def test_of_a_list_that_has_grown_only_what_is_new_is_measured(folder):
+    assert measure("mlp", "vgg") == ((), [("mlp", 8.0), ("vgg", 8.0)])
+    assert measure("vgg", "vit3") == (("vgg",), [("vgg", 8.0), ("vit3", 9.0)])
+    made = provenance("mine", "arena")
+    assert made["earlier"]["entries"] == ["vgg"] and made["earlier"]["date"] == made["date"]
+    assert made["training_seconds"] == 20.0, "of both executions"
+    measure("vgg", "vit3", "gpt")
+    assert provenance("mine", "arena")["earlier"]["earlier"]["entries"] == ["vgg"]
+
+
+def test_rows_are_kept_only_of_the_same_code_and_parameters(folder, monkeypatch):
+    measure("mlp")
+    assert measure("mlp", "vgg", steps=6)[0] == (), "another parameter"
+    path = folder / "arena.json"
+    path.write_text(path.read_text().replace(provenance("mine", "arena")["key"], "of older code"))
+    assert measure("mlp", "vgg", "vit", steps=6)[0] == ()
+
+
+def test_rows_of_a_damaged_table_are_not_kept(folder):
+    measure("mlp")
+    (folder / "arena-entries.parquet").write_bytes(b"PAR1")
+    assert measure("mlp", "vgg")[0] == ()
 
 
 def test_a_key_changes_with_every_parameter(monkeypatch):
