@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_count, check_number
 from rebasin.inner_products import inner_product
 from rebasin.matching.pairs import Matching, Solution, match_pairs
 from rebasin.matching.scores import assign_all, gram
 from rebasin.permutation import Permutation, flatten
 from rebasin.spec import Part, PermutationSpec, check_spec
-from rebasin.weights import Models, Weights, real
+from rebasin.weights import Models, Weights, real, single
 
 
 def frank_wolfe_matching(
@@ -44,6 +45,8 @@ def frank_wolfe_matching(
     True
     """
     check_spec(spec, "frank_wolfe_matching(spec, a, b)")
+    check_count(max_sweeps, "max_sweeps", 0)
+    check_number(tolerance, "tolerance", least=0)
     for key, parts in spec.parts.items():
         if len({part.axis for part in parts}) > 2:
             raise ValueError(f"Frank-Wolfe matching takes weights with two axes that move, {key!r} has more")
@@ -95,7 +98,9 @@ class _Objective:
     """The inner product of ``a`` with ``b`` under doubly stochastic matrices (pairs, units, units), one per group."""
 
     def __init__(self, spec: PermutationSpec, a: Weights, b: Weights) -> None:
-        self.a, self.b = ({key: real(spec.view(key, weights[key])) for key in spec.weights} for weights in (a, b))
+        self.a, self.b = (
+            {key: single(real(spec.view(key, weights[key]))) for key in spec.weights} for weights in (a, b)
+        )
         some = next(iter(self.a.values()))
         groups = dict.fromkeys(part.group for key in spec.weights for part in spec.parts[key])
         # What the products of axes that move alone are worth is the same all along.

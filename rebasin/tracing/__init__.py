@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rebasin.arguments import check_tensor
 from rebasin.graph import export, number, operator, place_of, weight_keys
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
@@ -104,6 +105,10 @@ def _on_cpu(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     inputs = example if isinstance(example, tuple) else (example,)
     if not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
+    for tensor in inputs:
+        check_tensor(tensor, "the example")
+        if tensor.is_meta:
+            raise ValueError("the example is on the device 'meta', and has no values")
     return tuple(tensor.cpu() for tensor in inputs)
 
 
