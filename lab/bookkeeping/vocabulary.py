@@ -34,6 +34,7 @@ ALGORITHMS = {
     "l1": Drawn("trained with L1 penalty", "#E69F00", "P"),
     "l2": Drawn("trained with L2 penalty", "#56B4E9", "X"),
     "ensemble": Drawn("ensemble of the leaves", "#8C6BB1", "*"),
+    "universe": Drawn("universe", "#0072B2", "P"),
 }
 MATCHERS = {
     "none": Drawn("not matched", "#009E73", "^"),
@@ -59,6 +60,7 @@ CONTESTANTS = {
     "mean": Drawn("naive average", "#009E73", "^"),
     "weights": Drawn("weight matching", "#0072B2", "o"),
     "hierarchy": Drawn("hierarchy", "#0072B2", "P"),
+    "universe": Drawn("universe (C2M3)", "#0072B2", "d"),
     "activations": Drawn("activation matching", "#0072B2", "s"),
     "correlation": Drawn("correlation matching", "#0072B2", "v"),
     "mixed": Drawn("MuDSC: weights and correlation", "#0072B2", "<"),

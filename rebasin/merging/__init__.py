@@ -12,12 +12,18 @@ from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
 from rebasin.merging.mending import Mend, check_mend, mended_by
 from rebasin.merging.record import Merge, merged_like
+from rebasin.merging.universe import merge_universe
 from rebasin.options import check_options, own_options
 from rebasin.spec import PermutationSpec, check_spec
 from rebasin.weights import Models, weights_of
 
-Method = Literal["mean", "many", "hierarchy"]
-METHODS: dict[str, Callable[..., Merge]] = {"mean": merge_mean, "many": merge_many, "hierarchy": merge_hierarchical}
+Method = Literal["mean", "many", "hierarchy", "universe"]
+METHODS: dict[str, Callable[..., Merge]] = {
+    "mean": merge_mean,
+    "many": merge_many,
+    "hierarchy": merge_hierarchical,
+    "universe": merge_universe,
+}
 MendAt = Literal["end", "every stage"]
 
 
@@ -37,7 +43,8 @@ def merge(
 
     - ``"mean"``, ``merge_mean``: the mean as they are;
     - ``"many"``, ``merge_many``: all at once, each matched to the mean of the others; ``seed=``, ``max_rounds=``;
-    - ``"hierarchy"``, ``merge_hierarchical``: pairwise, stage by stage; ``seed=``, ``shuffle=``, ``chunk=``.
+    - ``"hierarchy"``, ``merge_hierarchical``: pairwise, stage by stage; ``seed=``, ``shuffle=``, ``chunk=``;
+    - ``"universe"``, ``merge_universe``: all matched to one universe of units at once; ``max_sweeps=``, ``tolerance=``.
 
     ``mend(merged, parents)`` gives the merge the statistics that it should have: ``rebasin.mender(model, images)``
     makes one. It is called once at the ``"end"``, with all the permuted models as parents, or at ``"every stage"`` of a

@@ -140,7 +140,7 @@ def test_arguments_in_another_order_are_told_as_such(spec, modules):
             matcher(a, b, spec)
     with pytest.raises(TypeError, match=r"the first argument is the model, and a Tensor was given: trace\(model, exam"):
         rebasin.trace(images(2), a)
-    with pytest.raises(TypeError, match="the example is a tensor, or a tuple of the model's inputs: got list"):
+    with pytest.raises(TypeError, match="the example is a tensor, or a tuple or dict of the model's inputs: got list"):
         rebasin.trace(a, [images(2)])
     with pytest.raises(
         TypeError, match=r"the first argument is the model, and a dict was given: repair\(model, merged"
