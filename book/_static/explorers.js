@@ -49,7 +49,7 @@ function start(explorer, number) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  [...document.querySelectorAll(".explorer")].forEach(start);
+  [...document.querySelectorAll(".explorer:has(input[type=range])")].forEach(start);
   // What a number's note says is also shown to those who come to it by keyboard or touch.
   for (const note of document.querySelectorAll("abbr[title]")) note.tabIndex = 0;
 });
