@@ -55,7 +55,8 @@ def by_hand() -> str:
     panels = "".join(_panel(title, order) for title, order in titled)
     return (
         f'<div class="explorer explorer-reordering" data-orders="{stored}">'
-        f'<p class="reordering-choice" hidden>Drag B’s units up and down, or swap neighbours. {buttons}</p>{panels}</div>'
+        f'<p class="reordering-choice" hidden>Drag B’s units up and down, or swap neighbours. {buttons}</p>'
+        f"{panels}</div>"
     )
 
 
@@ -64,10 +65,15 @@ def _panel(title: str, order: Order) -> str:
     a, b = pair()
     turned = b.reordered(order)
     pictures = (
-        FRAME.svg("network", _name("A"), _wires(a, IN_ORDER), _units(IN_ORDER)),
-        FRAME.svg("network of-b", _name("B"), _wires(b, PLANTED, order), _units(PLANTED, order)) + _swaps(),
+        FRAME.svg("network", _name("A"), _wires(a, _coloured(IN_ORDER)), _units(IN_ORDER)),
+        FRAME.svg("network of-b", _name("B"), _wires(b, _coloured(PLANTED), order), _units(PLANTED, order)) + _swaps(),
         FRAME.svg("scores", _name("scores"), _matrix(order)),
-        FRAME.svg("network", _name("average"), _wires(a.mean(turned)), _halves(order)),
+        FRAME.svg(
+            "network",
+            _name("average"),
+            _wires(a.mean(turned), [f' data-place="{place}"' for place in IN_ORDER]),
+            _halves(order),
+        ),
     )
     cells = "".join(f'<div class="reordering-cell">{picture}</div>' for picture in pictures)
     return (
@@ -115,17 +121,18 @@ def _swaps() -> str:
     )
 
 
-def _wires(network: Network, jobs: Sequence[int] | None = None, order: Order = IN_ORDER) -> str:
-    """The wires of a network whose units stand in this order, in the colours of what they do, where that is one thing."""
-    lines = []
+def _coloured(jobs: Sequence[int]) -> list[str]:
+    """Attributes of the wires of each unit, in the colour of what it does."""
+    return [f' data-unit="{unit}"{ink(COLOURS[job])}' for unit, job in enumerate(jobs)]
+
+
+def _wires(network: Network, attributes: Sequence[str], order: Order = IN_ORDER) -> str:
+    """The wires of a network whose units stand in this order, and its inputs and output."""
+    inputs = [(INPUT, _height(source)) for source in range(UNITS)]
+    ends, lines = [*inputs, (OUTPUT, MIDDLE)], []
     for place, unit in enumerate(order):
-        mark = f' data-{"place" if jobs is None else "unit"}="{unit}"' + (
-            "" if jobs is None else ink(COLOURS[jobs[unit]])
-        )
-        starts = [(INPUT, _height(source)) for source in range(UNITS)] + [(OUTPUT, MIDDLE)]
-        for start, weight in zip(starts, _weights(network, unit), strict=True):
-            lines.append(_wire(*start, weight, place, mark))
-    ends = [(INPUT, _height(place)) for place in range(UNITS)] + [(OUTPUT, MIDDLE)]
+        for end, weight in zip(ends, _weights(network, unit), strict=True):
+            lines.append(_wire(*end, weight, place, attributes[unit]))
     return "".join(lines) + "".join(f'<circle class="end" cx="{x}" cy="{y:g}" r="5"/>' for x, y in ends)
 
 
@@ -134,10 +141,10 @@ def _weights(network: Network, unit: int) -> list[float]:
     return [*network.reads[unit], network.answers[unit]]
 
 
-def _wire(x: float, y: float, weight: float, place: int, mark: str) -> str:
+def _wire(x: float, y: float, weight: float, place: int, attributes: str) -> str:
     """From (x, y) to the unit at a place: the thicker the larger its weight, dashed where that is negative."""
     return (
-        f'<line class="wire{" negative" if weight < 0 else ""}" stroke-width="{THICKNESS * abs(weight):.2f}"{mark} '
+        f'<line class="wire{" negative" if weight < 0 else ""}" stroke-width="{THICKNESS * abs(weight):.2f}"{attributes} '
         f'x1="{x}" y1="{y:g}" x2="{UNIT}" y2="{_height(place):g}"/>'
     )
 
@@ -195,18 +202,16 @@ def _matrix(order: Order) -> str:
 def _answers(order: Order) -> str:
     """The answers of A, of B, and of the average, while a spot of light passes over the inputs."""
     a, b = pair()
-    frame, average = _answers_frame(), a.mean(b.reordered(order))
-    parts = [frame.text(0, 12, "answer", "start"), frame.rules((-0.5, 0, 0.5, 1), 1)]
-    for x, kind, words in ((120, "of-a", "A"), (180, "of-b dashed", "B"), (240, "of-average", "average")):
+    frame, parts = _answers_frame(), []
+    average = a.mean(b.reordered(order))
+    shown = (("A", "of-a", a, ""), ("B", "of-b dashed", b, ""), ("average", "of-average", average, " data-curve"))
+    for number, (words, kind, network, mark) in enumerate(shown):
+        x = 120 + 60 * number
         parts += [f'<path class="curve {kind}" d="M{x} 8h26"/>', frame.text(x + 32, 12, words, "start")]
-    parts.append(
-        frame.foot([(place, f"input {place + 1}" if place == 0 else str(place + 1)) for place in range(UNITS)])
-    )
-    parts += [
-        f'<path class="curve {kind}" d="{_path(network)}"/>' for kind, network in (("of-a", a), ("of-b dashed", b))
-    ]
-    parts.append(f'<path class="curve of-average" data-curve="" d="{_path(average)}"/>')
-    return frame.svg("answers", *parts)
+        parts.append(f'<path class="curve {kind}"{mark} d="{_path(network)}"/>')
+    inputs = [(place, f"input {place + 1}" if place == 0 else str(place + 1)) for place in range(UNITS)]
+    rules = [frame.text(0, 12, "answer", "start"), frame.rules((-0.5, 0, 0.5, 1), 1), frame.foot(inputs)]
+    return frame.svg("answers", *rules, *parts)
 
 
 def _answers_frame() -> Frame:
