@@ -143,8 +143,9 @@ def _weights(network: Network, unit: int) -> list[float]:
 
 def _wire(x: float, y: float, weight: float, place: int, attributes: str) -> str:
     """From (x, y) to the unit at a place: the thicker the larger its weight, dashed where that is negative."""
+    kind = "wire negative" if weight < 0 else "wire"
     return (
-        f'<line class="wire{" negative" if weight < 0 else ""}" stroke-width="{THICKNESS * abs(weight):.2f}"{attributes} '
+        f'<line class="{kind}" stroke-width="{THICKNESS * abs(weight):.2f}"{attributes} '
         f'x1="{x}" y1="{y:g}" x2="{UNIT}" y2="{_height(place):g}"/>'
     )
 
