@@ -1,4 +1,4 @@
-"""Directives that put results into a chapter: a finding's words, a table, a figure, the claims, what was measured.
+"""Directives that put results into a chapter: a finding's words, a table, a figure, the claims.
 
 The words stand in the chapter, the facts come from ``lab/report``. A finding names the outcome that its sentence was
 written for, and so does a caption that says what was found; when the results have another, a warning names page,
@@ -199,28 +199,6 @@ class Claims(SphinxDirective):
         return [raw(page.table(claims_table(self.arguments or None)))]
 
 
-class MeasuredOn(SphinxDirective):
-    """Folded, at the end of a page: what its results were measured on, with all parameters, and how to run it again."""
-
-    def run(self) -> list[nodes.Node]:
-        shown_nodes: list[nodes.Node] = []
-        for notebook in self.env.temp_data.get(READ, []):
-            if not page.runs(notebook):
-                shown_nodes.append(not_run([notebook]))
-                continue
-            facts = page.measured_on(page.shown_run(notebook), notebook)
-            rows = "".join(f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items())
-            command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p run mine"
-            shown_nodes += [
-                raw(f'<details class="fold"><summary>Measured on: {notebook}.ipynb</summary>'),
-                raw(f'<dl class="measured">{rows}</dl>'),
-                nodes.paragraph("", "", nodes.Text("The notebook: "), to_notebook(notebook)),
-                nodes.paragraph("", "", nodes.Text("Run it yourself: "), nodes.literal(text=command)),
-                raw(f"<details><summary>All parameters</summary>{page.parameters_table(notebook)}</details></details>"),
-            ]
-        return [nodes.container("", *shown_nodes, classes=["measured-on"])]
-
-
 class Value(SphinxRole):
     """One value of some facts inside a sentence: ``{value}`planted.recovery n` ``."""
 
@@ -304,7 +282,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Join in."""
     for name, directive in (
         ("finding", Finding), ("result-table", ResultTable), ("result-figure", ResultFigure), ("claims", Claims),
-        ("measured-on", MeasuredOn),
     ):  # fmt: skip
         app.add_directive(name, directive)
     app.add_role("value", Value())

@@ -42,7 +42,7 @@ class Scoreboard(WithMarkdown):
         }
         by_verdict = {verdict: names for verdict, names in by_verdict.items() if names}
         shares = "".join(
-            f'<span class="{_kind(verdict)}" style="flex: {len(names)}">{_sign(verdict)} {len(names)}</span>'
+            f'<span class="{kind(verdict)}" style="flex: {len(names)}">{sign(verdict)} {len(names)}</span>'
             for verdict, names in by_verdict.items()
         )
         groups = [self.group(verdict, [words[name] for name in names]) for verdict, names in by_verdict.items()]
@@ -51,16 +51,16 @@ class Scoreboard(WithMarkdown):
 
     def group(self, verdict: str, lines: list[str]) -> nodes.Node:
         """The claims with one verdict, below it."""
-        title = raw(f'<p class="verdict {_kind(verdict)}">{_sign(verdict)} {html.escape(verdict)}: {len(lines)}</p>')
+        title = raw(f'<p class="verdict {kind(verdict)}">{sign(verdict)} {html.escape(verdict)}: {len(lines)}</p>')
         listed = self.parsed("\n".join(f"- {line}" for line in lines))
         return nodes.container("", title, *listed)
 
 
-def _kind(verdict: str) -> str:
+def kind(verdict: str) -> str:
     return "is-" + verdict.replace(" ", "-")
 
 
-def _sign(verdict: str) -> str:
+def sign(verdict: str) -> str:
     return SIGNS.get(verdict, "?")
 
 

@@ -44,20 +44,27 @@ def table() -> pd.DataFrame:
     """A row for each notebook that was run: the training of its networks, its last execution, memory and machine."""
     rows, trained_by = [], {}
     for step, run, provenance in _executed():
-        seconds, hardware = provenance["training_seconds"], provenance["hardware"]
+        seconds = provenance["training_seconds"]
         # Seconds that are equal to the tenth are of the same networks.
         first = trained_by.setdefault((run, seconds), step)
-        rows.append(
-            {
-                "notebook": step,
-                "training its networks": "–" if not seconds else _minutes(seconds) if first == step else f"as {first}",
-                "last execution": _minutes(provenance["wall_seconds"]),
-                "memory": f"{provenance['peak_memory_gb']:.1f} GB",
-                "run": run,
-                "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
-            }
-        )
+        training = {"training its networks": f"as {first}"} if seconds and first != step else {}
+        rows.append(of_notebook(step) | training)
     return pd.DataFrame(rows)
+
+
+def of_notebook(notebook: str) -> dict[str, str]:
+    """What the shown run of a notebook cost: the training of its networks, its last execution, memory and machine."""
+    run = page.shown_run(notebook)
+    provenance = results.provenance(run, notebook)
+    seconds, hardware = provenance["training_seconds"], provenance["hardware"]
+    return {
+        "notebook": notebook,
+        "training its networks": _minutes(seconds) if seconds else "–",
+        "last execution": _minutes(provenance["wall_seconds"]),
+        "memory": f"{provenance['peak_memory_gb']:.1f} GB",
+        "run": run,
+        "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
+    }
 
 
 def _executed() -> list[tuple[str, str, dict[str, Any]]]:

@@ -10,11 +10,14 @@ from typing import Any
 import pandas as pd
 
 from lab.bookkeeping import results
+from lab.bookkeeping.pipeline import load_preset
 from lab.bookkeeping.vocabulary import DATASETS, INITIALS, OPTIMISERS, SUBSETS
 from lab.networks import ARCHITECTURES
 
 # The largest first: a chapter takes the first of these that was run.
 PREFERRED = (*reversed(results.REFERENCE), "smoke")
+PRESETS = ("smoke", *results.REFERENCE)
+LONGEST = 80  # letters of a parameter's value that are shown at once
 
 
 def own_run() -> str | None:
@@ -115,13 +118,23 @@ def table(frame: pd.DataFrame) -> str:
 
 
 def parameters_table(notebook: str) -> str:
-    """The parameters of the shown run of a notebook, as HTML, beside the notebook's own defaults."""
-    defaults, given = results.declared_parameters(notebook), results.provenance(shown_run(notebook), notebook)
+    """The parameters of a notebook by preset, as HTML: a column for each, and one for the shown run if it is none."""
+    declared = results.declared_parameters(notebook)
+    columns = {preset: _chosen(declared, load_preset(preset)) for preset in PRESETS}
+    if shown_run(notebook) not in columns:
+        columns[shown_run(notebook)] = results.provenance(shown_run(notebook), notebook)["parameters"]
+    flattened = {column: flat(parameters) for column, parameters in columns.items()}
+    names = dict.fromkeys(name for parameters in flattened.values() for name in parameters)
     rows = []
-    for name, default in flat(defaults).items():
-        shown = flat(given["parameters"]).get(name)
-        rows.append({"parameter": f"<code>{name}</code>", "shown run": _code(shown), "default": _code(default)})
+    for name in names:
+        values = {column: _code(parameters.get(name)) for column, parameters in flattened.items()}
+        rows.append({"parameter": f"<code>{name}</code>", **values})
     return table(pd.DataFrame(rows))
+
+
+def _chosen(declared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A notebook's parameters with what a preset gives of them."""
+    return results.completed(declared, {name: value for name, value in given.items() if name in declared})
 
 
 def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,4 +146,8 @@ def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _code(value: Any) -> str:
-    return "" if value is None else f"<code>{html.escape(repr(value))}</code>"
+    """A value as code; a long one behind its beginning."""
+    text = "" if value is None else html.escape(repr(value))
+    if len(text) <= LONGEST:
+        return text and f"<code>{text}</code>"
+    return f"<details><summary><code>{text[: LONGEST // 2]}</code> …</summary><code>{text}</code></details>"

@@ -112,8 +112,28 @@ def test_a_parameter_is_that_of_the_run_that_is_shown():
     made = results.provenance("smoke", "accuracy")
     assert page.parameter("accuracy", "barrier_points") == made["parameters"]["barrier_points"]
     assert page.parameter("accuracy", "networks.width") == made["parameters"]["networks"]["width"]
-    shown = page.parameters_table("accuracy")
-    assert f"<code>{made['parameters']['barrier_points']}</code>" in shown and "<code>networks.width</code>" in shown
+
+
+def parameters():
+    """The table of the parameters of notebook accuracy: its columns, and the words of each row by its first."""
+    rows = re.findall(r"<tr.*?>(.*?)</tr>", page.parameters_table("accuracy"), re.DOTALL)
+    cells = [[re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)] for row in rows]
+    return cells[0][1:], {name: values for name, *values in cells[1:]}
+
+
+def test_the_parameters_of_each_preset_stand_side_by_side():
+    plant_accuracy("smoke", TREE_WINS, 8)
+    columns, rows = parameters()
+    assert columns == ["smoke", "cpu", "gpu"]
+    assert rows["networks.models"] == ["8", "64", "1600"]
+    assert rows["barrier_points"][0] == str(results.declared_parameters("accuracy")["barrier_points"])
+
+
+def test_the_parameters_of_a_run_of_ones_own_stand_beside_those_of_the_presets(monkeypatch):
+    plant_accuracy("mine", TREE_WINS, 8)
+    monkeypatch.setenv("REBASIN_RUN", "mine")
+    columns, rows = parameters()
+    assert columns == ["smoke", "cpu", "gpu", "mine"] and rows["run"][-1] == "&#x27;mine&#x27;"
 
 
 @pytest.mark.parametrize(
