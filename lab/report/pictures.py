@@ -77,10 +77,10 @@ def attacked(run: str) -> Facts:
 
 @reads("pictures")
 def under_attack(run: str) -> Figure:
-    """A digit, under noise and under attack, by how far each pixel may be moved: what a network sees, and what it says."""
+    """A digit under noise and under attack, by how far each pixel may be moved: what a network sees, and says."""
     table = results.read(run, "pictures", "attacks")
     epsilons = sorted(table["epsilon"].unique())
-    figure, panels = plt.subplots(len(ATTACKS), len(epsilons), figsize=(6.4, 3.9), squeeze=False)
+    figure, panels = plt.subplots(len(ATTACKS), len(epsilons), figsize=(6.4, 3.3), squeeze=False, layout="constrained")
     for row, (kind, title) in enumerate(ATTACKS.items()):
         for axes, epsilon in zip(panels[row], epsilons, strict=True):
             (shown,) = [each for _, each in picked(table, {"kind": kind, "epsilon": epsilon}).iterrows()]
@@ -93,15 +93,14 @@ def under_attack(run: str) -> Figure:
             axes.set(xticks=[], yticks=[])
             axes.grid(visible=False)
         panels[row, 0].set_ylabel(title)
-    figure.tight_layout()
     return figure
 
 
 @reads("pictures")
 def scores(run: str) -> Facts:
-    """The mean score of units that meet, ``before`` and ``after`` matching, and that of all others after it, ``others``.
+    """The mean score of units that meet, ``before`` and ``after`` matching, and that of ``others`` after it.
 
-    The outcome: whether those that meet ``light up``, to more than twice the largest of the other two, or ``stay dark``.
+    The outcome: whether those that meet ``light up``, to more than twice the larger of the other two, or ``stay dark``.
     """
     table = results.read(run, "pictures", "scores")
     meeting = table["unit_a"] == table["unit_b"]
@@ -114,13 +113,20 @@ def scores(run: str) -> Facts:
 
 @reads("pictures")
 def score_matrix(run: str) -> Figure:
-    """The scores of the units of two networks, the second's as they are and matched; on the diagonal are those that meet."""
+    """The scores of the units of two networks, the second's as they are and matched: on the diagonal, those that meet.
+
+    The first's units stand in the order of their scores with those that they meet once matched, the highest first.
+    """
     table = results.read(run, "pictures", "scores")
-    highest = table["value"].quantile(0.995)
+    squares = {
+        matcher: rows.pivot(index="unit_a", columns="unit_b", values="value").to_numpy()
+        for matcher, rows in table.groupby("matcher")
+    }
+    order, highest = np.argsort(-squares["weights"].diagonal()), table["value"].quantile(0.995)
+    shown = {"B as it is": squares["none"][order], "B matched": squares["weights"][order][:, order]}
     figure, panels = plt.subplots(1, 2, figsize=(6.4, 3.5), layout="constrained", sharey=True)
-    for axes, (matcher, title) in zip(panels, (("none", "B as it is"), ("weights", "B matched")), strict=True):
-        square = picked(table, {"matcher": matcher}).pivot(index="unit_a", columns="unit_b", values="value")
-        shades = axes.imshow(square.to_numpy(), cmap="magma", vmin=0, vmax=highest, interpolation="nearest")
+    for axes, (title, square) in zip(panels, shown.items(), strict=True):
+        shades = axes.imshow(square, cmap="magma", vmin=0, vmax=highest, interpolation="nearest")
         axes.set(title=title, xlabel="unit of B", xticks=[], yticks=[])
         axes.grid(visible=False)
     panels[0].set_ylabel("unit of A")
