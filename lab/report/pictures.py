@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import GREY_LEVELS, PERTURBATIONS
 from lab.report.claims import picked
+from lab.report.draw import width
 from lab.report.explorers import explorer, panel, slider
 from lab.report.facts import Facts, reads
 from lab.report.words import decimal
@@ -80,7 +81,7 @@ def under_attack(run: str) -> Figure:
     """A digit under noise and under attack, by how far each pixel may be moved: what a network sees, and says."""
     table = results.read(run, "pictures", "attacks")
     epsilons = sorted(table["epsilon"].unique())
-    figure, panels = plt.subplots(len(ATTACKS), len(epsilons), figsize=(6.4, 3.3), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(len(ATTACKS), len(epsilons), figsize=(width(), 0.52 * width()), squeeze=False)
     for row, (kind, title) in enumerate(ATTACKS.items()):
         for axes, epsilon in zip(panels[row], epsilons, strict=True):
             (shown,) = [each for _, each in picked(table, {"kind": kind, "epsilon": epsilon}).iterrows()]
@@ -124,7 +125,7 @@ def score_matrix(run: str) -> Figure:
     }
     order, highest = np.argsort(-squares["weights"].diagonal()), table["value"].quantile(0.995)
     shown = {"B as it is": squares["none"][order], "B matched": squares["weights"][order][:, order]}
-    figure, panels = plt.subplots(1, 2, figsize=(6.4, 3.5), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(width(), 0.5 * width()), sharey=True)
     for axes, (title, square) in zip(panels, shown.items(), strict=True):
         shades = axes.imshow(square, cmap="magma", vmin=0, vmax=highest, interpolation="nearest")
         axes.set(title=title, xlabel="unit of B", xticks=[], yticks=[])
