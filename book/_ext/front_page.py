@@ -65,9 +65,10 @@ def sign(verdict: str) -> str:
 
 
 def with_script(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Load the script on pages that have something to move."""
+    """Load the scripts on pages that have something to move."""
     if app.env.metadata.get(pagename, {}).get("explorers"):
         app.add_js_file("explorers.js")
+        app.add_js_file("reordering.js")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
