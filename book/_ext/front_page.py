@@ -12,12 +12,10 @@ from from_results import ResultFigure, WithMarkdown, raw
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from lab.report.claims import INCONCLUSIVE, NOT_REPLICATED, NOT_RUN, PARTLY, REPLICATED, TOO_FEW
+from lab.report.claims_table import SIGNS, kind
 from lab.report.verdicts import shown_claims
 
 logger = logging.getLogger(__name__)
-# The verdicts from the best to none, each with a sign for those who see no colours.
-SIGNS = {REPLICATED: "✓", PARTLY: "◐", NOT_REPLICATED: "✗", INCONCLUSIVE: "?", TOO_FEW: "?", NOT_RUN: "…"}
 
 
 class Explorer(ResultFigure):
@@ -42,7 +40,7 @@ class Scoreboard(WithMarkdown):
         }
         by_verdict = {verdict: names for verdict, names in by_verdict.items() if names}
         shares = "".join(
-            f'<span class="{_kind(verdict)}" style="flex: {len(names)}">{_sign(verdict)} {len(names)}</span>'
+            f'<span class="{kind(verdict)}" style="flex: {len(names)}">{_sign(verdict)} {len(names)}</span>'
             for verdict, names in by_verdict.items()
         )
         groups = [self.group(verdict, [words[name] for name in names]) for verdict, names in by_verdict.items()]
@@ -51,13 +49,9 @@ class Scoreboard(WithMarkdown):
 
     def group(self, verdict: str, lines: list[str]) -> nodes.Node:
         """The claims with one verdict, below it."""
-        title = raw(f'<p class="verdict {_kind(verdict)}">{_sign(verdict)} {html.escape(verdict)}: {len(lines)}</p>')
+        title = raw(f'<p class="verdict {kind(verdict)}">{_sign(verdict)} {html.escape(verdict)}: {len(lines)}</p>')
         listed = self.parsed("\n".join(f"- {line}" for line in lines))
         return nodes.container("", title, *listed)
-
-
-def _kind(verdict: str) -> str:
-    return "is-" + verdict.replace(" ", "-")
 
 
 def _sign(verdict: str) -> str:

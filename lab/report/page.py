@@ -12,6 +12,7 @@ import pandas as pd
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import DATASETS, INITIALS, OPTIMISERS, SUBSETS
 from lab.networks import ARCHITECTURES
+from lab.report.tables import table
 
 # The largest first: a chapter takes the first of these that was run.
 PREFERRED = (*reversed(results.REFERENCE), "smoke")
@@ -106,12 +107,6 @@ def _networks(plan: Mapping[str, Any]) -> str:
     words += [f"initial weights of {INITIALS[plan['initial']]}"] if "initial" in plan else []
     words += [f"trained on {SUBSETS[plan['subset']]}"] if "subset" in plan else []
     return ", ".join(words)
-
-
-def table(frame: pd.DataFrame) -> str:
-    """A table of ready-made texts as HTML, that scrolls inside itself on a phone."""
-    body = frame.to_html(index=False, escape=False, border=0, classes="table", justify="left")
-    return f'<div class="wide-table">{body}</div>'
 
 
 def parameters_table(notebook: str) -> str:
