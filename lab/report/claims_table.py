@@ -62,7 +62,7 @@ def kind(verdict: str) -> str:
 def _row(claim: Claim) -> str:
     measured = "".join(map(_condition, claim.conditions))
     if claim.conditions:
-        measured += "".join(f"<li>{html.escape(name)}: <em>not measured</em></li>" for name in claim.missing)
+        measured += "".join(f"<li><span>{html.escape(name)}</span> <em>not measured</em></li>" for name in claim.missing)
         measured = f'<ul class="conditions">{measured}</ul>'
     return (
         f'<tr data-paper="{html.escape(claim.paper)}" data-verdict="{claim.verdict}">'
@@ -93,9 +93,10 @@ def _condition(condition: Condition) -> str:
     """A condition's effect beside its bound, and whether it holds; where ``n`` is too small, how many are needed."""
     decisive = " <small>(decisive)</small>" if condition.decisive else ""
     needed = f", {condition.needed} are needed" if condition.verdict == TOO_FEW else ""
+    bound = f"{condition.side} {condition.bound:g}".replace("-", "−")
     return (
         f'<li><span>{condition.name}{decisive}</span> <span class="effect">{effect_text(condition)}</span> '
-        f"<small>{condition.side} {condition.bound:g}, n = {condition.effect.n}{needed}</small> "
+        f"<small>{bound}, n = {condition.effect.n}{needed}</small> "
         f"{signed(condition.verdict)}</li>"
     )
 

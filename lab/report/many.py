@@ -174,9 +174,9 @@ def calibration_table(run: str) -> pd.DataFrame:
             loss = _of_nodes(nodes, algorithm, "loss")
             rows.append(
                 {
-                    "networks": str(size),
+                    "models": str(size),
                     "trained on": "all images" if subset == "all" else "halves",
-                    "answers of": name,
+                    "network": name,
                     "test loss (nats)": nats(loss),
                     "accuracy (%)": hundredths(percent(nodes, algorithm, "accuracy")),
                     "calibration error (points)": hundredths(percent(nodes, algorithm, "calibration_error")),

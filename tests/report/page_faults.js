@@ -1,12 +1,21 @@
-// What a reader would find wrong with the page as it stands in this window: a list of sentences.
+// What a reader would find wrong with a page as it stands in this window, each fault a sentence.
 "use strict";
 
 const READ = "main.bd-main, .bd-sidebar-primary, .bd-header-article";
 const ENOUGH = 4.5; // contrast of text, by WCAG 2.2; of large text, and of lines, 3
 const SMALLEST = 11; // pixels of type
 
-function pageFaults() {
-  return [...sideways(), ...cut(), ...images(), ...faint(), ...small()];
+const grounds = new Map(); // what is behind an element
+const opacities = new Map();
+
+function layoutFaults() {
+  return [...sideways(), ...cut(), ...images(), ...small()];
+}
+
+function colourFaults() {
+  grounds.clear();
+  opacities.clear();
+  return faint();
 }
 
 // Everything is looked at: folds are open, and nothing fades from one colour to another.
@@ -31,6 +40,7 @@ function cut() {
   const faults = [];
   for (const element of document.querySelectorAll("main.bd-main *")) {
     if (element.scrollWidth <= element.clientWidth + 1 || !element.clientWidth || !shown(element)) continue;
+    if (element.matches("mjx-container *, span.math:has(mjx-container)")) continue; // words for screen readers are clipped
     const style = getComputedStyle(element);
     if (style.overflowX === "visible" || style.display === "inline") continue;
     const more = `${element.scrollWidth} of ${element.clientWidth} px`;
@@ -126,19 +136,20 @@ function seen([red, green, blue, alpha], share, behind) {
 }
 
 function ground(element) {
-  const layers = [];
-  for (let box = element; box; box = box.parentElement) {
-    const layer = colour(getComputedStyle(box).backgroundColor);
-    layers.push(layer);
-    if (layer[3] === 1) break;
+  if (!element) return [255, 255, 255];
+  if (!grounds.has(element)) {
+    const layer = colour(getComputedStyle(element).backgroundColor);
+    grounds.set(element, layer[3] === 1 ? layer.slice(0, 3) : seen(layer, 1, ground(element.parentElement)));
   }
-  return layers.reduceRight((behind, layer) => seen(layer, 1, behind), [255, 255, 255]);
+  return grounds.get(element);
 }
 
 function opacity(element) {
-  let share = 1;
-  for (let box = element; box; box = box.parentElement) share *= Number(getComputedStyle(box).opacity);
-  return share;
+  if (!element) return 1;
+  if (!opacities.has(element)) {
+    opacities.set(element, Number(getComputedStyle(element).opacity) * opacity(element.parentElement));
+  }
+  return opacities.get(element);
 }
 
 function luminance(parts) {
