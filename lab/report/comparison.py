@@ -213,7 +213,7 @@ def counts_table(run: str) -> pd.DataFrame:
             places = [lies(value) for value in gaps if value.n >= FEWEST_FOR_INTERVAL]
             rows.append(
                 {
-                    "": MENDINGS[mended],
+                    "mending": MENDINGS[mended],
                     "models": str(size),
                     "ahead in the mean": f"{sum(value.mean > TIED for value in gaps)} of {len(gaps)}",
                     "interval above zero": f"{places.count(ABOVE)} of {len(places)}" if places else "–",

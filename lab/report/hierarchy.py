@@ -208,7 +208,7 @@ def cost_table(run: str) -> pd.DataFrame:
     rows = []
     for algorithm in ways_of(nodes):
         for size in sizes_of(nodes, algorithm):
-            row = {"": ALGORITHMS[algorithm].title, "models": str(size)}
+            row = {"method": ALGORITHMS[algorithm].title, "models": str(size)}
             for metric, unit, written in (("accuracy", "points", points), ("loss", "nats", nats)):
                 for split in ("test", "train"):
                     cost_here = interval(drops(nodes, algorithm, size, split, metric))
@@ -224,7 +224,7 @@ def barrier_table(run: str) -> pd.DataFrame:
     table = results.read(run, "accuracy", "barriers")
     # Those as they are come last.
     for (matcher, size, split), pairs in table.groupby(["matcher", "n_leaves", "split"], sort=False):
-        row = {"line": line_title(matcher, size), "images": split}
+        row = {"pairs": MATCHERS[matcher].title, "models": str(size), "images": split}
         for metric, unit, written in (("accuracy", "points", points), ("loss", "nats", nats)):
             for definition, title in (("barrier", "from mean"), ("above_line", "above line")):
                 row[f"{metric}, {title} ({unit})"] = written(_height(pairs, f"{metric}_{definition}"))

@@ -175,7 +175,8 @@ def calibration_table(run: str) -> pd.DataFrame:
             loss = _of_nodes(nodes, algorithm, "loss")
             rows.append(
                 {
-                    "group": f"{size}, on {'all images' if subset == 'all' else 'halves'}",
+                    "models": str(size),
+                    "trained on": "all images" if subset == "all" else "halves",
                     "network": name,
                     "test loss (nats)": nats(loss),
                     "accuracy (%)": hundredths(percent(nodes, algorithm, "accuracy")),

@@ -171,7 +171,7 @@ def barriers_table(run: str) -> pd.DataFrame:
             rows.append(
                 {
                     "images": split,
-                    "": MATCHERS[matcher].title,
+                    "pairs": MATCHERS[matcher].title,
                     "loss": nats(in_nats(table, "loss_barrier", matcher)),
                     "the paper": PAPER[matcher],
                     "over three points": nats(in_nats(table, "loss_barrier_of_three", matcher)),

@@ -126,7 +126,7 @@ def lines_table(run: str) -> pd.DataFrame:
             ("halfway to B", as_they_are.loc[0.5]),
             ("halfway to π(B)", matched.loc[0.5]),
         ):
-            row = {"networks": plane.title, "": place, "loss (nats)": decimal(at["loss"], 3)}
+            row = {"networks": plane.title, "at": place, "loss (nats)": decimal(at["loss"], 3)}
             rows.append(row | {"accuracy (%)": decimal(at["accuracy"], 1)})
     return pd.DataFrame(rows)
 

@@ -162,7 +162,7 @@ def test_tables_have_a_row_for_each_method_and_its_mending():
     table = arena_tables.size_table("mine")
     row = table[(table["networks"] == "VGG-11, 1/4") & (table["method"] == "PLeaS")].iloc[0]
     assert row["at 1.2"].startswith("58.0") and row["at 2"] == "–"
-    repaired = table[(table["networks"] == "MLP") & (table[""] == "after REPAIR")]
+    repaired = table[(table["networks"] == "MLP") & (table["mending"] == "after REPAIR")]
     assert list(repaired["method"]) == ["correlation matching"]
     many = arena_tables.number_table("mine")
     assert many[many["method"] == "PLeaS"]["8 networks (n = 8)"].iloc[0].startswith("48.0")

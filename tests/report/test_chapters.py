@@ -127,7 +127,9 @@ def test_chapters_lead_from_one_to_the_next():
 
 def test_notebooks_are_not_called_like_chapters():
     titles = {source(chapter).partition("\n")[0].lower() for chapter in CHAPTERS}
-    notebooks = [chapter["file"] for part in CONTENTS for chapter in part["chapters"] if "notebooks/" in chapter["file"]]
+    notebooks = [
+        chapter["file"] for part in CONTENTS for chapter in part["chapters"] if "notebooks/" in chapter["file"]
+    ]
     for notebook in notebooks:
         title = re.search(r'"# (.+?)\\n"', (ROOT / f"{notebook}.ipynb").read_text())[1]
         assert title.startswith("Tables: ") and f"# {title}".lower() not in titles
