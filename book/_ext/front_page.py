@@ -53,7 +53,7 @@ class Scoreboard(WithMarkdown):
         """The claims with one verdict, below it."""
         title = raw(f'<p class="verdict {_kind(verdict)}">{_sign(verdict)} {html.escape(verdict)}: {len(lines)}</p>')
         listed = self.parsed("\n".join(f"- {line}" for line in lines))
-        return nodes.container("", title, *listed)
+        return nodes.container("", title, *listed, classes=["verdict-group"], verdict=verdict)
 
 
 def _kind(verdict: str) -> str:
