@@ -1,4 +1,4 @@
-"""How the book is found: what each page says of itself to search engines and in links, and excerpts for its own search."""
+"""How the book is found: what pages say of themselves to search engines, and excerpts for the book's own search."""
 
 from __future__ import annotations
 

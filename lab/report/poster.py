@@ -1,4 +1,4 @@
-"""The book on one page, and the card that links to it are shown with: pictures from the tables, words from the front page."""
+"""The book on one page, and the card beside links to it: pictures from the tables, words from the front page."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def plant_sizes(sizes, pairs=8):
     }  # fmt: skip
     reached = {("pleas_refitted", size): value for size, value in sizes.items()} | {("ensemble", 2.0): 0.6}
     rows = [
-        {**kind, "node": node, "method": method, "size": size, "value": value + 0.001 * (-1) ** (node * int(10 * size))}
+        {**kind, "node": node, "method": method, "size": size, "value": value + 0.001 * (-1) ** (node + (size > 1))}
         for (method, size), value in reached.items()
         for node in range(pairs)
     ]
@@ -78,7 +78,9 @@ def test_each_case_says_what_to_call_what_to_expect_and_where_the_details_are():
 
 def test_what_a_reader_is_told_to_call_runs():
     torch.manual_seed(0)
-    a, b = networks = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
+    a, b = networks = [
+        nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2)) for _ in range(2)
+    ]
     names = {"torch": torch, "a": a, "b": b, "networks": networks, "images": torch.randn(200, 3)}
     (beginning,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(beginning, names)
