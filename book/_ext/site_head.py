@@ -21,21 +21,29 @@ def describe(
     if pagename == "search":
         app.add_js_file("excerpts.js")
         app.add_js_file("search.js")
-    if doctree is None:
-        return
-    book, address = app.config.html_title, app.config.html_baseurl
-    picture = f"{address.rstrip('/')}/{PREVIEW}" if address else context["pathto"](PREVIEW, 1)
-    described = {
+    if doctree is not None:
+        picture = context["pathto"](PREVIEW, 1)
+        context["metatags"] = context.get("metatags", "") + tags(app, doctree, picture)
+
+
+def tags(app: Sphinx, doctree: nodes.document, picture: str) -> str:
+    """What the head of a page says of it. The picture's path is taken where the book has no address."""
+    address = app.config.html_baseurl
+    said = {
         'name="description"': description(doctree),
-        'property="og:title"': context["title"],
+        'property="og:title"': title_of(doctree),
         'property="og:description"': description(doctree),
-        'property="og:site_name"': book,
+        'property="og:site_name"': app.config.html_title,
         'property="og:type"': "article",
-        'property="og:image"': picture,
+        'property="og:image"': f"{address.rstrip('/')}/{PREVIEW}" if address else picture,
         'name="twitter:card"': "summary_large_image",
     }
-    tags = [f'<meta {name} content="{html.escape(text)}" />' for name, text in described.items() if text]
-    context["metatags"] = context.get("metatags", "") + "\n    " + "\n    ".join(tags)
+    return "".join(f'\n    <meta {name} content="{html.escape(text)}" />' for name, text in said.items() if text)
+
+
+def title_of(doctree: nodes.document) -> str:
+    """The title of a page, or nothing without one."""
+    return next((plain(title) for title in doctree.findall(nodes.title)), "")
 
 
 def description(doctree: nodes.document) -> str:
@@ -84,6 +92,19 @@ def write_excerpts(app: Sphinx, error: Exception | None) -> None:
     pages = {name: sections(app.env.get_doctree(name)) for name in sorted(app.env.found_docs)}
     words = json.dumps(pages, ensure_ascii=False, separators=(",", ":"))
     (Path(app.outdir) / "_static" / "excerpts.js").write_text(f"const EXCERPTS = {words};\n", encoding="utf-8")
+    if "/" in app.config.root_doc:
+        write_door(app, f"{app.config.root_doc}.html")
+
+
+def write_door(app: Sphinx, front: str) -> None:
+    """Write ``index.html``, where a published book is entered: it says what the front page says, and leads there."""
+    doctree = app.env.get_doctree(app.config.root_doc)
+    title = html.escape(title_of(doctree))
+    head = f'<meta charset="utf-8" />{tags(app, doctree, PREVIEW)}\n    <title>{title}</title>'
+    door = f'<meta http-equiv="refresh" content="0; url={front}" />\n    {head}'
+    link = f'<a href="{front}">{title}</a>'
+    page = f'<!doctype html>\n<html lang="en">\n  <head>\n    {door}\n  </head>\n  <body>{link}</body>\n</html>\n'
+    (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

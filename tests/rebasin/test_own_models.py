@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 import rebasin
 
 PAGE = (Path(__file__).resolve().parents[2] / "book" / "library.md").read_text()
-WITHIN = 10  # points: other processors train other networks
+WITHIN = 15  # points: other processors train other networks
 PERCENT = re.compile(r"(\d+) %")
 
 

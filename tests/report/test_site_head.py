@@ -54,6 +54,15 @@ def test_the_picture_of_a_published_book_has_its_whole_address(build):
     assert meta(page)["og:image"] == "https://example.org/book/_static/preview.png"
 
 
+def test_the_door_says_what_the_front_page_says_and_leads_there(tmp_path):
+    (tmp_path / "conf.py").write_text(CONF + 'root_doc = "book/start"\n')
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "start.md").write_text("# Can you?\n\nYes, once they are matched.\n")
+    door, _ = build_page(tmp_path, "Not the front page.")
+    assert 'content="0; url=book/start.html"' in door.read_text()
+    assert meta(door)["og:title"] == "Can you?" and meta(door)["description"] == "Yes, once they are matched."
+
+
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium here: nothing was searched for")
 def test_search_has_chapters_first_and_excerpts_from_the_file_system(build, tmp_path):
     pages = {
