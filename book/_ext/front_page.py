@@ -51,7 +51,7 @@ class Scoreboard(WithMarkdown):
         """The claims with one verdict, below it."""
         title = raw(f'<p class="verdict {kind(verdict)}">{sign(verdict)} {html.escape(verdict)}: {len(lines)}</p>')
         listed = self.parsed("\n".join(f"- {line}" for line in lines))
-        return nodes.container("", title, *listed)
+        return nodes.container("", title, *listed, classes=["verdict-group"], verdict=verdict)
 
 
 def with_script(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object) -> None:

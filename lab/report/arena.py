@@ -174,10 +174,8 @@ def matching_of_many(run: str) -> Facts:
     """The same for networks of one task, by how many were merged, ``at_2``, ``at_4``, ...: see ``_sides``."""
     beyond = {}
     for number, rows in many(run).groupby("parents"):
-        beyond[f"at_{number}"] = (
-            difference(rows, ("pleas_refitted", ONE, "none"), ("regmean_refitted", ONE, "none")),
-            0.0,
-        )
+        ahead = difference(rows, ("pleas_refitted", ONE, "none"), ("regmean_refitted", ONE, "none"))
+        beyond[f"at_{number}"] = ahead, 0.0
     return _sides(beyond)
 
 
@@ -241,7 +239,8 @@ def _of_many(run: str, number: int) -> Facts:
         return Facts("not measured", {})
     method, mended = max(merges, key=merges.__getitem__)
     beside = difference(rows, (method, ONE, mended), ("parent", ONE, "none"))
-    return Facts(f"{method} {outcome(beside)}", {**values, "beside_parent": points(beside, signed=True)})
+    values |= {"beside_parent": points(beside, signed=True), "n": str(beside.n)}
+    return Facts(f"{method} {outcome(beside)}", values)
 
 
 @reads("arena")
