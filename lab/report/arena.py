@@ -263,10 +263,12 @@ def attacked(run: str) -> Facts:
 
 
 def _by_kind(run: str, first: str, second: str) -> dict[str, tuple[Interval, float]]:
-    """What one method has over another at the size of one network, by kind of networks, beside the bound 0."""
+    """What one method has over another at the size of one network, by kinds of networks that have both; the bound is 0."""
     sides = {}
     for kind, rows in by_kind(run).items():
-        sides[kind] = difference(rows, (first, ONE, "none"), (second, ONE, "none")), 0.0
+        if {first, second} <= set(rows["method"]):
+            beyond = difference(rows, *((name, ONE, shown_as(rows, name)) for name in (first, second)))
+            sides[kind] = beyond, 0.0
     return sides
 
 

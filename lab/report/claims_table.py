@@ -10,7 +10,14 @@ from collections.abc import Collection
 import pandas as pd
 
 from lab.report.claims import (
-    INCONCLUSIVE, NOT_REPLICATED, NOT_RUN, PARTLY, REPLICATED, TOO_FEW, Claim, Condition,
+    INCONCLUSIVE,
+    NOT_REPLICATED,
+    NOT_RUN,
+    PARTLY,
+    REPLICATED,
+    TOO_FEW,
+    Claim,
+    Condition,
 )  # fmt: skip
 from lab.report.tables import csv_link, with_half_width
 from lab.report.verdicts import shown_claims

@@ -1,5 +1,7 @@
 """The arena in the book: facts, tables and figures are those of the tables that were planted."""
 
+import sys
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -121,6 +123,16 @@ def test_what_was_not_measured_is_left_out_and_told_if_it_is_all():
     assert set(arena.refitted("mine").values) == {"mlp", "n"}
     plant_arena(nets=(), elsewhere={})
     assert arena.refitted("mine").outcome == arena.best("mine").outcome == "not measured"
+
+
+def test_kinds_are_compared_in_what_both_methods_made_of_them_with_statistics_measured_anew():
+    anew = {("mixed", 1.0, "none"): 0.1, ("mixed", 1.0, "reset"): 0.44, ("correlation", 1.0, "reset"): 0.4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "PLANTED", PLANTED | anew)
+        plant_arena()
+    assert arena.mixed("mine").outcome == "mlp above, vgg11 above"
+    assert arena.mixed("mine").values["mlp"].startswith("+4.0"), "and not those before"
+    assert arena.canonical("mine").outcome == "not measured", "CCA Merge made none"
 
 
 def test_merges_of_many_are_compared_at_their_number():
