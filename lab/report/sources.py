@@ -23,10 +23,10 @@ NO_DATA = "no images"
 COLOURS = {"MNIST": "#0072B2", "CIFAR-10": "#D55E00", "digits": "#009E73", NO_DATA: "#7A7A7A"}
 
 # Places in the map: how wide it is, where its three columns of names begin, and from one name to the next.
-WIDE, DATA, NOTEBOOKS, CHAPTERS = 760, 0, 235, 590
+WIDE, DATA, NOTEBOOKS, CHAPTERS = 760, 0, 230, 574
 HEAD, STEP = 44, 38
-NAMES_END, TABLES_END = 78, 470  # where the names of data sets and of notebooks end at the latest
-LETTERS = 27  # of a chapter's title in one line
+NAMES_END, TABLES_END = 78, 440  # where the names of data sets and of notebooks end at the latest
+LETTERS = 26  # of a chapter's title in one line
 
 
 @dataclass(frozen=True)
