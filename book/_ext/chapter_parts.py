@@ -39,9 +39,9 @@ class Verdict(SphinxRole):
             link = addnodes.pending_xref(
                 "", refdomain="std", reftype="doc", reftarget="/book/claims", refexplicit=True, refwarn=True
             )
-            text = f"{sign(claim.verdict)} {claim.id}: {claim.verdict}"
-            link += nodes.inline(text=text, classes=["verdict-chip", kind(claim.verdict)])
-            chips += [nodes.Text(" "), link] if chips else [link]
+            link += nodes.inline(text=f"{sign(claim.verdict)} {claim.id}: {claim.verdict}")
+            chips += [nodes.Text(" ")] if chips else []
+            chips += [nodes.inline("", "", link, classes=["verdict-chip", kind(claim.verdict)])]
         return chips, []
 
 
