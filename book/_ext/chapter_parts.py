@@ -1,8 +1,8 @@
 """What every chapter has beside its findings: verdicts, what was measured on what, how to run it, terms explained.
 
-``{verdict}`H2` `` is a claim's verdict beside the sentence that answers it. ``{measured-on}`` and ``{run-yourself}`` stand
-at the end of a page and are about the notebooks that were read on it. A term of the glossary shows its definition on
-hovering, wherever it is linked.
+``{verdict}`H2` `` is a claim's verdict beside the sentence that answers it. ``{measured-on}`` and ``{run-yourself}``
+stand at the end of a page and are about the notebooks that were read on it. A term of the glossary shows its definition
+on hovering, wherever it is linked.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Verdict(SphinxRole):
             link = addnodes.pending_xref(
                 "", refdomain="std", reftype="doc", reftarget="/book/claims", refexplicit=True, refwarn=True
             )
-            text = f"{sign(claim.verdict)} {claim.id}: {claim.verdict}"
-            link += nodes.inline(text=text, classes=["verdict-chip", kind(claim.verdict)])
-            chips += [nodes.Text(" "), link] if chips else [link]
+            link += nodes.inline(text=f"{sign(claim.verdict)} {claim.id}: {claim.verdict}")
+            chips += [nodes.Text(" ")] if chips else []
+            chips += [nodes.inline("", "", link, classes=["verdict-chip", kind(claim.verdict)])]
         return chips, []
 
 

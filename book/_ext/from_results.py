@@ -19,6 +19,7 @@ from docutils.parsers.rst import directives
 from docutils.statemachine import StringList
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 SLOT = re.compile(r"\{(\w+)\}(?!`)")  # {gap}, but not the role {doc}`...`
 INTERVAL = re.compile(r"(\S+) \[(\S+), (\S+)\]")
 READ = "notebooks read on this page"
+SHOWN = "shown"  # in the metadata of a page: kind, function and notebooks of all that it shows
 
 
 def shown(name: str) -> Callable[..., Any]:
@@ -42,6 +44,13 @@ def shown(name: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"lab/report has nothing to show called {name!r}: {error}") from error
     return function
+
+
+def note(env: BuildEnvironment, kind: str, name: str, function: Callable[..., Any]) -> None:
+    """Note down what a page shows: its notebooks for the end of the page, and all of it for the map of sources."""
+    read = env.temp_data.setdefault(READ, [])
+    read.extend(notebook for notebook in function.notebooks if notebook not in read)
+    env.metadata[env.docname].setdefault(SHOWN, []).append((kind, name, function.notebooks))
 
 
 class WithMarkdown(SphinxDirective):
@@ -64,20 +73,19 @@ class OfResults(WithMarkdown):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        function = self.named(self.arguments[0])
+        function = self.named(self.arguments[0], self.name)
         missing = [notebook for notebook in function.notebooks if not page.runs(notebook)]
         if missing:
             return [not_run(missing)]
         return self.show(function, [page.shown_run(notebook) for notebook in function.notebooks])
 
-    def named(self, name: str) -> Callable[..., Any]:
-        """The function of lab/report with this name, whose notebooks are noted down for the end of the page."""
+    def named(self, name: str, kind: str) -> Callable[..., Any]:
+        """The function of lab/report with this name; it is noted down that the page shows what it gives."""
         try:
             function = shown(name)
         except ValueError as error:
             raise self.error(str(error)) from error
-        read = self.env.temp_data.setdefault(READ, [])
-        read.extend(notebook for notebook in function.notebooks if notebook not in read)
+        note(self.env, kind, name, function)
         return function
 
     def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
@@ -171,7 +179,7 @@ class ResultFigure(OfResults):
         name = self.options.get("finding")
         if name is None:
             raise self.error("a caption that says what was found needs :finding:, the facts that say so, and :when:")
-        function = self.named(name)
+        function = self.named(name, "finding")
         if not all(map(page.runs, function.notebooks)):
             return []
         runs = [page.shown_run(notebook) for notebook in function.notebooks]
@@ -209,8 +217,7 @@ class Value(SphinxRole):
             function = shown(name)
         except ValueError as error:
             return [], [self.inliner.reporter.error(str(error), line=self.lineno)]
-        read = self.env.temp_data.setdefault(READ, [])
-        read.extend(notebook for notebook in function.notebooks if notebook not in read)
+        note(self.env, "value", name, function)
         if not all(map(page.runs, function.notebooks)):
             return [nodes.Text("(not run yet)")], []
         facts = function(*(page.shown_run(notebook) for notebook in function.notebooks))

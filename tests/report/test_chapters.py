@@ -1,4 +1,4 @@
-"""The form of a chapter: it answers first, in few numbers, and ends with its limits, how to run it and what comes next."""
+"""The form of a chapter: it answers first, in few numbers, and ends with limits, how to run it and what comes next."""
 
 import re
 
@@ -6,17 +6,13 @@ import pytest
 import yaml
 
 from lab.bookkeeping.code import ROOT
-from lab.report import page
 from lab.report.claims import stated_claims
+from lab.report.page import shown_run
 
 MEASURING = ("Two networks", "Many networks", "Does it make robust")
 CONTENTS = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
-CHAPTERS = [
-    chapter["file"].removeprefix("book/")
-    for part in CONTENTS
-    if part["caption"] in MEASURING
-    for chapter in part["chapters"]
-]
+PAGES = [(part["caption"], chapter["file"]) for part in CONTENTS for chapter in part["chapters"]]
+CHAPTERS = [page.removeprefix("book/") for caption, page in PAGES if caption in MEASURING]
 FINDING = re.compile(r"^:::\{finding\} (\S+)\n:when: [^\n]*\n(:brief:\n)?(.*?)^:::$", re.DOTALL | re.MULTILINE)
 DIRECTIVE = re.compile(r"^```\{(result-table|result-figure)\} .*?^```$", re.DOTALL | re.MULTILINE)
 # A number that a reader meets: not the digits of a name, such as CIFAR-10 or ResNet50.
@@ -47,10 +43,11 @@ def as_read(monkeypatch, text):
     said = []
     for name, brief, sentence in FINDING.findall(text):
         function = shown(name)
-        values = dict(function(*map(page.shown_run, function.notebooks)).values)
-        if brief:
-            values = {slot: INTERVAL.sub(r"\1", value) for slot, value in values.items()}
-        said.append(SLOT.sub(lambda slot, values=values: values[slot[1]], sentence))
+        values = dict(function(*map(shown_run, function.notebooks)).values)
+        for slot in SLOT.findall(sentence):
+            value = INTERVAL.sub(r"\1", values[slot]) if brief else values[slot]
+            sentence = sentence.replace(f"{{{slot}}}", value)
+        said.append(sentence)
     return said
 
 
@@ -127,10 +124,7 @@ def test_chapters_lead_from_one_to_the_next():
 
 def test_notebooks_are_not_called_like_chapters():
     titles = {source(chapter).partition("\n")[0].lower() for chapter in CHAPTERS}
-    notebooks = [
-        chapter["file"] for part in CONTENTS for chapter in part["chapters"] if "notebooks/" in chapter["file"]
-    ]
-    for notebook in notebooks:
+    for notebook in (page for _, page in PAGES if page.startswith("notebooks/")):
         title = re.search(r'"# (.+?)\\n"', (ROOT / f"{notebook}.ipynb").read_text())[1]
         assert title.startswith("Tables: ") and f"# {title}".lower() not in titles
 

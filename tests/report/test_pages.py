@@ -27,6 +27,7 @@ def prose(page):
     text = re.sub(r"^```(?:\{code-cell\}|\{math\}|\{eval-rst\}|\w*$).*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^\$\$$.*?^\$\$$", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^:\w[\w-]*:.*$|^(?:```|:::+)\{.*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\(https://[^)\s]*\)", "]", text)  # where a link leads
     return re.sub(r"`[^`\n]*`|\$[^$\n]*\$", "", text)
 
 
