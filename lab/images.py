@@ -43,6 +43,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    numbers: tuple[int, ...] = ()  # of a part of the classes: which of the whole data set's each label is
 
     @property
     def example(self) -> Tensor:

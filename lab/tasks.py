@@ -10,7 +10,7 @@ import torch
 from lab.bookkeeping.code import fingerprint
 from lab.images import Dataset, Split
 
-TASKS = ("halves", "whole")
+TASKS = ("halves", "whole", "coded")
 
 
 def of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
@@ -37,6 +37,7 @@ def of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
         held_out=own(dataset.held_out),
         test=own(dataset.test),
         fingerprint=fingerprint(dataset.fingerprint, list(classes)),
+        numbers=tuple(classes),
     )
 
 
@@ -47,10 +48,16 @@ def halves(dataset: Dataset) -> list[Dataset]:
 
 
 def tasks_of(dataset: Dataset, tasks: str) -> list[Dataset]:
-    """What networks are trained on: ``"halves"``, two tasks with a half of the classes each, or ``"whole"``, one.
+    """What a merge is asked, a head for each: ``"halves"``, two tasks with a half of the classes each, or one of all.
 
-    Raises ValueError for another word.
+    That one is ``"whole"``, which all networks have learned, or ``"coded"``: each has learned a half of the classes,
+    and answers by class codes, so that all have one head. Raises ValueError for another word.
     """
     if tasks not in TASKS:
-        raise ValueError(f"tasks are {' or '.join(TASKS)}, not {tasks!r}")
+        raise ValueError(f"tasks are {', '.join(TASKS)}, not {tasks!r}")
     return halves(dataset) if tasks == "halves" else [dataset]
+
+
+def learned_tasks(dataset: Dataset, tasks: str) -> list[Dataset]:
+    """What networks are trained on, each on one: the same but for ``"coded"``, which are halves."""
+    return tasks_of(dataset, "halves" if tasks == "coded" else tasks)

@@ -23,6 +23,7 @@ from rebasin.merging.many import merge_many
 from rebasin.merging.mending import Mend, mender, repair, reset_norms
 from rebasin.merging.pleas import Fitted, fit_slots, pleas
 from rebasin.merging.sequential import refit
+from rebasin.merging.universe import merge_universe
 from rebasin.permutation import Permutation
 from rebasin.progress import show_progress
 from rebasin.spec import PermutationSpec, SpecError
@@ -65,6 +66,7 @@ __all__ = [
     "merge_hierarchical",
     "merge_many",
     "merge_mean",
+    "merge_universe",
     "pleas",
     "refit",
     "repair",

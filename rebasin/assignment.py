@@ -9,6 +9,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from rebasin.arguments import check_tensor
+
 # How the solver's work is prepared, chosen by measurement: the smoothing, in deviations of the scores, and its steps.
 SMOOTHING, ITERATIONS = 0.1, 12
 
@@ -19,15 +21,21 @@ def solve_assignment(scores: Tensor) -> Tensor:
     ``scores`` is (*batch, n, n); the answer (*batch, n), int64, on the same device. scipy's solver (Crouse 2016)
     releases the interpreter lock, so the batch is spread over ``torch.get_num_threads()`` threads.
 
-    Raises ValueError if the matrices are not square or hold NaN or infinite values.
+    Raises TypeError for what is no tensor, ValueError if the matrices are not square, not real, or hold NaN or infinite
+    values.
 
     >>> solve_assignment(torch.tensor([[1.0, 9.0], [2.0, 5.0]]))
     tensor([1, 0])
     """
+    check_tensor(scores, "scores")
+    if scores.is_complex() or scores.dtype == torch.bool:
+        raise ValueError(f"scores must be real numbers, got {scores.dtype}")
     if scores.ndim < 2 or scores.shape[-1] != scores.shape[-2]:
         raise ValueError(f"scores must be square matrices, got shape {tuple(scores.shape)}")
     if not scores.numel():
         return scores.new_zeros(scores.shape[:-1], dtype=torch.int64)
+    if scores.is_meta:
+        raise ValueError("scores are on the device 'meta', and have no values")
     if not torch.isfinite(torch.stack(scores.aminmax())).all():
         raise ValueError("scores hold NaN or infinite values")
     stack = scores.detach().reshape(-1, *scores.shape[-2:])

@@ -38,7 +38,10 @@ TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 
 
 def export(
-    model: nn.Module, inputs: tuple[Tensor, ...], known: Container[str] | None = None, any_batch: bool = False
+    model: nn.Module,
+    inputs: tuple[Tensor, ...] | Mapping[str, Tensor],
+    known: Container[str] | None = None,
+    any_batch: bool = False,
 ) -> torch.export.ExportedProgram:
     """The model's graph in evaluation, every operator a function without side effects.
 
@@ -46,12 +49,13 @@ def export(
     ValueError if torch.export refuses the model or the inputs, with the first line of what it says, and for operators
     that run a graph within the graph, as ``torch.cond`` does.
 
-    With ``any_batch`` the graph takes batches of any size, where torch.export allows it: not where the model asks for
-    ``len(x)``. Of ``inputs``, there are ``two_or_more``.
+    ``inputs`` are in their order, or by their names. With ``any_batch`` the graph takes batches of any size, where
+    torch.export allows it: not where the model asks for ``len(x)``. Of ``inputs``, there are ``two_or_more``.
     """
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
     dynamic = torch.export.ShapesCollection()
     if any_batch:
-        for x in inputs:
+        for x in (*args, *kwargs.values()):
             dynamic[x] = {0: torch.export.Dim.AUTO} if x.ndim else {}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole transformer layer
@@ -60,7 +64,7 @@ def export(
             warnings.simplefilter("ignore")  # of torch's own internals
             # Exporting reads no values: those of the copy are the model's own.
             own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-            program = torch.export.export(copy.deepcopy(model, own).eval(), inputs, dynamic_shapes=dynamic)
+            program = torch.export.export(copy.deepcopy(model, own).eval(), args, kwargs, dynamic_shapes=dynamic)
             # Decomposing takes longer than exporting.
             if not _make_functional(program.graph, known):
                 program = program.run_decompositions({})

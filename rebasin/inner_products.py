@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rebasin.spec import PermutationSpec, check_spec
-from rebasin.weights import Models, Weights, real, weights_of
+from rebasin.weights import Models, Weights, real, single, weights_of
 
 
 def inner_product(spec: PermutationSpec, a: Models, b: Models) -> Tensor:
@@ -22,9 +22,11 @@ def inner_product(spec: PermutationSpec, a: Models, b: Models) -> Tensor:
     """
     check_spec(spec, "inner_product(spec, a, b)")
     a, b = weights_of(a, "a"), weights_of(b, "b")
+    for what, weights in (("a", a), ("b", b)):
+        spec.leading_axes(weights, what)
     total = torch.zeros((), dtype=torch.float64)
     for key in spec.weights:
-        products = real(a[key]) * real(b[key])
+        products = single(real(a[key])) * single(real(b[key]))
         axes = len(spec.shapes[key]) + a[key].is_complex()
         of_entry = products.flatten(-axes).sum(-1, dtype=torch.float64) if axes else products.double()
         total = total + of_entry
@@ -49,7 +51,7 @@ def mean_inner_product(spec: PermutationSpec, models: Models) -> Tensor:
         raise ValueError("a mean inner product needs two models or more")
     total = torch.zeros((), dtype=torch.float64)
     for key in spec.weights:
-        tensor = real(models[key])
+        tensor = single(real(models[key]))
         tensor = tensor.flatten(axis + 1) if tensor.ndim > axis + 1 else tensor.unsqueeze(-1)
         total = total + tensor.sum(axis).square().sum(-1, dtype=torch.float64)
         total = total - tensor.square().sum((axis, -1), dtype=torch.float64)

@@ -9,6 +9,8 @@ from typing import Any
 
 def check_options(name: str, options: Mapping[str, Any], methods: Mapping[str, Callable[..., Any]], kind: str) -> None:
     """Raise ValueError unless there is a method of this name, with these options, and none that it needs is missing."""
+    if not isinstance(name, str):
+        raise TypeError(f"a {kind} is called by its name, got {name!r}: there are {', '.join(methods)}")
     if name not in methods:
         raise ValueError(f"unknown {kind} {name!r}: there are {', '.join(methods)}")
     known = own_options(methods[name])

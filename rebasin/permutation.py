@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rebasin.spec import Part, PermutationSpec
+from rebasin.arguments import check_tensor
+from rebasin.spec import Part, PermutationSpec, check_spec
 from rebasin.weights import Kind, like, weights_of
 
 
@@ -34,9 +35,13 @@ class Permutation:
     indices: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
+        check_spec(self.spec, "Permutation(spec, indices)")
+        if not isinstance(self.indices, Mapping):
+            raise TypeError(f"indices must be a dict by group, got {type(self.indices).__name__}")
         if self.indices.keys() != self.spec.sizes.keys():
             raise ValueError(f"groups {sorted(self.indices)} given, the spec has {sorted(self.spec.sizes)}")
         for group, index in self.indices.items():
+            check_tensor(index, f"group {group!r}: indices")
             if index.dtype != torch.int64:
                 raise ValueError(f"group {group!r}: indices must be int64, got {index.dtype}")
             units = torch.arange(self.spec.sizes[group], device=index.device)
@@ -44,12 +49,18 @@ class Permutation:
             fits = index.shape[-1:] == units.shape and index.shape[-1 - len(blocks) : -1] == blocks
             if not fits or not (index.sort(-1).values == units).all():
                 raise ValueError(f"group {group!r}: not a permutation of {self.spec.sizes[group]} units")
+        try:
+            leading_axes(self.spec, self.indices)
+        except RuntimeError:
+            shapes = {group: tuple(index.shape) for group, index in self.indices.items()}
+            raise ValueError(f"the leading axes of the indices do not fit one another: {shapes}") from None
 
     @classmethod
     def identity(
         cls, spec: PermutationSpec, batch: tuple[int, ...] = (), device: torch.device | str | None = None
     ) -> Permutation:
         """The permutation that moves nothing, with leading axes ``batch``."""
+        check_spec(spec, "Permutation.identity(spec)")
         indices = {}
         for group, size in spec.sizes.items():
             indices[group] = torch.arange(size, device=device).expand(*batch, *spec.index_shape(group))
@@ -60,6 +71,7 @@ class Permutation:
         cls, spec: PermutationSpec, batch: tuple[int, ...] = (), generator: torch.Generator | None = None
     ) -> Permutation:
         """Uniformly random permutations, independent for each group, block and entry of ``batch``."""
+        check_spec(spec, "Permutation.random(spec)")
         indices = {}
         for group in spec.sizes:
             indices[group] = torch.rand(*batch, *spec.index_shape(group), generator=generator).argsort(-1)
@@ -75,7 +87,8 @@ class Permutation:
 
         Raises ValueError if it does not fit the spec.
         """
-        return cls(spec, dict(state))
+        check_spec(spec, "Permutation.from_state_dict(spec, state)")
+        return cls(spec, state)
 
     @property
     def batch(self) -> torch.Size:
@@ -106,7 +119,12 @@ class Permutation:
             if index.device != tensor.device:
                 raise ValueError(f"{key!r} is on {tensor.device}, the permutation on {index.device}")
         self.spec.check_finite(weights)
-        batch = torch.broadcast_shapes(own, self.batch)
+        try:
+            batch = torch.broadcast_shapes(own, self.batch)
+        except RuntimeError:
+            raise ValueError(
+                f"models with leading axes {tuple(own)} and permutations with {tuple(self.batch)} do not fit"
+            ) from None
         if batch != own and not isinstance(models, Mapping):
             raise ValueError(
                 f"permutations with leading axes {tuple(self.batch)} make many models of one: "
@@ -115,7 +133,10 @@ class Permutation:
         permuted = {}
         for key, shape in self.spec.shapes.items():
             moved = permute(self.spec.view(key, weights[key]), self.spec.parts[key], flat, len(shape))
-            permuted[key] = self.spec.unview(key, moved).expand((*batch, *shape))
+            moved = self.spec.unview(key, moved).expand((*batch, *shape))
+            # What is given back shares no memory, neither with what was given nor within itself.
+            shared = moved.untyped_storage()._cdata == weights[key].untyped_storage()._cdata
+            permuted[key] = moved.clone() if shared or batch != own else moved
         return like(models, permuted)
 
     def invert(self) -> Permutation:
@@ -130,8 +151,16 @@ class Permutation:
 
         Raises ValueError if the two are of different specs.
         """
+        if not isinstance(first, Permutation):
+            raise TypeError(f"a permutation is composed with another one, got {type(first).__name__}")
         if first.spec != self.spec:
             raise ValueError("the two permutations are of different specs")
+        try:
+            leading_axes(self.spec, self.indices, first.indices)
+        except RuntimeError:
+            raise ValueError(
+                f"permutations with leading axes {tuple(self.batch)} and {tuple(first.batch)} do not fit"
+            ) from None
         return Permutation(self.spec, compose(self.spec, self.indices, first.indices))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_tensor
 from rebasin.weights import Weights, is_whole, real
 
 
@@ -97,6 +99,8 @@ class PermutationSpec:
                         f"{key!r} holds {len(part.positions)} units of {part.group!r}, of {self.units(part.group)}"
                     )
                 slices = part.positions.flatten()
+                if not slices.numel():
+                    raise SpecError(f"{key!r}: group {part.group!r} has no units")
                 if slices.min() < 0 or slices.max() >= len(times[part.axis]):
                     raise SpecError(f"{key!r} has no slice {int(slices.max())} along axis {part.axis}")
                 times[part.axis] += torch.bincount(slices, minlength=len(times[part.axis]))
@@ -111,7 +115,8 @@ class PermutationSpec:
         """A spec written by hand: for each entry of ``state``, the group of each axis, or None for an axis that stays.
 
         Nothing is proved. ``statistics`` names the entries that are no weights; whole numbers never are. Raises
-        ValueError, naming the first key, if the axes do not fit ``state``.
+        TypeError or ValueError, naming the first key, for what is no tensor or no name, and if the axes do not fit
+        ``state``.
 
         >>> state = {"in": torch.zeros(8, 3), "out": torch.zeros(2, 8)}  # rows of one, columns of the other
         >>> PermutationSpec.from_axes(state, {"in": ("hidden", None), "out": (None, "hidden")})
@@ -119,12 +124,27 @@ class PermutationSpec:
         """
         sizes: dict[str, int] = {}
         parts: dict[str, tuple[Part, ...]] = {}
+        for what, given in (("state", state), ("axes", axes)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{what} must be a dict by the entries' names, got {type(given).__name__}")
+        for key, tensor in state.items():
+            check_tensor(tensor, f"the state: {key!r}")
+        if isinstance(statistics, str):
+            raise TypeError(f"statistics must be a list of names, got the text {statistics!r}")
+        statistics = list(statistics)
+        for name in statistics:
+            if name not in state:
+                raise ValueError(f"statistics names {name!r}, which the state has not")
         for key, groups in axes.items():
+            if not isinstance(groups, list | tuple):
+                raise TypeError(f"{key!r}: the groups of its axes must be a tuple of names or None, got {groups!r}")
             if key not in state:
                 raise ValueError(f"axes are given for {key!r}, which the state has not")
             if len(groups) != state[key].ndim:
                 raise ValueError(f"{key!r} has {state[key].ndim} axes, groups are given for {len(groups)}")
             for group, size in zip(groups, state[key].shape, strict=True):
+                if not isinstance(group, str | None):
+                    raise TypeError(f"{key!r}: a group is called by a name, or None where nothing moves, got {group!r}")
                 if group is not None and sizes.setdefault(group, size) != size:
                     raise ValueError(f"group {group!r} has {sizes[group]} units, but {size} in {key!r}")
             parts[key] = tuple(
@@ -235,29 +255,39 @@ class PermutationSpec:
 
     def leading_axes(self, weights: Weights, what: str = "the weights") -> torch.Size:
         """The leading axes ``*batch`` of weights that fit this spec, whatever their values are: see ``batch_shape``."""
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"{what}: a dict of tensors is needed, got {type(weights).__name__}")
         for key in self.shapes:
             if key not in weights:
                 raise ValueError(f"{what}: the spec has {key!r}, the weights have not")
+            check_tensor(weights[key], f"{what}: {key!r}")
         for key in weights:
             if key not in self.shapes:
                 raise ValueError(f"{what}: the weights have {key!r}, the spec has not")
-        batch, device = None, None
+        leading: dict[str, tuple[int, ...]] = {}
+        device = None
         for key, own in self.shapes.items():
             shape = tuple(weights[key].shape)
-            leading = shape[: max(0, len(shape) - len(own))]
-            if shape[len(leading) :] != tuple(own):
-                raise ValueError(f"{what}: {key!r} has shape {shape[len(leading) :]}, the spec has {tuple(own)}")
-            batch = leading if batch is None else batch
+            leading[key] = shape[: max(0, len(shape) - len(own))]
+            if shape[len(leading[key]) :] != tuple(own):
+                raise ValueError(f"{what}: {key!r} has shape {shape[len(leading[key]) :]}, the spec has {tuple(own)}")
+            if is_whole(weights[key]) and key not in self.statistics and self.parts.get(key):
+                raise ValueError(f"{what}: {key!r} holds whole numbers ({weights[key].dtype}), which are no weights")
             device = weights[key].device if device is None else device
-            if leading != batch:
-                raise ValueError(f"{what}: {key!r} has leading axes {leading}, others have {batch}")
             if weights[key].device != device:
                 raise ValueError(f"{what}: {key!r} is on {weights[key].device}, others are on {device}")
-        return torch.Size(batch or ())
+        # One entry that differs is named, be it the first.
+        batch = Counter(leading.values()).most_common(1)[0][0] if leading else ()
+        for key, axes in leading.items():
+            if axes != batch:
+                raise ValueError(f"{what}: {key!r} has leading axes {axes}, others have {batch}")
+        return torch.Size(batch)
 
     def check_finite(self, weights: Weights, what: str = "the weights") -> None:
         """Raise ValueError, naming the first key, for NaN or infinite values."""
         for key in self.shapes:
+            if weights[key].is_meta:
+                raise ValueError(f"{what}: {key!r} is on the device 'meta', and has no values")
             # A buffer that does not move, such as a mask, may hold what it likes.
             matters = not is_whole(weights[key]) and (key not in self.statistics or self.parts.get(key))
             if matters and weights[key].numel() and not torch.isfinite(torch.stack(real(weights[key]).aminmax())).all():

@@ -9,6 +9,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from rebasin.arguments import check_count, check_number, check_tensor
+
 Weights = Mapping[str, Tensor]
 Model = nn.Module | Weights
 Models = Model | Sequence[Model]
@@ -21,11 +23,14 @@ def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
     What is a dict of tensors already, with whatever leading axes, stays as it is. Raises TypeError for anything else,
     and ValueError, naming the first key, for a list of models that do not fit one another.
     """
-    if isinstance(models, nn.Module):
-        return {key: tensor.detach() for key, tensor in models.state_dict().items()}
-    if isinstance(models, Mapping):
-        return dict(models)
+    if isinstance(models, nn.Module | Mapping):
+        weights = models.state_dict() if isinstance(models, nn.Module) else dict(models)
+        for key, tensor in weights.items():
+            check_tensor(tensor, f"{what}: {key!r}")
+        return over(weights, Tensor.detach) if isinstance(models, nn.Module) else weights
     if isinstance(models, list | tuple):
+        if not models:
+            raise ValueError(f"{what}: the list is empty")
         return stack([weights_of(model, f"{what}[{number}]") for number, model in enumerate(models)])
     raise TypeError(f"{what}: a module, a dict of tensors or a list of them is needed, got {type(models).__name__}")
 
@@ -50,7 +55,7 @@ def interpolate(a: Kind, b: Models, weight: float) -> Kind:
 
     Both are modules, dicts of tensors with any leading axes, or lists of either; the answer is what ``a`` is. Whole
     numbers, such as counters, are those of ``a``, and what is infinite in both alike, as in a mask, stays. Raises
-    ValueError, naming the first key, if the two do not fit.
+    ValueError, naming the first key, if the two do not fit or hold NaN, and for a weight that is not finite.
 
     >>> a, b = {"bias": torch.zeros(2)}, {"bias": torch.ones(2)}
     >>> interpolate(a, b, 0.25)
@@ -58,6 +63,11 @@ def interpolate(a: Kind, b: Models, weight: float) -> Kind:
     """
     from_a, from_b = weights_of(a, "a"), weights_of(b, "b")
     check_alike(from_a, from_b, "a", "b")
+    check_number(weight, "weight")
+    for what, weights in (("a", from_a), ("b", from_b)):
+        for key, tensor in weights.items():
+            if tensor.isnan().any():
+                raise ValueError(f"{what}: {key!r} holds NaN")
     between = {}
     for key, tensor in from_a.items():
         between[key] = tensor.clone() if is_whole(tensor) else point_between(tensor, from_b[key], weight)
@@ -80,13 +90,25 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
+def single(tensor: Tensor) -> Tensor:
+    """A tensor in single precision at least: products of small half numbers are 0, of large ones infinite."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def mean(weights: Weights, axis: int = 0) -> dict[str, Tensor]:
     """The plain mean over one of the leading axes; of whole numbers, such as counters, the first.
+
+    Raises ValueError, naming the first key, for an entry that has no such axis.
 
     >>> mean({"bias": torch.tensor([[0.0, 1.0], [2.0, 3.0]])})
     {'bias': tensor([1., 2.])}
     """
-    return over(weights, lambda tensor: tensor.select(axis, 0) if is_whole(tensor) else tensor.mean(axis))
+    weights = weights_of(weights, "weights")
+    check_count(axis, "axis", 0)
+    for key, tensor in weights.items():
+        if tensor.ndim <= axis or not tensor.shape[axis]:
+            raise ValueError(f"{key!r} has the shape {tuple(tensor.shape)}, and no axis {axis} to take a mean over")
+    return over(weights, lambda tensor: tensor.select(axis, 0).clone() if is_whole(tensor) else tensor.mean(axis))
 
 
 def stack(models: Sequence[Weights], axis: int = 0) -> dict[str, Tensor]:
@@ -151,7 +173,7 @@ def check_device(model: nn.Module, weights: Weights) -> None:
             raise ValueError(f"{key!r}: the model is on {tensor.device}, the weights are on {device}")
 
 
-def check_module(model: nn.Module, call: str) -> None:
-    """Raise TypeError, with the right order of the arguments in ``call``, unless the first one is a module."""
+def check_module(model: nn.Module, call: str, argument: str = "the first argument") -> None:
+    """Raise TypeError, with the right order of the arguments in ``call``, unless an argument is a module."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"the first argument is the model, and a {type(model).__name__} was given: {call}")
+        raise TypeError(f"{argument} is the model, and a {type(model).__name__} was given: {call}")

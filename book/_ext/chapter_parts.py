@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 from docutils import nodes
 from from_results import READ, not_run, raw, to_notebook
-from front_page import kind, sign
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from lab.report import costs, page
+from lab.report.claims_table import kind, sign
 from lab.report.verdicts import shown_claims
 
 TERMS = "terms"  # of the page with the glossary, in the metadata of the book: each term's anchor, and its definition

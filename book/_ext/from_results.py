@@ -23,8 +23,9 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from lab.report import draw, page
+from lab.report.claims_table import claims_table
 from lab.report.facts import Facts
-from lab.report.verdicts import claims_table
+from lab.report.tables import table
 
 logger = logging.getLogger(__name__)
 SLOT = re.compile(r"\{(\w+)\}(?!`)")  # {gap}, but not the role {doc}`...`
@@ -119,13 +120,13 @@ class ResultTable(OfResults):
     option_spec = {"fold": directives.unchanged_required}
 
     def show(self, function: Callable[..., Any], runs: list[str]) -> list[nodes.Node]:
-        table = page.table(function(*runs))
+        shown_table = table(function(*runs), self.arguments[0])
         caption = [nodes.container("", *self.parsed("\n".join(self.content)), classes=["table-caption"])]
         title = self.options.get("fold")
         if title is None:
-            return [*(caption if self.content else []), raw(table)]
+            return [*(caption if self.content else []), raw(shown_table)]
         opening = raw(f'<details class="fold"><summary>{html.escape(title)}</summary>')
-        return [opening, *(caption if self.content else []), raw(table), raw("</details>")]
+        return [opening, *(caption if self.content else []), raw(shown_table), raw("</details>")]
 
 
 class ResultFigure(OfResults):
@@ -196,7 +197,7 @@ class Claims(SphinxDirective):
     final_argument_whitespace = False
 
     def run(self) -> list[nodes.Node]:
-        return [raw(page.table(claims_table(self.arguments or None)))]
+        return [raw(claims_table(self.arguments or None))]
 
 
 class Value(SphinxRole):

@@ -12,12 +12,10 @@ from from_results import ResultFigure, WithMarkdown, raw
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from lab.report.claims import INCONCLUSIVE, NOT_REPLICATED, NOT_RUN, PARTLY, REPLICATED, TOO_FEW
+from lab.report.claims_table import SIGNS, kind, sign
 from lab.report.verdicts import shown_claims
 
 logger = logging.getLogger(__name__)
-# The verdicts from the best to none, each with a sign for those who see no colours.
-SIGNS = {REPLICATED: "✓", PARTLY: "◐", NOT_REPLICATED: "✗", INCONCLUSIVE: "?", TOO_FEW: "?", NOT_RUN: "…"}
 
 
 class Explorer(ResultFigure):
@@ -53,21 +51,14 @@ class Scoreboard(WithMarkdown):
         """The claims with one verdict, below it."""
         title = raw(f'<p class="verdict {kind(verdict)}">{sign(verdict)} {html.escape(verdict)}: {len(lines)}</p>')
         listed = self.parsed("\n".join(f"- {line}" for line in lines))
-        return nodes.container("", title, *listed)
-
-
-def kind(verdict: str) -> str:
-    return "is-" + verdict.replace(" ", "-")
-
-
-def sign(verdict: str) -> str:
-    return SIGNS.get(verdict, "?")
+        return nodes.container("", title, *listed, classes=["verdict-group"], verdict=verdict)
 
 
 def with_script(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Load the script on pages that have something to move."""
+    """Load the scripts on pages that have something to move."""
     if app.env.metadata.get(pagename, {}).get("explorers"):
         app.add_js_file("explorers.js")
+        app.add_js_file("reordering.js")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

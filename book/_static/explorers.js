@@ -1,4 +1,4 @@
-// Figures with a slider: shows the words and places of the step that it is at, which stand in the page, and of several
+// Figures with a slider: shows the words, places and pictures of the step that it is at, which stand in the page, and of several
 // panels the one that is chosen. Nothing is computed here, and nothing is loaded.
 "use strict";
 
@@ -16,6 +16,9 @@ function start(explorer, number) {
       const place = JSON.parse(element.dataset.places)[step];
       element.setAttribute("visibility", place ? "visible" : "hidden");
       if (place) element.setAttribute("transform", `translate(${place.join(" ")})`);
+    }
+    for (const element of explorer.querySelectorAll("[data-step]")) {
+      element.hidden = Number(element.dataset.step) !== step;
     }
     slider.setAttribute("aria-valuetext", JSON.parse(shown.dataset.spoken)[step]);
   }
@@ -49,7 +52,7 @@ function start(explorer, number) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  [...document.querySelectorAll(".explorer")].forEach(start);
+  [...document.querySelectorAll(".explorer:has(input[type=range])")].forEach(start);
   // What a number's note says is also shown to those who come to it by keyboard or touch.
   for (const note of document.querySelectorAll("abbr[title]")) note.tabIndex = 0;
 });

@@ -24,23 +24,24 @@ class Drawn:
     marker: str = "o"
 
 
-# Okabe and Ito's palette, safe for the colour-blind.
+# After Okabe and Ito, safe for the colour-blind; the pale ones darkened, so that a thin line is seen on a white page.
 ALGORITHMS = {
     "hierarchy": Drawn("hierarchy", "#0072B2", "o"),
     "many": Drawn("MergeMany", "#D55E00", "s"),
     "mean": Drawn("naive average", "#009E73", "^"),
-    "unmerged": Drawn("unmerged", "#999999", "D"),
+    "unmerged": Drawn("unmerged", "#7F7F7F", "D"),
     "early_stopped": Drawn("unmerged, stopped early", "#CC79A7", "v"),
-    "l1": Drawn("trained with L1 penalty", "#E69F00", "P"),
-    "l2": Drawn("trained with L2 penalty", "#56B4E9", "X"),
+    "l1": Drawn("trained with L1 penalty", "#2F97D0", "P"),
+    "l2": Drawn("trained with L2 penalty", "#BF8400", "X"),
     "ensemble": Drawn("ensemble of the leaves", "#8C6BB1", "*"),
+    "universe": Drawn("universe", "#0072B2", "P"),
 }
 MATCHERS = {
     "none": Drawn("not matched", "#009E73", "^"),
     "weights": Drawn("matched by weights", "#0072B2", "o"),
-    "activations": Drawn("matched by activations", "#E69F00", "s"),
+    "activations": Drawn("matched by activations", "#BF8400", "s"),
     "straight-through": Drawn("matched straight through", "#CC79A7", "D"),
-    "frank-wolfe": Drawn("matched by Frank-Wolfe", "#56B4E9", "v"),
+    "frank-wolfe": Drawn("matched by Frank-Wolfe", "#2F97D0", "v"),
 }
 # What is done to a merge's units. ``reset`` measures BatchNorm's statistics anew.
 MENDINGS = {
@@ -52,21 +53,22 @@ MENDINGS = {
 }
 # Methods of the arena, by family: what a merge is compared with, whole units matched, CCA, ZipIt!, RegMean, PLeaS.
 CONTESTANTS = {
-    "parent": Drawn("one parent", "#999999", "D"),
+    "parent": Drawn("one parent", "#7F7F7F", "D"),
     "ensemble": Drawn("ensemble", "#8C6BB1", "*"),
-    "head": Drawn("one parent with a new head", "#999999", "X"),
-    "distilled": Drawn("matched average, distilled", "#999999", "P"),
+    "head": Drawn("one parent with a new head", "#7F7F7F", "X"),
+    "distilled": Drawn("matched average, distilled", "#7F7F7F", "P"),
     "mean": Drawn("naive average", "#009E73", "^"),
     "weights": Drawn("weight matching", "#0072B2", "o"),
     "hierarchy": Drawn("hierarchy", "#0072B2", "P"),
+    "universe": Drawn("universe (C2M3)", "#0072B2", "d"),
     "activations": Drawn("activation matching", "#0072B2", "s"),
     "correlation": Drawn("correlation matching", "#0072B2", "v"),
     "mixed": Drawn("MuDSC: weights and correlation", "#0072B2", "<"),
-    "cca": Drawn("CCA Merge", "#56B4E9", "o"),
+    "cca": Drawn("CCA Merge", "#2F97D0", "o"),
     "zip": Drawn("ZipIt!", "#CC79A7", "o"),
     "zip_fitted": Drawn("ZipIt! with least squares", "#CC79A7", "s"),
-    "regmean": Drawn("RegMean", "#E69F00", "o"),
-    "regmean_refitted": Drawn("RegMean, refitted on its own inputs", "#E69F00", "s"),
+    "regmean": Drawn("RegMean", "#BF8400", "o"),
+    "regmean_refitted": Drawn("RegMean, refitted on its own inputs", "#BF8400", "s"),
     "pleas": Drawn("PLeaS", "#D55E00", "o"),
     "pleas_stacked": Drawn("PLeaS with RegMean's objective", "#D55E00", "s"),
     "pleas_refitted": Drawn("PLeaS, refitted on its own inputs", "#D55E00", "P"),

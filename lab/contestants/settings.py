@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lab.contestants import contestants
 from lab.images import Dataset
-from lab.tasks import TASKS
+from lab.networks import ARCHITECTURES
+from lab.tasks import TASKS, learned_tasks
 from lab.training.plan import Planned, read_networks
 from lab.training.train import train
 from rebasin.weights import stack, take
@@ -22,9 +23,9 @@ KEYS = ("setting", "tasks", "parents", "images", "test_images", "attacked", "met
 class Setting:
     """Networks of one plan, merged ``parents`` at a time by several ``methods``, each at its sizes.
 
-    ``tasks`` is ``"halves"``, where the two parents have a half of the classes and a head each, or ``"whole"``. Methods
-    see so many ``images`` of each task's training set, and are judged on at most ``test_images`` of its test set, of
-    which ``attacked`` are attacked where all have one task.
+    ``tasks`` is ``"halves"``, where the two parents have a half of the classes and a head each, ``"coded"``, where they
+    share one head of class codes, or ``"whole"``. Methods see so many ``images`` of each task's training set, and are
+    judged on at most ``test_images`` of its test set, of which ``attacked`` are attacked where all have one task.
     """
 
     name: str
@@ -80,8 +81,10 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
         images = entry.get("images", 1000), entry.get("test_images", 5000), entry.get("attacked", 0)
         contestants(list(entry["methods"]))  # each is known
         if tasks not in TASKS:
-            raise ValueError(f"tasks of {name!r} are {' or '.join(TASKS)}, not {tasks!r}")
-        if parents < 2 or (tasks == "halves" and parents != 2):
+            raise ValueError(f"tasks of {name!r} are {', '.join(TASKS)}, not {tasks!r}")
+        if tasks == "coded" and not ARCHITECTURES[networks.recipe.architecture].codes:
+            raise ValueError(f"networks of {name!r} must have class codes, as mlp_codes has, to share one head")
+        if parents < 2 or (tasks != "whole" and parents != 2):
             raise ValueError(f"{name!r} merges {parents} at a time: of halves there are two, of wholes two or more")
         if networks.models % parents:
             raise ValueError(f"{networks.models} networks of {name!r} are not shared out into groups of {parents}")
@@ -94,11 +97,12 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
     return settings
 
 
-def train_parents(setting: Setting, tasks: Sequence[Dataset], device: str) -> tuple[list[dict[str, Tensor]], float]:
+def train_parents(setting: Setting, dataset: Dataset, device: str) -> tuple[list[dict[str, Tensor]], float]:
     """The parents (n, ...) of each node, and the seconds that their training took.
 
     Parents with a task each are trained by seeds of their own, for otherwise they would begin alike, in one basin.
     """
+    tasks = learned_tasks(dataset, setting.tasks)
     networks, per_task = setting.networks, setting.networks.models // len(tasks)
     trained = []
     for number, task in enumerate(tasks):

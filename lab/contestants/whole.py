@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lab.contestants.arena import Arena, Entry, Together, with_own_heads
-from rebasin import Permutation, Slots, mean, mender, merge_hierarchical, merge_many, reset_norms, weight_matching
+from rebasin import (
+    Permutation,
+    Slots,
+    mean,
+    mender,
+    merge_hierarchical,
+    merge_many,
+    merge_universe,
+    reset_norms,
+    weight_matching,
+)
 from rebasin.fitting.alignment import match_grams
 from rebasin.merging.by_task import repair_by_task
 from rebasin.merging.mending import norms_of
@@ -46,6 +56,11 @@ def in_a_hierarchy(arena: Arena, size: float) -> Entry | None:
     if size != 1 or arena.n == 2:
         return None
     return averaged(arena, merge_hierarchical(arena.spec, arena.parents, seed=arena.seed).permutation)
+
+
+def in_a_universe(arena: Arena, size: float) -> Entry | None:
+    """C2M3: all parents are matched at once, by their weights, so that every cycle of matchings closes."""
+    return averaged(arena, merge_universe(arena.spec, arena.parents).permutation) if size == 1 else None
 
 
 def matched_by_activations(arena: Arena, size: float) -> Entry | None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lab.images import Dataset
+from lab.networks.codes import with_codes
 from lab.networks.convnets import resnet20, vgg11, vgg16
 from lab.networks.mlp import mlp
 from lab.networks.vit import vit
@@ -29,6 +30,7 @@ class Architecture:
     title: str
     norm: str
     width: int
+    codes: bool = False  # whether its outputs are class codes, which networks of any classes share
 
 
 ARCHITECTURES = {
@@ -41,6 +43,10 @@ ARCHITECTURES = {
     "vgg16_bn": Architecture(partial(vgg16, norm="batch"), "VGG-16", "BatchNorm", 64),
     "resnet20_ln": Architecture(partial(resnet20, norm="layer"), "ResNet20", "LayerNorm", 16),
     "resnet20_bn": Architecture(partial(resnet20, norm="batch"), "ResNet20", "BatchNorm", 16),
+    "mlp_codes": Architecture(partial(with_codes, mlp), "MLP with class codes", "none", 512, codes=True),
+    "resnet20_bn_codes": Architecture(
+        partial(with_codes, resnet20, norm="batch"), "ResNet20 with class codes", "BatchNorm", 16, codes=True
+    ),
     "vit": Architecture(vit, "ViT", "LayerNorm", 128),
 }
 

@@ -117,10 +117,11 @@ class BasicBlock(nn.Module):
         return relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def resnet20(dataset: Dataset, width: int, norm: str) -> nn.Sequential:
+def resnet20(dataset: Dataset, width: int, norm: str, outputs: int | None = None) -> nn.Sequential:
     """ResNet20 (He et al. 2016) with ``width`` channels in its first stage, 16 in the original; then twice and 4 times.
 
-    Convolutions have no bias. Images of any size: what the three stages leave of it is averaged.
+    Convolutions have no bias. Images of any size: what the three stages leave of it is averaged. The last layer gives
+    a logit for each class, or so many ``outputs``.
     """
     inputs = dataset.train.images.shape[1]
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -130,10 +131,10 @@ def resnet20(dataset: Dataset, width: int, norm: str) -> nn.Sequential:
         relu=nn.ReLU(),
     )
     inputs = width
-    for stage, outputs in enumerate((width, 2 * width, 4 * width), 1):
+    for stage, channels in enumerate((width, 2 * width, 4 * width), 1):
         for block in (1, 2, 3):
             stride = 2 if stage > 1 and block == 1 else 1
-            layers[f"stage{stage}_block{block}"] = BasicBlock(inputs, outputs, stride, norm)
-            inputs = outputs
-    layers.update(mean=PixelMean(), layer=nn.Linear(inputs, dataset.classes))
+            layers[f"stage{stage}_block{block}"] = BasicBlock(inputs, channels, stride, norm)
+            inputs = channels
+    layers.update(mean=PixelMean(), layer=nn.Linear(inputs, outputs or dataset.classes))
     return nn.Sequential(layers)

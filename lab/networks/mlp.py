@@ -10,9 +10,12 @@ from lab.images import Dataset
 from lab.networks.normalise import Normalise
 
 
-def mlp(dataset: Dataset, width: int = 512, depth: int = 3) -> nn.Sequential:
-    """``depth`` hidden layers of ``width`` ReLU units, no norms (Git Re-Basin, appendix A.3)."""
-    sizes = [dataset.train.images[0].numel(), *[width] * depth, dataset.classes]
+def mlp(dataset: Dataset, width: int = 512, depth: int = 3, outputs: int | None = None) -> nn.Sequential:
+    """``depth`` hidden layers of ``width`` ReLU units, no norms (Git Re-Basin, appendix A.3); a logit for each class.
+
+    With ``outputs`` the last layer gives so many numbers.
+    """
+    sizes = [dataset.train.images[0].numel(), *[width] * depth, outputs or dataset.classes]
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         normalise=Normalise(dataset.mean, dataset.std), flatten=nn.Flatten()
     )

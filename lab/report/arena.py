@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -13,7 +12,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import CONTESTANTS, MENDINGS, Drawn
 from lab.networks import ARCHITECTURES
 from lab.report.claims import contrast_of_nodes, picked
-from lab.report.draw import interval_line, legend_below
+from lab.report.draw import errors, interval_line, legend_below, on_page, paper, width
 from lab.report.facts import Facts, outcome, reads
 from lab.report.statistics import Interval, interval
 from lab.report.verdicts import claim
@@ -175,10 +174,8 @@ def matching_of_many(run: str) -> Facts:
     """The same for networks of one task, by how many were merged, ``at_2``, ``at_4``, ...: see ``_sides``."""
     beyond = {}
     for number, rows in many(run).groupby("parents"):
-        beyond[f"at_{number}"] = (
-            difference(rows, ("pleas_refitted", ONE, "none"), ("regmean_refitted", ONE, "none")),
-            0.0,
-        )
+        ahead = difference(rows, ("pleas_refitted", ONE, "none"), ("regmean_refitted", ONE, "none"))
+        beyond[f"at_{number}"] = ahead, 0.0
     return _sides(beyond)
 
 
@@ -242,7 +239,8 @@ def _of_many(run: str, number: int) -> Facts:
         return Facts("not measured", {})
     method, mended = max(merges, key=merges.__getitem__)
     beside = difference(rows, (method, ONE, mended), ("parent", ONE, "none"))
-    return Facts(f"{method} {outcome(beside)}", {**values, "beside_parent": points(beside, signed=True)})
+    values |= {"beside_parent": points(beside, signed=True), "n": str(beside.n)}
+    return Facts(f"{method} {outcome(beside)}", values)
 
 
 @reads("arena")
@@ -304,7 +302,7 @@ def by_kind(run: str) -> dict[str, pd.DataFrame]:
 def accuracy_by_size(run: str) -> Figure:
     """Accuracy over all classes by the size of the merge: a panel for each kind of networks."""
     settings = halves(run)
-    size = (5.4, 0.4 + 2.6 * len(settings))
+    size = (width(), 1.6 + 2.6 * len(settings))
     figure, panels = plt.subplots(len(settings), 1, figsize=size, sharex=True, squeeze=False)
     for (title, rows), axes in zip(settings.items(), panels[:, 0], strict=True):
         for method in OVER_SIZE:
@@ -317,12 +315,11 @@ def accuracy_by_size(run: str) -> Figure:
                 interval_line(axes, [size], [reached], CONTESTANTS[method], name_of(method), line="none")
         parent = accuracy(rows, "parent")
         if parent is not None:
-            grey = CONTESTANTS["parent"].colour
+            grey = on_page(CONTESTANTS["parent"].colour)
             axes.axhline(parent.mean, color=grey, linestyle=":", label=name_of("parent"), zorder=1)
         axes.set_title(title)
         axes.set_ylabel("accuracy (%)")
     panels[-1, 0].set_xlabel("size: multiply-adds, in multiples of one network")
-    figure.tight_layout()
     legend_below(figure, panels[0, 0])
     return figure
 
@@ -333,7 +330,7 @@ def at_one_size(run: str) -> Figure:
     settings = halves(run)
     methods = [name for name in CONTESTANTS if any(accuracy(rows, name) is not None for rows in settings.values())]
     figure, panels = plt.subplots(
-        1, len(settings), figsize=(2.4 + 1.5 * len(settings), 0.9 + 0.26 * len(methods)), sharey=True, squeeze=False
+        1, len(settings), figsize=(width(), 0.9 + 0.3 * len(methods)), sharey=True, squeeze=False
     )
     for (title, rows), axes in zip(settings.items(), panels[0], strict=True):
         for position, method in enumerate(methods):
@@ -343,20 +340,19 @@ def at_one_size(run: str) -> Figure:
                     _dot(axes, reached, position, CONTESTANTS[method], filled)
         ensemble = accuracy(rows, "ensemble", 2.0)
         if ensemble is not None:
-            axes.axvline(ensemble.mean, color=CONTESTANTS["ensemble"].colour, linestyle="--", zorder=1)
+            axes.axvline(ensemble.mean, color=on_page(CONTESTANTS["ensemble"].colour), linestyle="--", zorder=1)
         axes.set_title(title)
         axes.set_xlabel("accuracy (%)")
     panels[0, 0].set_yticks(range(len(methods)), [name_of(method) for method in methods])
     panels[0, 0].invert_yaxis()
-    figure.tight_layout()
     return figure
 
 
 def _dot(axes: plt.Axes, value: Interval, position: float, drawn: Drawn, filled: bool) -> None:
-    error = np.array([[value.mean - value.low], [value.high - value.mean]])
+    colour = on_page(drawn.colour)
     axes.errorbar(
-        [value.mean], [position], xerr=error, color=drawn.colour, marker=drawn.marker, markersize=6, capsize=3,
-        markerfacecolor=drawn.colour if filled else "none",
+        [value.mean], [position], xerr=errors([value]), color=colour, marker=drawn.marker, elinewidth=1.2, capsize=3,
+        markerfacecolor=colour if filled else paper(),
     )  # fmt: skip
 
 
@@ -365,7 +361,7 @@ def accuracy_by_number(run: str) -> Figure:
     """Accuracy of merges of many networks of one task, of the size of one, over how many were merged."""
     rows = many(run)
     numbers = sorted(rows["parents"].unique())
-    figure, axes = plt.subplots(figsize=(5.4, 3.6))
+    figure, axes = plt.subplots(figsize=(width(), 4.6))
     shown = [(method, "none", LINES.get(method, "-")) for method in OVER_NUMBER]
     shown += [(method, "repair", ":") for method in REPAIRED]
     for method, mended, line in shown:
@@ -380,11 +376,11 @@ def accuracy_by_number(run: str) -> Figure:
             interval_line(axes, list(reached), list(reached.values()), CONTESTANTS[method], label, line)
     parent = accuracy(rows, "parent")
     if parent is not None:
-        axes.axhline(parent.mean, color=CONTESTANTS["parent"].colour, linestyle=":", label=name_of("parent"), zorder=1)
+        grey = on_page(CONTESTANTS["parent"].colour)
+        axes.axhline(parent.mean, color=grey, linestyle=":", label=name_of("parent"), zorder=1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.set(xlabel="networks that were merged", ylabel="accuracy (%)")
-    figure.tight_layout()
     legend_below(figure, axes)
     return figure
 

@@ -46,7 +46,7 @@ def outside_table() -> pd.DataFrame:
         else:
             name = CONTESTANTS[row["method"]].title, "" if row["mended"] == "none" else MENDINGS[row["mended"]]
             rows.setdefault(name, {})[column] = decimal(100 * row["accuracy"], 1)
-    table = [{"method": method, "": mended, **reached} for (method, mended), reached in rows.items()]
+    table = [{"method": method, "mending": mended, **reached} for (method, mended), reached in rows.items()]
     return pd.DataFrame(table).fillna("–")
 
 

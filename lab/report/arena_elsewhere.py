@@ -1,4 +1,4 @@
-"""The arena elsewhere: networks of one head that have seen other shares of each class, and MNIST's halves."""
+"""The arena elsewhere: networks of one head that know other classes or other shares of them, and MNIST's halves."""
 
 from __future__ import annotations
 
@@ -26,8 +26,16 @@ def digits(run: str) -> Facts:
     return _levels(picked(entries, {"tasks": "halves", "dataset": "mnist", "task": "joint", "metric": "accuracy"}))
 
 
+@reads("arena")
+def coded(run: str) -> Facts:
+    """MLPs that know half of the classes each and answer by class codes, under one head: see ``_levels``."""
+    entries = results.read(run, "arena", "entries")
+    kind = {"tasks": "coded", "architecture": "mlp_codes", "task": "joint", "metric": "accuracy"}
+    return _levels(picked(entries, kind))
+
+
 def _levels(rows: pd.DataFrame) -> Facts:
-    """Accuracies in percent in one setting, by method; ``_small`` at 1.2; and ``n``, how many pairs.
+    """Accuracies in percent in one setting, by method; ``_small`` at 1.2, ``_large`` at 1.8; and ``n``, how many pairs.
 
     The outcome is which merge of the size of one network is the most accurate in the mean, and where its difference to
     one parent lies; and where what was distilled lies beside it: ``pleas_refitted above, distilled open``.
@@ -36,7 +44,7 @@ def _levels(rows: pd.DataFrame) -> Facts:
         return Facts("not measured", {})
     values, merges = {"n": str(rows["node"].nunique())}, {}
     for method in rows["method"].unique():
-        for size, name in ((ONE, method), (1.2, f"{method}_small"), (2.0, method)):
+        for size, name in ((ONE, method), (1.2, f"{method}_small"), (1.8, f"{method}_large"), (2.0, method)):
             reached = accuracy(rows, method, size)
             if reached is not None:
                 values[name] = points(reached)
@@ -54,6 +62,7 @@ def table(run: str) -> pd.DataFrame:
     """Accuracy of every method, as merged, where networks share out images of all classes, and on MNIST."""
     entries = picked(results.read(run, "arena", "entries"), {"task": "joint", "metric": "accuracy", "mended": "none"})
     settings = {
+        "CIFAR-10, halves, class codes": picked(entries, {"tasks": "coded"}),
         "CIFAR-10, shared out": picked(entries, {"tasks": "whole", "subset": "split"}),
         "MNIST, halves": picked(entries, {"dataset": "mnist"}),
     }

@@ -22,7 +22,7 @@ def size_table(run: str) -> pd.DataFrame:
     table = []
     for title, rows in halves(run).items():
         for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
-            row = {"networks": title, "method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
+            row = {"networks": title, "method": name_of(method), "mending": mending(mended)}
             for size in sorted(rows["size"].unique()):
                 row[f"at {size:g}"] = cell(own[own["size"] == size])
             table.append(row)
@@ -34,7 +34,7 @@ def number_table(run: str) -> pd.DataFrame:
     """Accuracy of merges of networks of one task, of the size of one, by how many were merged."""
     rows, table = many(run), []
     for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
-        row = {"method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
+        row = {"method": name_of(method), "mending": mending(mended)}
         for number, of_number in rows.groupby("parents"):
             size = float(number) if method == "ensemble" else ONE
             nodes = of_number["node"].nunique()
@@ -91,11 +91,16 @@ def attack_table(run: str) -> pd.DataFrame:
     rows = rows[rows["parents"] == enough.index.max()] if len(enough) else rows
     table = []
     for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
-        row = {"method": name_of(method), "": "" if mended == "none" else MENDINGS[mended]}
+        row = {"method": name_of(method), "mending": mending(mended)}
         for epsilon, at in own.groupby("epsilon"):
             row["no attack" if epsilon == 0 else f"{epsilon:g}/{GREY_LEVELS}"] = cell(at)
         table.append(row)
     return pd.DataFrame(table)
+
+
+def mending(mended: str) -> str:
+    """What was done to a merge; nothing of one as it is."""
+    return "" if mended == "none" else MENDINGS[mended]
 
 
 def cell(rows: pd.DataFrame) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, GREY_LEVELS, title_of
 from lab.report.claims import picked
-from lab.report.draw import interval_line, legend_below, shades
+from lab.report.draw import interval_line, legend_below, on_page, on_phone, shades, width, word_colour
 from lab.report.facts import Facts, reads
 from lab.report.kinds import (
     UNMERGED,
@@ -119,44 +119,57 @@ def near_constant(run: str) -> Facts:
 
 @reads("attack")
 def robust_by_clean(run: str) -> Figure:
-    """What is left under attack against clean accuracy, a panel for each of two radii, all on the same images.
+    """What is left under attack against clean accuracy: the hierarchy, its controls, and one penalty.
 
-    Near-constant networks are left out. Numbers say how many networks were merged.
+    A panel for each of two radii, all on the same images. Near-constant networks are left out. Numbers say how many
+    networks were merged.
     """
+    return _robust_by_clean(run, JOINED, [("unmerged", "none")])
+
+
+@reads("attack")
+def all_robust_by_clean(run: str) -> Figure:
+    """The same, with MergeMany, merges after REPAIR and the ensemble."""
+    return _robust_by_clean(run, JOINED, ALONE)
+
+
+def _robust_by_clean(run: str, joined: Sequence[tuple[str, str]], alone: Sequence[tuple[str, str]]) -> Figure:
     epsilons = shown_epsilons(run)[:2]
-    figure, panels = plt.subplots(len(epsilons), 1, figsize=(5.6, 3.9 * len(epsilons)), sharex=True, squeeze=False)
+    columns = 1 if on_phone() else len(epsilons)
+    rows = len(epsilons) // columns
+    size = (width(), 0.7 + 3.6 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
     clean, bound = _left(run, 0.0), 2 * _chance(run)
-    for axes, epsilon in zip(panels[:, 0], epsilons, strict=True):
+    for axes, epsilon in zip(panels.flat, epsilons, strict=True):
         robust = _left(run, epsilon)
-        for algorithm, mended in [*JOINED, *ALONE]:
+        for algorithm, mended in [*joined, *alone]:
             kinds = [k for k in robust if k[:2] == (algorithm, mended) and clean[k].mean >= bound]
             if not kinds:
                 continue
-            line = "-" if (algorithm, mended) in JOINED else "none"
+            line, filled = "-" if (algorithm, mended) in joined else "none", mended == "none"
             x, label = [clean[kind].mean for kind in kinds], title_of(algorithm, mended)
-            interval_line(axes, x, [robust[kind] for kind in kinds], ALGORITHMS[algorithm], label, line)
-            marks, _, bars = axes.containers[-1].lines
-            bars[0].set_linewidth(1)
-            if mended != "none":
-                marks.set_markerfacecolor("none")
-            if algorithm in ("hierarchy", "early_stopped") and mended == "none":
+            interval_line(axes, x, [robust[kind] for kind in kinds], ALGORITHMS[algorithm], label, line, filled)
+            if algorithm in ("hierarchy", "early_stopped") and filled:
                 for kind, at in zip(kinds, x, strict=True):
-                    up = robust[kind].high if algorithm == "early_stopped" else robust[kind].low
-                    _number(axes, kind, at, up if np.isfinite(up) else robust[kind].mean)
-        axes.set_ylabel(f"accuracy left at {epsilon:g}/{GREY_LEVELS} (%)")
+                    _number(axes, kind, at, robust[kind])
+        axes.set_title(f"attacked at {radius_text(epsilon)}")
         axes.set_ylim(bottom=0)
-    panels[-1, 0].set_xlabel("clean test accuracy (%)")
-    figure.tight_layout()
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy under attack (%)")
+    for axes in panels[-1]:
+        axes.set_xlabel("clean accuracy (%)")
     legend_below(figure, panels[0, 0])
     return figure
 
 
-def _number(axes: plt.Axes, kind: Kind, x: float, y: float) -> None:
-    """How many networks were merged, above the controls and below the hierarchy."""
+def _number(axes: plt.Axes, kind: Kind, x: float, left: Interval) -> None:
+    """How many networks were merged, above the controls and below the hierarchy, clear of the interval or the mark."""
     above = kind.algorithm == "early_stopped"
+    y = left.high if above else left.low
+    y, aside = (y, 4) if np.isfinite(y) else (left.mean, 7)
     axes.annotate(
-        f"{kind.n_leaves}", (x, y), xytext=(0, 3 if above else -3), textcoords="offset points", ha="center",
-        va="bottom" if above else "top", fontsize=9.5, color=ALGORITHMS[kind.algorithm].colour,
+        f"{kind.n_leaves}", (x, y), xytext=(0, aside if above else -aside), textcoords="offset points", ha="center",
+        va="bottom" if above else "top", color=word_colour(ALGORITHMS[kind.algorithm].colour),
     )  # fmt: skip
 
 
@@ -166,24 +179,25 @@ def accuracy_by_radius(run: str) -> Figure:
     table = results.read(run, "attack", "images")
     table = table[table["epsilon"] <= DRAWN_TO]
     epsilons, count = sorted(table["epsilon"].unique()), shared_images(table)
-    figure, panels = plt.subplots(2, 1, figsize=(5.6, 7.0), sharex=True, sharey=True)
+    rows, columns = (2, 1) if on_phone() else (1, 2)
+    size = (width(), 0.5 + 3.4 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True)
     for axes, algorithm, title in (
         (panels[0], "hierarchy", "merged by the hierarchy"),
-        (panels[1], "early_stopped", "unmerged, as accurate as these"),
+        (panels[1], "early_stopped", "unmerged, as accurate"),
     ):
         curves = {
             kind: [percent_left(rows[rows["epsilon"] == epsilon], count) for epsilon in epsilons]
             for kind, rows in by_kind(table)
             if kind == UNMERGED or kind[:2] == (algorithm, "none")
         }
-        _band(axes, epsilons, curves.pop(UNMERGED), ALGORITHMS["unmerged"].colour, "leaves", "--")
+        _band(axes, epsilons, curves.pop(UNMERGED), on_page(ALGORITHMS["unmerged"].colour), "leaves", "--")
         for colour, (kind, curve) in zip(shades(len(curves)), curves.items(), strict=True):
-            _band(axes, epsilons, curve, colour, f"{names(kind)['models']}", "-")
-        axes.set(ylabel="worst-case accuracy (%)", ylim=(0, None))
-        axes.set_title(title, loc="left")
-        axes.legend(fontsize=9.5)
-    panels[1].set_xlabel(f"radius of the attack (grey levels of {GREY_LEVELS})")
-    figure.tight_layout()
+            _band(axes, epsilons, curve, colour, f"{kind.n_leaves} merged", "-")
+        axes.set(xlabel=f"radius (of {GREY_LEVELS})", ylabel="accuracy left (%)", ylim=(0, None))
+        axes.label_outer()
+        axes.set_title(title)
+    legend_below(figure, panels[0])
     return figure
 
 

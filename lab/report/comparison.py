@@ -16,7 +16,7 @@ from lab.bookkeeping.pipeline import load_preset
 from lab.bookkeeping.vocabulary import ALGORITHMS, DATASETS, MENDINGS, Drawn
 from lab.networks import ARCHITECTURES
 from lab.report.claims import picked
-from lab.report.draw import legend_below, offsets
+from lab.report.draw import ON_PHONE, errors, ink, legend_below, offsets, on_page, paper
 from lab.report.facts import ABOVE, BELOW, FEW, OPEN, Facts, outcome, reads
 from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from lab.report.words import decimal, listed, points
@@ -25,11 +25,11 @@ from lab.report.words import decimal, listed, points
 MEASURED = ("algorithm", "mended", "n_leaves", "stage", "node", "split", "metric", "value")
 # How MergeMany is mended that each mending of the hierarchy is compared with: it has no stages.
 BESIDE = {"none": "none", "repair": "repair", "repair every stage": "repair"}
-# In colours that no algorithm beside has.
+# In colours that neither algorithm has.
 STYLES = {
-    "none": Drawn(MENDINGS["none"], ALGORITHMS["hierarchy"].colour, "o"),
-    "repair": Drawn(MENDINGS["repair"], ALGORITHMS["l1"].colour, "D"),
-    "repair every stage": Drawn(MENDINGS["repair every stage"], ALGORITHMS["l2"].colour, "s"),
+    "none": Drawn(MENDINGS["none"], ALGORITHMS["unmerged"].colour, "o"),
+    "repair": Drawn(MENDINGS["repair"], ALGORITHMS["l2"].colour, "D"),
+    "repair every stage": Drawn(MENDINGS["repair every stage"], ALGORITHMS["ensemble"].colour, "s"),
 }
 # (algorithm, mended) of every merge after REPAIR.
 MENDED = (("hierarchy", "repair"), ("hierarchy", "repair every stage"), ("many", "repair"), ("mean", "repair"))
@@ -213,7 +213,7 @@ def counts_table(run: str) -> pd.DataFrame:
             places = [lies(value) for value in gaps if value.n >= FEWEST_FOR_INTERVAL]
             rows.append(
                 {
-                    "": MENDINGS[mended],
+                    "mending": MENDINGS[mended],
                     "models": str(size),
                     "ahead in the mean": f"{sum(value.mean > TIED for value in gaps)} of {len(gaps)}",
                     "interval above zero": f"{places.count(ABOVE)} of {len(places)}" if places else "–",
@@ -259,23 +259,31 @@ def repair_table(run: str) -> pd.DataFrame:
 @reads("comparison")
 def gap_by_condition(run: str) -> Figure:
     """The gap at each condition's largest number of models, a row for each; intervals where there are enough groups."""
-    by_label = conditions(run)
-    figure, axes = plt.subplots(figsize=(3.4, 1.2 + 0.5 * len(by_label)))
-    axes.axvline(0, color=ALGORITHMS["unmerged"].colour, linewidth=1.5)
-    names = []
+    by_label = dict(sorted(conditions(run).items(), key=lambda entry: largest_gap(entry[1], "none").mean))
+    figure, axes = plt.subplots(figsize=(ON_PHONE, 1.6 + 0.62 * len(by_label)))
+    axes.axvline(0, color=ink(), linewidth=1.5, zorder=1)
     for row, ((first, second), condition) in enumerate(by_label.items()):
         size = sizes_of(condition)[-1]
-        for offset, (mended, drawn) in zip(offsets(len(STYLES), 0.36), STYLES.items(), strict=True):
-            value = interval(gap(condition, mended, size))
-            style = {"color": drawn.colour, "marker": drawn.marker, "linestyle": "none", "label": drawn.title}
-            error = [[value.mean - value.low], [value.high - value.mean]]  # NaN: no bar
-            axes.errorbar(value.mean, row + offset, xerr=error, markersize=5, capsize=2, **style)
-        names.append(f"{first}: {size} models, n = {value.n}\n{second}")
-    axes.set_yticks(range(len(names)), names, fontsize=10)
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("hierarchy minus MergeMany (points)")
-    legend_below(figure, axes, 2, 0.04)
+        for offset, (mended, drawn) in zip(offsets(len(STYLES), 0.24), STYLES.items(), strict=True):
+            value = largest_gap(condition, mended)
+            axes.errorbar(
+                value.mean, row + 0.2 + offset, xerr=errors([value]), color=on_page(drawn.colour), marker=drawn.marker,
+                elinewidth=1.2, capsize=2, linestyle="none", label=drawn.title,
+            )  # fmt: skip
+        # Above its marks, on the side that has room in most rows: so the axis is as wide as the page.
+        name = f"{first}, {second}, {size} networks"
+        box = {"facecolor": paper(), "edgecolor": "none", "pad": 1}
+        axes.text(0, row - 0.28, name, transform=axes.get_yaxis_transform(), va="center", bbox=box)
+        axes.axhline(row + 0.56, color=plt.rcParams["grid.color"], linewidth=0.8)
+    axes.set_yticks([])
+    axes.set_ylim(len(by_label) - 0.4, -1.3)
+    axes.spines["left"].set_visible(False)
+    reach = 1.08 * max(map(abs, axes.get_xlim()))
+    axes.set_xlim(-reach, max(reach / 3, axes.get_xlim()[1]))
+    for words, place, side in (("← MergeMany ahead", -6, "right"), ("hierarchy ahead →", 6, "left")):
+        axes.annotate(words, (0, -1), xytext=(place, 0), textcoords="offset points", ha=side, va="center")
+    axes.set_xlabel("hierarchy minus MergeMany (points of test accuracy)")
+    legend_below(figure, axes)
     return figure
 
 
@@ -316,6 +324,11 @@ def percent(condition: pd.DataFrame, algorithm: str, mended: str, size: int) -> 
 def gap(condition: pd.DataFrame, mended: str, size: int) -> np.ndarray:
     """The hierarchy minus MergeMany on each group of ``size`` leaves (groups,), in points, mended alike."""
     return percent(condition, "hierarchy", mended, size) - percent(condition, "many", BESIDE[mended], size)
+
+
+def largest_gap(condition: pd.DataFrame, mended: str) -> Interval:
+    """The mean gap at the largest number of leaves that a condition has merges of."""
+    return interval(gap(condition, mended, sizes_of(condition)[-1]))
 
 
 def gap_growth(condition: pd.DataFrame, mended: str, size: int) -> np.ndarray:

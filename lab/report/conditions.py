@@ -12,7 +12,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.pipeline import load_preset
 from lab.bookkeeping.vocabulary import ALGORITHMS, INITIALS, MENDINGS
 from lab.report.comparison import gap, percent
-from lab.report.draw import legend_below, offsets
+from lab.report.draw import ink, legend_below, offsets, on_page, paper, width
 from lab.report.facts import Facts, reads
 from lab.report.page import data_titles
 from lab.report.words import decimal, listed
@@ -118,25 +118,24 @@ def accuracy_table(run: str) -> pd.DataFrame:
 def accuracy_by_recipe(run: str) -> Figure:
     """Test accuracy of nodes of eight leaves: a row for each recipe, filled as merged, open after REPAIR."""
     by_recipe, names = recipes(run), recipe_names(run)
-    # Narrow, since the labels beside it are wide: on a phone the whole must still be readable.
-    figure, axes = plt.subplots(figsize=(4.4, 1.6 + 0.45 * len(by_recipe)))
+    figure, axes = plt.subplots(figsize=(width(), 1.4 + 0.55 * len(by_recipe)))
     leaves = ALGORITHMS["unmerged"]
     for row, part in enumerate(by_recipe.values()):
         unmerged = percent(part, "unmerged", "none", 1).mean()
-        axes.plot(unmerged, row, leaves.marker, color=leaves.colour, markersize=6, label=leaves.title)
+        axes.plot(unmerged, row, leaves.marker, color=on_page(leaves.colour), label=leaves.title)
         for offset, algorithm in zip(offsets(len(COMPARED), 0.28), COMPARED, strict=True):
             drawn, y = ALGORITHMS[algorithm], row + offset
             merged, repaired = (percent(part, algorithm, mended, LEAVES).mean() for mended in ("none", "repair"))
-            axes.plot([merged, repaired], [y, y], color=drawn.colour, linewidth=1.2)
-            mark = {"color": drawn.colour, "markersize": 7}
-            axes.plot(merged, y, drawn.marker, label=drawn.title, **mark)
-            axes.plot(repaired, y, drawn.marker, markerfacecolor="none", **mark)
+            colour = on_page(drawn.colour)
+            axes.plot([merged, repaired], [y, y], color=colour, linewidth=1.2)
+            axes.plot(merged, y, drawn.marker, color=colour, label=drawn.title)
+            axes.plot(repaired, y, drawn.marker, color=colour, markerfacecolor=paper())
     axes.set_yticks(range(len(by_recipe)), [names[recipe].replace(", ", "\n", 1) for recipe in by_recipe])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("test accuracy (%)")
-    axes.plot([], [], "o", color=plt.rcParams["text.color"], markerfacecolor="none", label=MENDINGS["repair"])
-    legend_below(figure, axes, y=-0.03)
+    axes.plot([], [], "o", color=ink(), markerfacecolor=paper(), label=MENDINGS["repair"])
+    legend_below(figure, axes)
     return figure
 
 

@@ -9,6 +9,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS
+from lab.report.draw import ON_PHONE, ink, on_page, width
 from lab.report.facts import Facts, reads
 from lab.report.words import decimal, listed
 
@@ -82,13 +83,13 @@ def table(run: str) -> pd.DataFrame:
 @reads("counterexample")
 def error_along_paths(run: str) -> Figure:
     """The share of the square that is misclassified between A and each permutation of B, in percent."""
-    figure, axes = plt.subplots(figsize=(5.2, 3.4))
+    figure, axes = plt.subplots(figsize=(width(), 4.0))
     for orders, path in results.read(run, "counterexample", "paths").groupby(["first", "second"]):
-        path = path.sort_values("lam")
-        axes.plot(path["lam"], 100 * path["value"], label=label(*orders), **STYLES[orders])
+        path, style = path.sort_values("lam"), STYLES[orders] | {"color": on_page(STYLES[orders]["color"])}
+        axes.plot(path["lam"], 100 * path["value"], label=label(*orders), **style)
     axes.set(xlabel="λ, from A to the permuted B", ylabel="misclassified (% of the square)", ylim=(0, None))
     figure.legend(
-        title="order of the units in both hidden layers", loc="upper center", ncols=4, bbox_to_anchor=(0.54, -0.03),
+        title="order of the units in both hidden layers", loc="outside lower center", ncols=4,
         handlelength=2.2, columnspacing=1.2,
     )  # fmt: skip
     return figure
@@ -97,15 +98,14 @@ def error_along_paths(run: str) -> Figure:
 @reads("counterexample")
 def misclassified_squares(run: str) -> Figure:
     """Where on the square each path's worst network is wrong: polygons that do not overlap."""
-    ink = plt.rcParams["text.color"]
     regions = results.read(run, "counterexample", "regions").groupby(["first", "second"])
-    figure, panels = plt.subplots(2, 2, figsize=(5.2, 5.7), sharex=True, sharey=True)
+    figure, panels = plt.subplots(2, 2, figsize=(ON_PHONE, 5.6), sharex=True, sharey=True)
     for axes, (orders, region) in zip(panels.flat, regions, strict=True):
-        colour = STYLES[orders]["color"]
+        colour = on_page(STYLES[orders]["color"])
         for _, corners in region.groupby("polygon"):
             # An edge of the same colour closes the hair between neighbouring polygons.
             axes.fill(corners["x1"], corners["x2"], facecolor=colour, edgecolor=colour, linewidth=0.8, alpha=0.85)
-        axes.add_patch(Rectangle((-1, 0), 1, 1, fill=False, edgecolor=ink, linewidth=2, clip_on=False, zorder=3))
+        axes.add_patch(Rectangle((-1, 0), 1, 1, fill=False, edgecolor=ink(), linewidth=2, clip_on=False, zorder=3))
         axes.set_title(f"{label(*orders)}, λ = {region['lam'].iloc[0]:.2f}")
         axes.set(xlim=(-1, 1), ylim=(-1, 1), xticks=(-1, 0, 1), yticks=(-1, 0, 1), aspect="equal")
         axes.spines[["top", "right"]].set_visible(True)
@@ -115,10 +115,9 @@ def misclassified_squares(run: str) -> Figure:
         axes.set_ylabel("$x_2$")
     marks = [
         Patch(facecolor=plt.rcParams["axes.edgecolor"], alpha=0.6, label="misclassified"),
-        Patch(facecolor="none", edgecolor=ink, linewidth=2, label="should be positive"),
+        Patch(facecolor="none", edgecolor=ink(), linewidth=2, label="should be positive"),
     ]
-    figure.legend(handles=marks, loc="upper center", ncols=2, bbox_to_anchor=(0.54, 0.0))
-    figure.tight_layout()
+    figure.legend(handles=marks, loc="outside lower center", ncols=2)
     return figure
 
 

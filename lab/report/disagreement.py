@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import INITIALS, OPTIMISERS, RECIPE
 from lab.report.claims import picked
-from lab.report.draw import legend_below
+from lab.report.draw import legend_below, width
 from lab.report.facts import Facts, reads
 from lab.report.pairs import FLOOR, NOT_DECIDED, SHAPES, above_floor, networks_title, shade_zero
 from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
@@ -207,7 +207,7 @@ def released_table() -> pd.DataFrame:
 def loss_against_accuracy(barriers: str, mnist: str, accuracy: str) -> Figure:
     """Barrier in loss and in accuracy: a mark with both intervals for each recipe; what counts as zero is shaded."""
     whole = recipes(barriers, mnist, accuracy)
-    figure, axes = plt.subplots(figsize=(5.6, 4.4))
+    figure, axes = plt.subplots(figsize=(width(), 4.8))
     shade_zero(axes.axvspan, "loss")
     shade_zero(axes.axhspan, "accuracy")
     for number, networks in enumerate(whole["networks"].unique()):
@@ -217,12 +217,12 @@ def loss_against_accuracy(barriers: str, mnist: str, accuracy: str) -> Figure:
         left, middle, right = bounds["loss"]
         axes.errorbar(
             middle, height, (height - low, high - height), (middle - left, right - middle), linestyle="none",
-            marker=SHAPES[number % len(SHAPES)], markersize=7, elinewidth=1, alpha=0.85, label=networks,
+            marker=SHAPES[number % len(SHAPES)], markersize=8, elinewidth=1, alpha=0.85, label=networks,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="barrier in test loss (nats)", ylabel="barrier in accuracy (points)")
     axes.set(xlim=(FLOOR["loss"] / 2, None), ylim=(FLOOR["accuracy"] / 2, None))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.text(0.02, 0.02, "counts as zero", transform=axes.transAxes)
     legend_below(figure, axes)
-    figure.tight_layout()
     return figure

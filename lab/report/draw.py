@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from IPython.display import HTML, Image
+from matplotlib.artist import Artist
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -20,23 +22,34 @@ from lab.report.facts import reads
 from lab.report.statistics import Interval
 
 LIGHT_INK, DARK_INK = "#1F2328", "#E6E6E6"
+LIGHT_PAPER, DARK_PAPER = "#FFFFFF", "#222832"
+ON_PAGE, ON_PHONE = 6.4, 5.2  # inches: how wide a figure is
+TYPE = 12  # points: as wide as a phone, a figure for phones has type that is 11 pixels high
+# What is kept of a colour where it is lightened for dark pages, as book.css does, and darkened for words on light ones.
+KEPT, KEPT_IN_WORDS = 0.62, 0.7
+GAP = 1.25  # lines of type from the middle of one name to that of the next
 
 
 @contextmanager
-def house_style(dark: bool = False) -> Iterator[None]:
-    """Draw in the book's style: transparent, ink for a light or a dark page, text still readable on a phone."""
+def house_style(dark: bool = False, phone: bool = False) -> Iterator[None]:
+    """Draw in the book's style: transparent, ink for a light or a dark page, as wide as a page or as a phone."""
     ink, faint = (DARK_INK, "#4A4F55") if dark else (LIGHT_INK, "#D0D3D6")
     style = {
-        "figure.figsize": (5.2, 3.4),  # inches: as wide as a phone, text of size 11 is still ten pixels high
+        "figure.figsize": (ON_PHONE if phone else ON_PAGE, 3.6),
+        "figure.constrained_layout.use": True,
         "figure.facecolor": "none",
         "savefig.facecolor": "none",
+        "savefig.pad_inches": 0.04,
         "axes.facecolor": "none",
         "legend.frameon": False,
-        "font.size": 11,
-        "axes.titlesize": 12,
-        "legend.fontsize": 11,
+        "font.size": TYPE,
+        "axes.titlesize": TYPE,
+        "axes.titlelocation": "left",
+        "legend.fontsize": TYPE,
+        "xtick.labelsize": TYPE,
+        "ytick.labelsize": TYPE,
         "lines.linewidth": 2,
-        "axes.prop_cycle": cycler(color=[drawn.colour for drawn in ALGORITHMS.values()]),
+        "lines.markersize": 7,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -51,35 +64,78 @@ def house_style(dark: bool = False) -> Iterator[None]:
         "svg.hashsalt": "rebasin",  # the same figure is the same file
     }
     with plt.rc_context(style):
-        yield
+        colours = [on_page(drawn.colour) for drawn in ALGORITHMS.values()]
+        with plt.rc_context({"axes.prop_cycle": cycler(color=colours)}):
+            yield
+
+
+def width() -> float:
+    """How wide a figure may be, in inches, on what it is drawn for."""
+    return float(plt.rcParams["figure.figsize"][0])
+
+
+def on_phone() -> bool:
+    return width() < ON_PAGE
+
+
+def ink() -> str:
+    """The colour of words and axes."""
+    return str(plt.rcParams["text.color"])
+
+
+def paper() -> str:
+    """The colour of the page, with which an open mark is filled: no line shows through."""
+    return DARK_PAPER if ink() == DARK_INK else LIGHT_PAPER
+
+
+def on_page(colour: str) -> str:
+    """A colour as it is drawn: lightened on a dark page."""
+    return mixed(colour, "#FFFFFF", KEPT) if ink() == DARK_INK else colour
+
+
+def word_colour(colour: str) -> str:
+    """A colour as words are written in it: lightened on a dark page, darkened on a light one."""
+    return on_page(colour) if ink() == DARK_INK else mixed(colour, "#000000", KEPT_IN_WORDS)
+
+
+def mixed(colour: str, other: str, share: float) -> str:
+    """So large a share of a colour, and for the rest another."""
+    return to_hex(share * np.array(to_rgb(colour)) + (1 - share) * np.array(to_rgb(other)))
 
 
 def themed(draw: Callable[[], Figure], alt: str) -> HTML:
-    """What ``draw`` draws, once for light and once for dark pages; ``alt`` says in words what it shows."""
+    """What ``draw`` draws, for light and dark pages, and phones; ``alt`` says in words what it shows."""
     images = []
     for dark in (False, True):
-        with house_style(dark):
-            figure = draw()
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-            plt.close(figure)
+        page, phone = (as_svg(draw, dark, phone) for phone in (False, True))
         images.append(
-            f'<img class="only-{"dark" if dark else "light"}" alt="{html.escape(alt)}" '
-            'style="width: 38rem; max-width: 100%; height: auto; background: none; padding: 0" '
-            f'src="data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+            "<picture>"
+            + (f'<source media="(max-width: 40rem)" srcset="{phone}">' if phone != page else "")
+            + f'<img class="only-{"dark" if dark else "light"}" alt="{html.escape(alt)}" '
+            f'style="max-width: 100%; height: auto; background: none; padding: 0" src="{page}"></picture>'
         )
     # The book's theme hides one of the two; this does so where there is no such theme, as in JupyterLab.
     return HTML("<style>html:not([data-theme]) .only-dark { display: none }</style>" + "".join(images))
 
 
+def as_svg(draw: Callable[[], Figure], dark: bool, phone: bool) -> str:
+    """What ``draw`` draws for a page, as the address of an image."""
+    with house_style(dark, phone):
+        figure = draw()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        plt.close(figure)
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 @reads()
 def hierarchy_scheme() -> Figure:
     """Eight models merged pair by pair in three stages (Hierarchical Re-Basin, Figure 1)."""
-    figure = Figure(figsize=(5.2, 4.8))
+    figure = Figure(figsize=(ON_PHONE, 4.8))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-2.6, 7.5), ylim=(-3.9, 0.4))
     axes.axis("off")
-    ink, size = plt.rcParams["text.color"], 13
+    size = 13
     for stage in range(4):
         width = 2**stage
         centres = [node * width + (width - 1) / 2 for node in range(8 // width)]
@@ -89,17 +145,17 @@ def hierarchy_scheme() -> Figure:
             first, last = node * width + 1, (node + 1) * width
             axes.text(
                 x, -stage, f"{first}–{last}" if stage else str(first),
-                ha="center", va="center", color="white" if stage else "black", zorder=3, fontsize=size,
+                ha="center", va="center", color=paper() if stage else "black", zorder=3, fontsize=size,
                 bbox={
                     "boxstyle": "round,pad=0.45", "edgecolor": "none",
-                    "facecolor": ALGORITHMS["hierarchy" if stage else "unmerged"].colour,
+                    "facecolor": on_page(ALGORITHMS["hierarchy" if stage else "unmerged"].colour),
                 },
             )  # fmt: skip
             if stage < 3:
                 second = node % 2
                 parent = x + (0.5 - second) * width
-                axes.plot([x, parent], [-stage, -stage - 1], color=ink, linestyle="--" if second else "-", zorder=1)
-    lines = [Line2D([], [], color=ink, linestyle=style) for style in ("-", "--")]
+                axes.plot([x, parent], [-stage, -stage - 1], color=ink(), linestyle="--" if second else "-", zorder=1)
+    lines = [Line2D([], [], color=ink(), linestyle=style) for style in ("-", "--")]
     axes.legend(
         lines, ["as it is", "permuted into its partner's basin"],
         loc="lower center", ncols=2, handlelength=1.6, columnspacing=1.2, fontsize=size,
@@ -108,14 +164,25 @@ def hierarchy_scheme() -> Figure:
 
 
 def interval_line(
-    axes: plt.Axes, x: Sequence[float], intervals: Sequence[Interval], drawn: Drawn, label: str, line: str = "-"
+    axes: plt.Axes,
+    x: Sequence[float],
+    intervals: Sequence[Interval],
+    drawn: Drawn,
+    label: str,
+    line: str = "-",
+    filled: bool = True,
 ) -> None:
     """Means over ``x``, joined by a line, each with its 95 % interval where there are enough nodes for one."""
-    means = np.array([value.mean for value in intervals])
-    error = np.array([[value.mean - value.low, value.high - value.mean] for value in intervals]).T  # NaN: no bar
+    colour = on_page(drawn.colour)
     axes.errorbar(
-        x, means, error, linestyle=line, color=drawn.colour, marker=drawn.marker, markersize=5, capsize=3, label=label
-    )
+        x, [value.mean for value in intervals], errors(intervals), linestyle=line, color=colour, label=label,
+        marker=drawn.marker, markerfacecolor=colour if filled else paper(), elinewidth=1.2, capsize=2.5,
+    )  # fmt: skip
+
+
+def errors(intervals: Sequence[Interval]) -> np.ndarray:
+    """How far intervals reach (2, n) below and above their means; NaN, and not drawn, where there is none."""
+    return np.array([[value.mean - value.low, value.high - value.mean] for value in intervals]).T
 
 
 def offsets(count: int, span: float) -> np.ndarray:
@@ -124,17 +191,46 @@ def offsets(count: int, span: float) -> np.ndarray:
 
 
 def shades(count: int) -> np.ndarray:
-    """Blues (count, 4) from the palest to the strongest, to be seen on the page that is drawn for."""
-    on_dark = plt.rcParams["text.color"] == DARK_INK
-    return plt.get_cmap("Blues")(np.linspace(0.75, 0.2, count) if on_dark else np.linspace(0.4, 1.0, count))
+    """Colours (count, 4) in an order, told apart with any eyes, and to be seen on the page that is drawn for."""
+    return plt.get_cmap("plasma")(
+        np.linspace(0.95, 0.45, count) if ink() == DARK_INK else np.linspace(0.62, 0.0, count)
+    )
 
 
-def legend_below(figure: Figure, axes: plt.Axes, columns: int = 2, y: float = 0.0) -> None:
-    """The legend of ``axes`` below the figure, each label once."""
-    handles, labels = axes.get_legend_handles_labels()
-    by_label = dict(zip(labels, handles, strict=True))
-    place = {"loc": "upper center", "bbox_to_anchor": (0.54, y)}
-    figure.legend(by_label.values(), by_label.keys(), ncols=columns, **place)
+def name_ends(axes: plt.Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the names of lines beside their right ends, so far apart that they can be read.
+
+    An end is its x and y, its name, and the colour of that. Call it last: the axis may not change after it.
+    """
+    figure = axes.figure
+    figure.draw_without_rendering()
+    least = GAP * TYPE * figure.dpi / 72
+    ends = sorted(ends, key=lambda end: end[1])
+    places = np.array([axes.transData.transform(end[:2])[1] for end in ends])
+    for _ in range(100):
+        closer = np.maximum(least - np.diff(places), 0) / 2
+        places[:-1] -= closer
+        places[1:] += closer
+    right = max(axes.transData.transform(end[:2])[0] for end in ends)
+    for (x, y, name, colour), place in zip(ends, places, strict=True):
+        at_x, at_y = axes.transData.transform((x, y))
+        aside = ((right - at_x) * 72 / figure.dpi + 9, (place - at_y) * 72 / figure.dpi)
+        axes.annotate(name, (x, y), xytext=aside, textcoords="offset points", va="center", color=colour)
+
+
+def legend_below(figure: Figure, *panels: plt.Axes) -> None:
+    """The legend of these panels below the figure, each label once, in as many columns as there is room for."""
+    by_label: dict[str, Artist] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        by_label = dict(zip(labels, handles, strict=True)) | by_label
+    for columns in range(min(len(by_label), 4), 0, -1):
+        legend = figure.legend(
+            by_label.values(), by_label.keys(), ncols=columns, loc="outside lower center", columnspacing=1.4
+        )
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            return
+        legend.remove()
 
 
 def picture(draw: Callable[..., Figure], *runs: str) -> Image:

@@ -11,7 +11,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, MATCHERS, Drawn
 from lab.networks import ARCHITECTURES
 from lab.report.claims import FEWEST_FOR_VERDICT, contrast, picked
-from lab.report.draw import interval_line, legend_below, offsets, shades
+from lab.report.draw import ink, interval_line, legend_below, name_ends, offsets, on_page, shades, width, word_colour
 from lab.report.facts import Facts, outcome, reads
 from lab.report.page import data_titles
 from lab.report.statistics import Interval, interval
@@ -21,6 +21,7 @@ from lab.report.words import decimal, listed, nats, points, side
 BLOCK = 8  # leaves of the nodes that the claims are decided on
 MOST_ROUNDS = 100  # of MergeMany, which ends there even where another round would help
 NOT_MEASURED = "not measured"
+SPLITS = {"test": "test images", "train": "training images"}
 
 
 @reads("accuracy")
@@ -207,7 +208,7 @@ def cost_table(run: str) -> pd.DataFrame:
     rows = []
     for algorithm in ways_of(nodes):
         for size in sizes_of(nodes, algorithm):
-            row = {"": ALGORITHMS[algorithm].title, "models": str(size)}
+            row = {"method": ALGORITHMS[algorithm].title, "models": str(size)}
             for metric, unit, written in (("accuracy", "points", points), ("loss", "nats", nats)):
                 for split in ("test", "train"):
                     cost_here = interval(drops(nodes, algorithm, size, split, metric))
@@ -223,7 +224,7 @@ def barrier_table(run: str) -> pd.DataFrame:
     table = results.read(run, "accuracy", "barriers")
     # Those as they are come last.
     for (matcher, size, split), pairs in table.groupby(["matcher", "n_leaves", "split"], sort=False):
-        row = {"line": line_title(matcher, size), "images": split}
+        row = {"pairs": MATCHERS[matcher].title, "models": str(size), "images": split}
         for metric, unit, written in (("accuracy", "points", points), ("loss", "nats", nats)):
             for definition, title in (("barrier", "from mean"), ("above_line", "above line")):
                 row[f"{metric}, {title} ({unit})"] = written(_height(pairs, f"{metric}_{definition}"))
@@ -235,24 +236,30 @@ def barrier_table(run: str) -> pd.DataFrame:
 def accuracy_by_leaves(run: str) -> Figure:
     """Test accuracy of every node by the number of its leaves (Hierarchical Re-Basin, Figure 2).
 
-    A dot is a node, a bar the median of its kind, the dashed line the median of the unmerged networks.
+    A dot is a node, a bar the median of its kind, the dashed line the median of the unmerged networks. Every other
+    number of leaves has a strip of its own: where in a strip a dot stands has no meaning.
     """
     nodes = results.read(run, "accuracy", "nodes")
     accuracy = picked(nodes, {"metric": "accuracy", "split": "test"})
     sizes = sorted(accuracy["n_leaves"].unique())
-    figure, axes = plt.subplots(figsize=(5.6, 4.0))
-    unmerged = _percent(accuracy, "unmerged", 1)
-    dashed = {"color": ALGORITHMS["unmerged"].colour, "linestyle": "--", "label": "median of the unmerged"}
-    axes.axhline(np.median(unmerged), linewidth=1.5, zorder=1, **dashed)
-    _dots(axes, 0, unmerged, ALGORITHMS["unmerged"])
+    figure, axes = plt.subplots(figsize=(width(), 4.2))
+    for place in range(1, len(sizes), 2):
+        axes.axvspan(place - 0.5, place + 0.5, color=plt.rcParams["grid.color"], alpha=0.35, linewidth=0, zorder=0)
+    leaves, unmerged = ALGORITHMS["unmerged"], _percent(accuracy, "unmerged", 1)
+    axes.axhline(np.median(unmerged), color=on_page(leaves.colour), linewidth=1.5, linestyle="--", zorder=1)
+    _dots(axes, 0, unmerged, leaves)
+    ends = [(len(sizes) - 1, np.median(unmerged), leaves.title, word_colour(leaves.colour))]
     ways = ways_of(accuracy)
     for offset, algorithm in zip(offsets(len(ways), 0.5), ways, strict=True):
-        for size in sizes_of(accuracy, algorithm):
-            _dots(axes, sizes.index(size) + offset, _percent(accuracy, algorithm, size), ALGORITHMS[algorithm])
+        drawn, own_sizes = ALGORITHMS[algorithm], sizes_of(accuracy, algorithm)
+        for size in own_sizes:
+            _dots(axes, sizes.index(size) + offset, _percent(accuracy, algorithm, size), drawn)
+        last = np.median(_percent(accuracy, algorithm, own_sizes[-1]))
+        ends.append((sizes.index(own_sizes[-1]) + offset, last, drawn.title, word_colour(drawn.colour)))
     axes.set_xticks(range(len(sizes)), sizes)
-    axes.set(xlabel="models merged into a node", ylabel="test accuracy (%)")
+    axes.set(xlabel="networks merged into one", ylabel="test accuracy (%)", xlim=(-0.5, len(sizes) - 0.5))
     axes.grid(axis="x", visible=False)
-    legend_below(figure, axes)
+    name_ends(axes, ends)
     return figure
 
 
@@ -264,32 +271,33 @@ def _percent(accuracy: pd.DataFrame, algorithm: str, n_leaves: int) -> np.ndarra
 def _dots(axes: plt.Axes, x: float, values: np.ndarray, drawn: Drawn) -> None:
     """One dot per node, spread a little so that they can be told apart, and a bar at their median."""
     spread = (np.random.default_rng(0).random(len(values)) - 0.5) * 0.16
-    style = {"s": 14, "alpha": 0.55, "linewidth": 0, "marker": drawn.marker, "label": drawn.title}
-    axes.scatter(x + spread, values, color=drawn.colour, **style)
-    axes.hlines(np.median(values), x - 0.11, x + 0.11, color=drawn.colour, linewidth=2.5)
+    colour = on_page(drawn.colour)
+    axes.scatter(x + spread, values, color=colour, s=26, alpha=0.55, linewidth=0, marker=drawn.marker)
+    axes.hlines(np.median(values), x - 0.12, x + 0.12, color=colour, linewidth=3, label=drawn.title)
 
 
 @reads("accuracy")
 def drop_by_leaves(run: str) -> Figure:
     """What merging costs: mean of a node's leaves minus the node in accuracy, the node minus its leaves in loss."""
     nodes = results.read(run, "accuracy", "nodes")
-    figure, panels = plt.subplots(2, 1, figsize=(5.6, 6.0), sharex=True)
+    figure, panels = plt.subplots(2, 2, figsize=(width(), 4.8), sharex=True, sharey="row")
     sizes = sorted(nodes["n_leaves"].unique())[1:]
-    ways = ways_of(nodes)
-    for metric, axes in zip(("accuracy", "loss"), panels, strict=True):
-        for split, line in (("test", "-"), ("train", ":")):
-            for offset, algorithm in zip(offsets(len(ways), 0.16), ways, strict=True):
+    for metric, row in zip(("accuracy", "loss"), panels, strict=True):
+        for split, axes in zip(SPLITS, row, strict=True):
+            for algorithm in ways_of(nodes):
                 own_sizes, drawn = sizes_of(nodes, algorithm), ALGORITHMS[algorithm]
                 lost = [interval(drops(nodes, algorithm, size, split, metric)) for size in own_sizes]
-                places = [sizes.index(size) + offset for size in own_sizes]
-                interval_line(axes, places, lost, drawn, f"{drawn.title}, {split}", line)
-        axes.axhline(0, color=ALGORITHMS["unmerged"].colour, linewidth=1)
-    panels[0].set_ylabel("accuracy lost (points)")
-    panels[1].set(ylabel="loss gained (nats)", xlabel="models merged into a node")
-    panels[1].set_xticks(range(len(sizes)), sizes)
-    legend_below(figure, panels[0])
-    figure.align_ylabels(panels)
-    figure.tight_layout()
+                interval_line(axes, [sizes.index(size) for size in own_sizes], lost, drawn, drawn.title)
+            axes.axhline(0, color=ink(), linewidth=1)
+    for axes, title in zip(panels[0], SPLITS.values(), strict=True):
+        axes.set_title(title)
+    panels[0, 0].set_ylabel("accuracy lost (points)")
+    panels[1, 0].set_ylabel("loss gained (nats)")
+    panels[1, 0].set_xticks(range(len(sizes)), sizes)
+    for axes in panels[1]:
+        axes.set_xlabel("networks merged into one")
+    figure.align_ylabels(panels[:, 0])
+    legend_below(figure, panels[0, 0])
     return figure
 
 
@@ -300,30 +308,31 @@ def along_the_line(run: str) -> Figure:
     Means over pairs with their 95 % bands.
     """
     paths = results.read(run, "accuracy", "paths")
-    figure, panels = plt.subplots(2, 2, figsize=(5.6, 5.6), sharex=True, sharey="row")
+    figure, panels = plt.subplots(2, 2, figsize=(width(), 5.6), sharex=True, sharey="row")
     sizes = sorted(picked(paths, {"matcher": "weights"})["n_leaves"].unique().tolist())
-    lines = [("none", 2, MATCHERS["none"].colour, "--")]
+    lines = [("none", 2, on_page(MATCHERS["none"].colour), "--")]
     lines += [("weights", size, shade, "-") for size, shade in zip(sizes, shades(len(sizes)), strict=True)]
-    kinds = [(metric, split) for metric in ("accuracy", "loss") for split in ("test", "train")]
+    kinds = [(metric, split) for metric in ("accuracy", "loss") for split in SPLITS]
     for (metric, split), axes in zip(kinds, panels.flat, strict=True):
         for matcher, size, colour, style in lines:
             kind = picked(paths, {"split": split, "matcher": matcher, "n_leaves": size, "metric": metric})
             values = kind.pivot(index="node", columns="lam", values="value")  # (pairs, points)
             scale = 100 if metric == "accuracy" else 1
             bounds = [interval(scale * values[lam].to_numpy()) for lam in values]
-            label = f"{line_title(matcher, size)} (n = {len(values)})"
+            label = "as they are" if matcher == "none" else f"matched, merge of {size}"
+            label += f" (n = {len(values)})"
             axes.plot(values.columns, [bound.mean for bound in bounds], style, color=colour, label=label)
             low, high = ([getattr(bound, end) for bound in bounds] for end in ("low", "high"))
             axes.fill_between(values.columns, low, high, color=colour, alpha=0.25, linewidth=0)
-    for axes, title in zip(panels[0], ("test images", "training images"), strict=True):
-        axes.set_title(title, loc="left")
+    for axes, title in zip(panels[0], SPLITS.values(), strict=True):
+        axes.set_title(title)
     panels[0, 0].set_ylabel("accuracy (%)")
     panels[1, 0].set_ylabel("loss (nats)")
+    panels[1, 0].set_xticks((0, 0.5, 1), ("0", "½", "1"))
     for axes in panels[1]:
-        axes.set(xlabel="λ, from one to the other", xticks=(0, 0.5, 1))
-    legend_below(figure, panels[0, 0])
+        axes.set_xlabel("λ, from one to the other")
     figure.align_ylabels(panels[:, 0])
-    figure.tight_layout()
+    legend_below(figure, panels[0, 0])
     return figure
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.vocabulary import ALGORITHMS
+from lab.report.draw import ink, on_page, width
 from lab.report.facts import Facts, reads
 from lab.report.words import decimal
 
@@ -143,14 +144,14 @@ def matching_seconds() -> Figure:
     seconds = measured("matching")["median_seconds"]
     names = {key: name for key, name in (OURS | OTHERS).items() if key in seconds}
     slowest_first = sorted(names, key=seconds.get, reverse=True)
-    figure, axes = plt.subplots(figsize=(4.2, 0.42 * len(names) + 0.8))
+    figure, axes = plt.subplots(figsize=(width(), 0.45 * len(names) + 0.9))
     bars = axes.barh(
         [names[key] for key in slowest_first],
         [1e3 * seconds[key] for key in slowest_first],
-        color=[ALGORITHMS["hierarchy" if key in OURS else "unmerged"].colour for key in slowest_first],
+        color=[on_page(ALGORITHMS["hierarchy" if key in OURS else "unmerged"].colour) for key in slowest_first],
     )
     axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.axvline(1e3 * seconds["floor"], color=plt.rcParams["text.color"], linewidth=1.5, linestyle=":")
+    axes.axvline(1e3 * seconds["floor"], color=ink(), linewidth=1.5, linestyle=":")
     axes.set(xlabel="one pair (ms)")
     axes.margins(x=0.15)
     axes.grid(axis="y", visible=False)

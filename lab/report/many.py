@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS
 from lab.report.claims import FEWEST_FOR_VERDICT, contrast_of_nodes, picked
+from lab.report.draw import ink, legend_below, on_page, width
 from lab.report.facts import FEW, OPEN, Facts, reads
 from lab.report.statistics import Interval, interval
 from lab.report.words import decimal, hundredths, nats, points
@@ -174,7 +175,8 @@ def calibration_table(run: str) -> pd.DataFrame:
             loss = _of_nodes(nodes, algorithm, "loss")
             rows.append(
                 {
-                    "group": f"{size}, on {'all images' if subset == 'all' else 'halves'}",
+                    "models": str(size),
+                    "trained on": "all images" if subset == "all" else "halves",
                     "network": name,
                     "test loss (nats)": nats(loss),
                     "accuracy (%)": hundredths(percent(nodes, algorithm, "accuracy")),
@@ -190,21 +192,20 @@ def calibration_table(run: str) -> pd.DataFrame:
 def reliability_diagram(run: str) -> Figure:
     """Accuracy of the answers of each bin of confidence, over all groups on halves: a panel for each size of group."""
     sizes = half_sizes(run)
-    figure, panels = plt.subplots(1, len(sizes), figsize=(5.6, 3.1), sharex=True, sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(sizes), figsize=(width(), 3.6), sharex=True, sharey=True, squeeze=False)
     for size, axes in zip(sizes, panels[0], strict=True):
         table = of_groups(run, "half", size, "reliability")
-        axes.plot([0, 100], [0, 100], color=plt.rcParams["text.color"], linewidth=1, zorder=1)
+        axes.plot([0, 100], [0, 100], color=ink(), linewidth=1, zorder=1)
         for algorithm in ("unmerged", "many", "ensemble"):
-            style, bins = ALGORITHMS[algorithm], pooled(table[table["algorithm"] == algorithm])
+            drawn, bins = ALGORITHMS[algorithm], pooled(table[table["algorithm"] == algorithm])
             axes.plot(
-                100 * bins["confidence"], 100 * bins["accuracy"], color=style.colour, marker=style.marker,
-                markersize=5, linewidth=1.5, label=NAMES[algorithm],
+                100 * bins["confidence"], 100 * bins["accuracy"], color=on_page(drawn.colour), marker=drawn.marker,
+                linewidth=1.5, label=NAMES[algorithm],
             )  # fmt: skip
         axes.set_title(f"groups of {size}")
-        axes.set(xlabel="confidence (%)", xlim=(0, 102), ylim=(0, 102), aspect="equal")
+        axes.set(xlabel="confidence (%)", xlim=(0, 103), ylim=(0, 103), aspect="equal")
     panels[0, 0].set_ylabel("accuracy (%)")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="upper center", ncols=3, bbox_to_anchor=(0.54, 0.0))
-    figure.tight_layout()
+    legend_below(figure, panels[0, 0])
     return figure
 
 

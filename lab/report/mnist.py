@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import DATASETS, MATCHERS
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
-from lab.report.draw import legend_below
+from lab.report.draw import legend_below, name_ends, on_page, width, word_colour
 from lab.report.facts import FEW, Facts, outcome, reads
 from lab.report.pairs import EITHER, FALLS, RISES, by_pair, in_nats, in_points, state, unsigned
 from lab.report.statistics import interval
@@ -171,7 +171,7 @@ def barriers_table(run: str) -> pd.DataFrame:
             rows.append(
                 {
                     "images": split,
-                    "": MATCHERS[matcher].title,
+                    "pairs": MATCHERS[matcher].title,
                     "loss": nats(in_nats(table, "loss_barrier", matcher)),
                     "the paper": PAPER[matcher],
                     "over three points": nats(in_nats(table, "loss_barrier_of_three", matcher)),
@@ -209,33 +209,33 @@ def epochs_table(run: str) -> pd.DataFrame:
 def along_the_line(run: str) -> Figure:
     """Test loss and accuracy from one network of a pair to the other: a thin line for each pair, their mean thick.
 
-    On the right the same, as close as the matched pairs allow: what is not matched leaves these panels.
+    On the left the whole line as it is, beside matching by weights; on the right the three matchers, so close that they
+    can be told apart. Where two lie on one another, the dashes of one stand on the pale line of the other.
     """
     paths = picked(results.read(run, "mnist", "paths"), {"split": "test"})
-    figure, panels = plt.subplots(2, 2, figsize=(6.4, 5.6), sharex=True)
-    for (metric, title, scale), row in zip(
+    figure, panels = plt.subplots(2, 2, figsize=(width(), 5.6), sharex=True)
+    for (metric, title, scale), (whole, closer) in zip(
         (("loss", "test loss (nats)", 1), ("accuracy", "test accuracy (%)", 100)), panels, strict=True
     ):
         of_metric = picked(paths, {"metric": metric})
         for matcher in ("none", *MATCHED):
-            drawn = MATCHERS[matcher]
+            drawn, dashes = MATCHERS[matcher], DASHES[matcher]
             # A row for each point, a column for each pair.
             values = scale * picked(of_metric, {"matcher": matcher}).pivot(index="lam", columns="node", values="value")
-            for axes in row:
-                axes.plot(values.index, values, color=drawn.colour, linewidth=0.8, alpha=0.25)
-                axes.plot(
-                    values.index, values.mean(axis=1), linestyle=DASHES[matcher], color=drawn.colour, label=drawn.title
-                )
-        matched = scale * of_metric[of_metric["matcher"] != "none"]["value"]
-        margin = 0.1 * (matched.max() - matched.min())
-        row[1].set_ylim(matched.min() - margin, matched.max() + margin)
-        row[0].set_ylabel(title)
-    for title, top, bottom in zip(("the whole line", "the same, closer"), *panels, strict=True):
-        top.set_title(title)
-        bottom.set(xlabel="λ", xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
-    legend_below(figure, panels[0, 0])
+            style = {"color": on_page(drawn.colour), "linestyle": dashes, "label": drawn.title}
+            if matcher in ("none", "weights"):
+                whole.plot(values.index, values, color=style["color"], linewidth=0.8, alpha=0.4)
+                whole.plot(values.index, values.mean(axis=1), **style)
+            if matcher != "none":
+                below = {"linewidth": 6, "alpha": 0.4} if matcher == "weights" else {}
+                closer.plot(values.index, values.mean(axis=1), **style | below)
+        whole.set_ylabel(title)
+    for axes, title in zip(panels[0], ("as they are, and matched", "matched, closer"), strict=True):
+        axes.set_title(title)
+    for axes in panels[1]:
+        axes.set(xlabel="λ", xticks=[0, 0.5, 1], xticklabels=["0", "½", "1"])
     figure.align_ylabels(panels[:, 0])
-    figure.tight_layout()
+    legend_below(figure, panels[0, 0], panels[0, 1])
     return figure
 
 
@@ -243,16 +243,20 @@ def along_the_line(run: str) -> Figure:
 def barrier_by_epoch(run: str) -> Figure:
     """Barrier in test loss over epochs of training, not matched and matched by weights: a dot for each pair."""
     barriers = picked(results.read(run, "mnist", "barriers"), {"split": "test", "metric": "loss_barrier"})
-    figure, axes = plt.subplots(figsize=(5.2, 3.6))
+    figure, axes = plt.subplots(figsize=(width(), 3.6))
+    ends = []
     for matcher in ("none", "weights"):
         drawn = MATCHERS[matcher]
+        colour = on_page(drawn.colour)
         values = picked(barriers, {"matcher": matcher}).pivot(index="epochs", columns="node", values="value")
-        axes.plot(values.index, values, ".", color=drawn.colour, alpha=0.7)
-        axes.plot(values.index, values.mean(axis=1), linestyle=DASHES[matcher], color=drawn.colour, label=drawn.title)
+        means = values.mean(axis=1)
+        axes.plot(values.index, values, ".", color=colour, alpha=0.7)
+        axes.plot(means.index, means, linestyle=DASHES[matcher], color=colour, label=drawn.title)
+        ends.append((means.index[-1], means.iloc[-1], drawn.title.replace(" by", "\nby"), word_colour(drawn.colour)))
     epochs = sorted(barriers["epochs"].unique())
     axes.set(xscale="log", xlabel="epochs of training", ylabel="barrier in test loss (nats)")
     axes.set_xticks(epochs, [str(epoch) for epoch in epochs])
     axes.minorticks_off()
     axes.set_ylim(bottom=min(0.0, float(barriers["value"].min())))
-    legend_below(figure, axes)
+    name_ends(axes, ends)
     return figure

@@ -13,6 +13,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.pipeline import load_preset
 from lab.bookkeeping.vocabulary import DATASETS, INITIALS, OPTIMISERS, SUBSETS
 from lab.networks import ARCHITECTURES
+from lab.report.tables import table
 
 # The largest first: a chapter takes the first of these that was run.
 PREFERRED = (*reversed(results.REFERENCE), "smoke")
@@ -109,12 +110,6 @@ def _networks(plan: Mapping[str, Any]) -> str:
     words += [f"initial weights of {INITIALS[plan['initial']]}"] if "initial" in plan else []
     words += [f"trained on {SUBSETS[plan['subset']]}"] if "subset" in plan else []
     return ", ".join(words)
-
-
-def table(frame: pd.DataFrame) -> str:
-    """A table of ready-made texts as HTML, that scrolls inside itself on a phone."""
-    body = frame.to_html(index=False, escape=False, border=0, classes="table", justify="left")
-    return f'<div class="wide-table">{body}</div>'
 
 
 def parameters_table(notebook: str) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from lab.bookkeeping.vocabulary import DATASETS
 from lab.networks import ARCHITECTURES
 from lab.report.claims import picked
-from lab.report.draw import legend_below
+from lab.report.draw import legend_below, paper, width
 from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from lab.report.verdicts import ZERO
 from lab.report.words import side
@@ -70,10 +70,10 @@ def shade_zero(span: Callable[..., Any], metric: str) -> None:
 
 
 def above_floor(value: Interval, metric: str) -> tuple[float, float, float]:
-    """Lower end, mean and upper end of an interval as a logarithmic axis shows them; the mean where there is none."""
+    """Lower end, mean and upper end of an interval as a logarithmic axis shows them; NaN where there is none."""
     floor, mean = FLOOR[metric], max(value.mean, FLOOR[metric])
     if value.n < FEWEST_FOR_INTERVAL:
-        return mean, mean, mean
+        return np.nan, mean, np.nan
     return min(max(value.low, floor), mean), mean, max(value.high, mean)
 
 
@@ -83,29 +83,27 @@ def barriers_over(table: pd.DataFrame, axis: str, title: str) -> Figure:
     Loss above, accuracy below, on logarithmic axes; the strip at the bottom is what counts as zero.
     """
     ticks = sorted(table[axis].unique())
-    figure, panels = plt.subplots(2, 1, figsize=(5.6, 6.4), sharex=True)
+    figure, panels = plt.subplots(2, 1, figsize=(width(), 6.4), sharex=True)
     for panel, (metric, unit) in zip(panels, (("loss", "nats"), ("accuracy", "points")), strict=True):
         mean = in_nats if metric == "loss" else in_points
         shade_zero(panel.axhspan, metric)
         for number, (_, recipe) in enumerate(table.groupby("recipe", sort=False)):
-            style = {"color": f"C{number}", "marker": SHAPES[number % len(SHAPES)], "markersize": 6, "capsize": 3}
-            for mended, line, fill in (("none", "-", f"C{number}"), ("repair", ":", "none")):
+            style = {"color": f"C{number}", "marker": SHAPES[number % len(SHAPES)], "capsize": 3, "elinewidth": 1.2}
+            for mended, line, fill in (("none", "-", f"C{number}"), ("repair", ":", paper())):
                 heights = {at: mean(part, f"{metric}_barrier", mended=mended) for at, part in recipe.groupby(axis)}
-                # Beside each other, so that their intervals can be told apart.
-                aside = 1.03 if mended == "repair" else 1 / 1.03
                 low, middle, high = np.transpose([above_floor(value, metric) for value in heights.values()])
                 label = title_of_networks(recipe) + (", REPAIR" if mended == "repair" else "")
                 panel.errorbar(
-                    np.array(list(heights)) * aside, middle, (middle - low, high - middle), linestyle=line,
+                    list(heights), middle, (middle - low, high - middle), linestyle=line,
                     markerfacecolor=fill, label=label, **style,
                 )  # fmt: skip
         panel.set(yscale="log", ylabel=f"barrier in {metric} ({unit})")
+        panel.text(0.01, 0.02, "counts as zero", transform=panel.transAxes)
         panel.set_ylim(bottom=FLOOR[metric] / 1.5)
         panel.yaxis.set_major_formatter("{x:g}")
     panels[1].set(xscale="log", xlabel=title)
     panels[1].set_xticks(ticks, ticks)
     panels[1].xaxis.set_minor_locator(NullLocator())
-    legend_below(figure, panels[0])
     figure.align_ylabels(panels)
-    figure.tight_layout()
+    legend_below(figure, panels[0])
     return figure

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, PERTURBATIONS
 from lab.report.claims import picked
-from lab.report.draw import interval_line, legend_below, offsets
+from lab.report.draw import errors, interval_line, legend_below, offsets, on_page, width
 from lab.report.facts import ABOVE, BELOW, Facts, outcome, reads
 from lab.report.kinds import (
     UNMERGED,
@@ -92,20 +92,19 @@ def by_perturbation(run: str) -> Figure:
     harmed = curves[curves["severity"] > 0]
     kinds = _compared(harmed)
     perturbations = list(dict.fromkeys(harmed["perturbation"]))
-    figure, axes = plt.subplots(figsize=(5.6, 4.6))
+    figure, axes = plt.subplots(figsize=(width(), 5.2))
     for shift, kind in zip(offsets(len(kinds), 0.4), kinds.values(), strict=True):
         rows = picked(harmed, kind._asdict())
         for place, perturbation in enumerate(perturbations):
             value = percent_by_node(picked(rows, {"perturbation": perturbation}))
             drawn = ALGORITHMS[kind.algorithm]
             axes.errorbar(
-                value.mean, place + shift, xerr=[[value.mean - value.low], [value.high - value.mean]],
-                color=drawn.colour, marker=drawn.marker, markersize=6, capsize=2, linestyle="none", label=label(kind),
+                value.mean, place + shift, xerr=errors([value]), color=on_page(drawn.colour), marker=drawn.marker,
+                elinewidth=1.2, capsize=2, linestyle="none", label=label(kind),
             )  # fmt: skip
     axes.set_yticks(range(len(perturbations)), [PERTURBATIONS[name][0] for name in perturbations])
     axes.invert_yaxis()
     axes.set_xlabel("test accuracy, mean over severities (%)")
-    figure.tight_layout()
     legend_below(figure, axes)
     return figure
 
@@ -115,17 +114,13 @@ def by_severity(run: str) -> Figure:
     """Mean accuracy over the perturbations by severity, of the kinds that were tested on the most images, all alike."""
     curves = results.read(run, "perturbations", "curves")
     curves = of_stages(curves[curves["images"] == curves["images"].max()])
-    figure, axes = plt.subplots(figsize=(5.6, 3.8))
-    kinds = by_kind(curves)
-    for shift, (kind, rows) in zip(offsets(len(kinds), 0.24), kinds, strict=True):
+    figure, axes = plt.subplots(figsize=(width(), 4.0))
+    for kind, rows in by_kind(curves):
         severities = sorted(rows["severity"].unique())
         values = [percent_by_node(picked(rows, {"severity": severity})) for severity in severities]
         line = "--" if kind == UNMERGED else ":" if kind.n_leaves == 2 else "-"
-        interval_line(
-            axes, [severity + shift for severity in severities], values, ALGORITHMS[kind.algorithm], label(kind), line
-        )
+        interval_line(axes, severities, values, ALGORITHMS[kind.algorithm], label(kind), line)
     axes.set(xlabel="severity (0 is clean)", ylabel="test accuracy (%)", ylim=(0, None))
-    figure.tight_layout()
     legend_below(figure, axes)
     return figure
 

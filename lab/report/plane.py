@@ -15,6 +15,7 @@ from scipy.interpolate import RectBivariateSpline
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import MATCHERS
 from lab.report.claims import last_snapshots, picked
+from lab.report.draw import ON_PHONE
 from lab.report.explorers import Frame, explorer, ink, moving, panel, reading, slider, ticks
 from lab.report.facts import Facts, reads
 from lab.report.pairs import title_of_networks
@@ -125,7 +126,7 @@ def lines_table(run: str) -> pd.DataFrame:
             ("halfway to B", as_they_are.loc[0.5]),
             ("halfway to π(B)", matched.loc[0.5]),
         ):
-            row = {"networks": plane.title, "": place, "loss (nats)": decimal(at["loss"], 3)}
+            row = {"networks": plane.title, "at": place, "loss (nats)": decimal(at["loss"], 3)}
             rows.append(row | {"accuracy (%)": decimal(at["accuracy"], 1)})
     return pd.DataFrame(rows)
 
@@ -148,7 +149,7 @@ def landscape(run: str) -> Figure:
     White: from A to B, dashed, and from A to π(B).
     """
     shown = planes(run)
-    figure, panels = plt.subplots(len(shown), 1, figsize=(5.6, 4.4 * len(shown)), squeeze=False)
+    figure, panels = plt.subplots(len(shown), 1, figsize=(ON_PHONE, 4.2 * len(shown)), squeeze=False)
     for axes, plane in zip(panels[:, 0], shown, strict=True):
         x, y, loss = plane.smooth()
         shades = {"levels": plane.levels, "cmap": HEIGHTS, "norm": LogNorm(*plane.levels[[0, -1]]), "extend": "max"}
@@ -168,7 +169,6 @@ def landscape(run: str) -> Figure:
         bar.ax.minorticks_off()
         axes.set(title=plane.title, aspect="equal", xlabel="distance, in that from A to B")
         axes.grid(visible=False)
-    figure.tight_layout()
     return figure
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS
+from lab.report.draw import ink, legend_below, on_page, width
 from lab.report.facts import Facts, reads
 from lab.report.page import data_titles
 from lab.report.verdicts import claim
@@ -120,7 +121,7 @@ def seconds_by_size(run: str) -> Figure:
     one that is as large.
     """
     times = results.read(run, "planted", "times")
-    figure, axes = plt.subplots(figsize=(5.2, 3.8))
+    figure, axes = plt.subplots(figsize=(width(), 4.0))
     labelled = set()
     for network in by_size(times["network"].unique().tolist()):
         own = times[times["network"] == network]
@@ -128,18 +129,17 @@ def seconds_by_size(run: str) -> Figure:
         family, _, factor = network.partition(" ")
         style, label = STYLES[family], None if family in labelled else network_name(family)
         labelled.add(family)
-        axes.plot(weights, took, style.marker, color=style.colour, markersize=6, alpha=0.7, label=label)
+        axes.plot(weights, took, style.marker, color=on_page(style.colour), alpha=0.7, label=label)
         if factor:
             above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
             axes.annotate(factor, (weights.iloc[0], took.max()), **above)
         if network in PAPER and (network != "mlp" or weights.iloc[0] > PAPER_MLP):
-            label = None if "paper" in labelled else "the paper's, on a V100"
-            labelled.add("paper")
-            open_mark = {"color": plt.rcParams["text.color"], "markersize": 8, "markerfacecolor": "none"}
-            axes.plot(weights.iloc[0], PAPER[network], style.marker, label=label, **open_mark)
+            beside = {"xytext": (-9, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+            axes.annotate("the paper's,\non a V100", (weights.iloc[0], PAPER[network]), **beside)
+            axes.plot(weights.iloc[0], PAPER[network], style.marker, color=ink(), markersize=9, markerfacecolor="none")
     axes.set(xscale="log", yscale="log", xlabel="weights (millions)", ylabel="weight matching (s)")
     axes.margins(0.12, 0.15)
-    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", ncols=2, bbox_to_anchor=(0.54, 0.0))
+    legend_below(figure, axes)
     return figure
 
 

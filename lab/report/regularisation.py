@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, GREY_LEVELS, KIND, title_of
 from lab.report.claims import contrast, picked
-from lab.report.draw import interval_line, legend_below, offsets, shades
+from lab.report.draw import interval_line, name_ends, on_page, shades, width, word_colour
 from lab.report.facts import Facts, outcome, reads
 from lab.report.kinds import UNMERGED, Kind, by_kind, names, percent_by_node, sizes
 from lab.report.statistics import Interval, interval
@@ -135,32 +135,31 @@ def norms_by_leaves(run: str) -> Figure:
     nodes = results.read(run, "regularisation", "nodes")
     labels = {"l2_norm": "L2 norm of the weights", "lipschitz": "Lipschitz bound"}
     known = sizes(nodes)
-    figure, panels = plt.subplots(2, 1, figsize=(5.6, 6.0), sharex=True)
+    figure, panels = plt.subplots(2, 1, figsize=(width(), 6.0), sharex=True)
     for axes, (metric, label) in zip(panels, labels.items(), strict=True):
         table = picked(nodes, {"metric": metric})
         kinds = dict(by_kind(table))
-        leaves = kinds[UNMERGED]["value"].mean()
-        axes.axhline(leaves, linestyle="--", linewidth=1.5, color=ALGORITHMS["unmerged"].colour, label="leaves")
-        for shift, (algorithm, mending) in zip(offsets(len(DRAWN_NORMS), 0.2), DRAWN_NORMS, strict=True):
+        grey, leaves = ALGORITHMS["unmerged"].colour, kinds[UNMERGED]["value"].mean()
+        axes.axhline(leaves, linestyle="--", linewidth=1.5, color=on_page(grey))
+        ends = [(len(known) - 1, leaves, "leaves", word_colour(grey))]
+        for algorithm, mending in DRAWN_NORMS:
             drawn = {kind.n_leaves: rows for kind, rows in kinds.items() if kind[:2] == (algorithm, mending)}
             if not drawn:
                 continue
-            x = [known.index(size) + shift for size in drawn]
+            x = [known.index(size) for size in drawn]
             values = [interval(rows["value"].to_numpy()) for rows in drawn.values()]
-            line = "-" if mending == "none" else ":"
-            interval_line(axes, x, values, ALGORITHMS[algorithm], title_of(algorithm, mending), line)
-            if mending != "none":
-                axes.containers[-1].lines[0].set_markerfacecolor("none")
+            style, title, mended = ALGORITHMS[algorithm], title_of(algorithm, mending), mending != "none"
+            interval_line(axes, x, values, style, title, ":" if mended else "-", filled=not mended)
+            ends.append((x[-1], values[-1].mean, title.replace(" after", "\nafter"), word_colour(style.colour)))
         axes.set_ylabel(label)
         if metric == "lipschitz":
             _plain_log(axes)
         else:
             axes.set_ylim(bottom=0)
+        name_ends(axes, ends)
     panels[-1].set_xticks(range(len(known)), known)
     panels[-1].set_xlabel("networks merged into one")
     figure.align_ylabels(panels)
-    figure.tight_layout()
-    legend_below(figure, panels[-1])
     return figure
 
 
@@ -168,24 +167,23 @@ def norms_by_leaves(run: str) -> Figure:
 def certified_by_stage(run: str) -> Figure:
     """Share of test images certified at each L2 radius, by stage; below, what the radius is made of."""
     nodes, radii = (results.read(run, "regularisation", table) for table in ("nodes", "radii"))
-    figure, panels = plt.subplots(2, 1, figsize=(5.6, 7.2))
+    figure, panels = plt.subplots(2, 1, figsize=(width(), 7.2))
     stages = [(kind, rows) for kind, rows in by_kind(radii[radii["radius"] > 0]) if kind[:2] == ("hierarchy", "none")]
     leaves = picked(radii[radii["radius"] > 0], UNMERGED._asdict())
-    _certified_curve(panels[0], leaves, ALGORITHMS["unmerged"].colour, "leaves", "--")
+    _certified_curve(panels[0], leaves, on_page(ALGORITHMS["unmerged"].colour), "leaves", "--")
     for colour, (kind, rows) in zip(shades(len(stages)), stages, strict=True):
         _certified_curve(panels[0], rows, colour, f"{kind.n_leaves} merged", "-")
     panels[0].set(xlabel="L2 radius (grey levels)", ylabel="certified test accuracy (%)", xscale="log", ylim=(0, None))
-    panels[0].legend(fontsize=9.5)
+    panels[0].legend()
     means = nodes.groupby([*KIND, "metric"])["value"].mean()
     known = sizes(nodes)
     for (metric, label), marker in zip(RELATIVE.items(), "osv^", strict=True):
         values = [means[*kind, metric] for kind in (UNMERGED, *(Kind("hierarchy", n_leaves=size) for size in known))]
-        panels[1].plot(np.array(values) / values[0], marker=marker, markersize=6, label=label)
+        panels[1].plot(np.array(values) / values[0], marker=marker, label=label)
     _plain_log(panels[1])
     panels[1].set_xticks(range(len(known) + 1), [1, *known])
     panels[1].set(xlabel="networks merged into one", ylabel="relative to the leaves")
-    panels[1].legend(fontsize=9.5)
-    figure.tight_layout()
+    panels[1].legend()
     return figure
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rebasin.arguments import check_count, check_number, check_seed
 from rebasin.fitting.rows import alike_layers, draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export
 from rebasin.matching.batches import batches_of
 from rebasin.merging.record import side_by_side
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, check_device, take
+from rebasin.weights import Models, check_device, check_module, take
 
 GIBIBYTE = 2**30
 PIECE = 256  # columns that are multiplied at once; only pieces below the diagonal are, as products are symmetric
@@ -73,6 +74,12 @@ class Grams:
         return f"Grams({self.n} models, {len(self.layers)} layers, {self.images} images, {size:.3g} GiB)"
 
 
+def check_grams(grams: Any, call: str) -> None:
+    """Raise TypeError, with the right order of the arguments in ``call``, unless the first one is Gram matrices."""
+    if not isinstance(grams, Grams):
+        raise TypeError(f"the first argument is what collect gives, and a {type(grams).__name__} was given: {call}")
+
+
 @torch.no_grad()
 def collect(
     spec: PermutationSpec,
@@ -105,7 +112,12 @@ def collect(
     if batch:
         raise ValueError(f"models of one merge are needed, (n, ...), the weights have the axes {tuple(batch)} before n")
     spec.check_finite(weights, "the models")
+    if places is not None:
+        check_count(places, "places")
+    check_number(memory, "memory", above=0)
+    check_seed(seed)
     model = _template(models) if model is None else model
+    check_module(model, "collect(spec, models, loader, model=model)", "model")
     check_device(model, weights)
     n = len(next(iter(weights.values())))
     alone = [take(weights, m) for m in range(n)]
@@ -115,9 +127,6 @@ def collect(
     images, example = 0, torch.empty(0)
     for drawn in batches_of(loader, weights, "Gram matrices"):
         inputs = drawn[0] if isinstance(drawn, tuple | list) else drawn
-        if not isinstance(inputs, Tensor) or not inputs.numel():
-            what = f"{tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise ValueError(f"a batch is a tensor of one input or more, or a tuple that begins with it: got {what}")
         if inputs.shape not in programs:
             programs[inputs.shape] = export(model, (inputs,))
         program = programs[inputs.shape]

@@ -10,10 +10,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_choice
 from rebasin.expanding.expansion import Heads, expand, output_keys
 from rebasin.expanding.layout import blocks_of, whole
 from rebasin.expanding.slots import Slots
-from rebasin.fitting.grams import Grams, LayerGram
+from rebasin.fitting.grams import Grams, LayerGram, check_grams
 from rebasin.fitting.normal_equations import Equations, Layout, Objective, equations_of, layout_of, restricted
 from rebasin.weights import Weights
 
@@ -56,7 +57,8 @@ def least_squares(
     is and what the data do not tell is averaged. Its strength is chosen by the images that ``collect`` held back; then
     all images are fitted. All other entries are those of ``expand``.
 
-    Raises ValueError for slots of other models. Warns of layers with fewer rows of data than unknowns.
+    Raises ValueError for slots of other models, TypeError for what are no slots or Gram matrices. Warns of layers with
+    fewer rows of data than unknowns.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
@@ -66,8 +68,11 @@ def least_squares(
     >>> all(fit.after <= fit.before for fit in fits.values())
     True
     """
-    if objective not in get_args(Objective):
-        raise ValueError(f"the objective is 'averaged' or 'stacked', not {objective!r}")
+    check_grams(grams, "least_squares(grams, slots)")
+    if not isinstance(slots, Slots):
+        raise TypeError(f"slots must be Slots, got {type(slots).__name__}")
+    check_choice(objective, "objective", get_args(Objective))
+    check_choice(heads, "heads", get_args(Heads))
     if slots.spec != grams.spec or slots.n != grams.n:
         raise ValueError(f"the slots are not of the {grams.n} models that the Gram matrices are of")
     weights = expand(slots, grams.weights, grams.program, heads=heads)

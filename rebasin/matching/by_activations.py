@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from rebasin.arguments import check_choice
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
 from rebasin.inner_products import inner_product
 from rebasin.matching.batches import batches_of
@@ -16,7 +17,7 @@ from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
 from rebasin.matching.scores import assign_all
 from rebasin.permutation import Permutation, flatten
 from rebasin.spec import Part, PermutationSpec
-from rebasin.weights import Models, Weights, check_device, over
+from rebasin.weights import Models, Weights, check_device, check_module, over
 
 Similarity = Literal["inner product", "correlation"]
 Sums = dict[str, dict[str, Tensor]]
@@ -50,8 +51,8 @@ def activation_matching(
     >>> activation_matching(spec, model, other, model=model, loader=torch.randn(100, 3)).sweeps
     tensor(1)
     """
-    if similarity not in get_args(Similarity):
-        raise ValueError(f"similarity is 'inner product' or 'correlation', not {similarity!r}")
+    check_choice(similarity, "similarity", get_args(Similarity))
+    check_module(model, "activation_matching(..., model=model)", "model")
 
     def solve(a: Weights, b: Weights, identity: dict[str, Tensor]) -> Solution:
         check_device(model, a)

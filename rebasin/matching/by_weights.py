@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_count, check_seed
 from rebasin.inner_products import inner_product
 from rebasin.matching.pairs import Matching, Solution, match_pairs
 from rebasin.matching.scores import assign, gram
 from rebasin.permutation import Permutation, flatten, permute
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, Weights, real
+from rebasin.weights import Models, Weights, real, single
 
 # A sweep that gains no more than this ends the search (the authors' code).
 TOLERANCE = 1e-12
@@ -41,7 +42,8 @@ def weight_matching(
     group lies on two axes of one weight, as in grouped convolutions, the product of both permutations is replaced by
     its slope, and the answer is taken if it is better than the last one.
 
-    Raises ValueError if the weights do not fit the spec or each other, lie on different devices, or are not finite.
+    Raises ValueError if the weights do not fit the spec or each other, lie on different devices, or are not finite, and
+    TypeError or ValueError for other arguments of another kind, negative ones, and a start of another spec.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> spec = rebasin.trace(model, torch.ones(1, 3))
@@ -50,6 +52,9 @@ def weight_matching(
     >>> all(torch.equal(p, q) for p, q in zip(matching.apply(other).parameters(), model.parameters()))
     True
     """
+
+    check_seed(seed)
+    check_count(max_sweeps, "max_sweeps", 0)
 
     def solve(a: Weights, b: Weights, index: dict[str, Tensor]) -> Solution:
         return _coordinate_descent(spec, a, b, index, seed, max_sweeps)
@@ -62,7 +67,7 @@ def _coordinate_descent(
 ) -> Solution:
     """Algorithm 1 for weights (pairs, ...) from ``index``, all pairs side by side, the finished ones masked."""
     history = [inner_product(spec, a, Permutation(spec, index).apply(b))]
-    a, b = ({key: real(spec.view(key, weights[key])) for key in spec.weights} for weights in (a, b))
+    a, b = ({key: single(real(spec.view(key, weights[key]))) for key in spec.weights} for weights in (a, b))
     pairs, device = len(history[0]), history[0].device
     families = list(spec.families.items())
     scores = [_Scores(spec, a, b, members) for _, members in families]

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_count, check_number
 from rebasin.inner_products import inner_product
 from rebasin.matching.pairs import Matching, Solution, match_pairs
 from rebasin.matching.scores import assign_all, gram
 from rebasin.permutation import Permutation, flatten
 from rebasin.spec import Part, PermutationSpec, check_spec
-from rebasin.weights import Models, Weights, real
+from rebasin.weights import Models, Weights, real, single
 
 
 def frank_wolfe_matching(
@@ -44,14 +45,21 @@ def frank_wolfe_matching(
     True
     """
     check_spec(spec, "frank_wolfe_matching(spec, a, b)")
-    for key, parts in spec.parts.items():
-        if len({part.axis for part in parts}) > 2:
-            raise ValueError(f"Frank-Wolfe matching takes weights with two axes that move, {key!r} has more")
+    check_count(max_sweeps, "max_sweeps", 0)
+    check_number(tolerance, "tolerance", least=0)
+    check_two_axes(spec)
 
     def solve(a: Weights, b: Weights, identity: dict[str, Tensor]) -> Solution:
         return _ascend(spec, a, b, identity, max_sweeps, tolerance)
 
     return match_pairs(spec, a, b, solve, chunk)
+
+
+def check_two_axes(spec: PermutationSpec) -> None:
+    """Raise ValueError for a weight with more than two axes that move: the objective would not be quadratic."""
+    for key, parts in spec.parts.items():
+        if len({part.axis for part in parts}) > 2:
+            raise ValueError(f"Frank-Wolfe matching takes weights with two axes that move, {key!r} has more")
 
 
 def _ascend(
@@ -67,7 +75,7 @@ def _ascend(
     while active.any() and len(history) <= max_sweeps:
         steps += active
         gradient = objective.gradient(point)
-        vertex = _vertex(spec, gradient)
+        vertex = vertex_of(spec, gradient)
         slope = sum((gradient[g] * (vertex[g] - point[g])).sum((1, 2), dtype=torch.float64) for g in gradient)
         bend = objective.of(vertex) - history[-1] - slope
         # now + slope t + bend t^2 is greatest inside the segment, or at its end.
@@ -95,7 +103,9 @@ class _Objective:
     """The inner product of ``a`` with ``b`` under doubly stochastic matrices (pairs, units, units), one per group."""
 
     def __init__(self, spec: PermutationSpec, a: Weights, b: Weights) -> None:
-        self.a, self.b = ({key: real(spec.view(key, weights[key])) for key in spec.weights} for weights in (a, b))
+        self.a, self.b = (
+            {key: single(real(spec.view(key, weights[key]))) for key in spec.weights} for weights in (a, b)
+        )
         some = next(iter(self.a.values()))
         groups = dict.fromkeys(part.group for key in spec.weights for part in spec.parts[key])
         # What the products of axes that move alone are worth is the same all along.
@@ -138,7 +148,7 @@ class _Objective:
         return slopes
 
 
-def _vertex(spec: PermutationSpec, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def vertex_of(spec: PermutationSpec, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The permutation matrices (pairs, units, units) that maximise the scores."""
     flat = flatten(spec, assign_all(spec, scores))
     return {g: torch.zeros_like(matrix).scatter_(-1, flat[g].unsqueeze(-1), 1) for g, matrix in scores.items()}

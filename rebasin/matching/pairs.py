@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_count
 from rebasin.permutation import Permutation
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec, check_spec
@@ -102,9 +103,11 @@ def match_pairs(
     device = flat_a[next(iter(spec.shapes))].device
     # On a CPU every thread takes pairs of its own: together they would wait for the slowest.
     threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if chunk is not None:
+        check_count(chunk, "chunk")
     chunk = (1 if device.type == "cpu" else pairs) if chunk is None else chunk
-    if chunk < 1:
-        raise ValueError(f"nothing to match: {chunk} pairs at once")
+    if start is not None:
+        _check_start(spec, start, batch)
     first = (Permutation.identity(spec, batch, device) if start is None else start).indices
     first = {
         group: index.to(device).expand(*batch, *spec.index_shape(group)).reshape(pairs, *spec.index_shape(group))
@@ -133,6 +136,16 @@ def match_pairs(
         _joined([solution.maximised_by_sweep for solution in solutions]).reshape(*batch, -1),
         time.perf_counter() - begun,
     )
+
+
+def _check_start(spec: PermutationSpec, start: Permutation, batch: torch.Size) -> None:
+    """Raise TypeError or ValueError unless a matching of pairs (*batch) can start from this permutation."""
+    if not isinstance(start, Permutation):
+        raise TypeError(f"start must be a Permutation, got {type(start).__name__}")
+    if start.spec != spec:
+        raise ValueError("start is a permutation of another spec")
+    if start.batch not in ((), batch):
+        raise ValueError(f"start has the leading axes {tuple(start.batch)}, the pairs have {tuple(batch)}")
 
 
 def _joined(paths: Sequence[Tensor]) -> Tensor:

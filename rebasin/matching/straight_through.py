@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
+from rebasin.arguments import check_count, check_number, check_seed, check_tensor
 from rebasin.graph import each_model
 from rebasin.inner_products import inner_product
 from rebasin.matching.batches import batches_of
@@ -16,7 +17,7 @@ from rebasin.matching.by_weights import weight_matching
 from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, Weights, check_device, interpolate, over
+from rebasin.weights import Models, Weights, check_device, check_module, interpolate, over
 
 
 def straight_through_matching(
@@ -41,7 +42,8 @@ def straight_through_matching(
     gradients are taken at once.
 
     ``maximised_by_sweep`` is minus the loss of the best midpoint so far; before the first batch it is minus infinity.
-    Raises ValueError if the weights do not fit, lie on another device than model or data, or the loader gives nothing.
+    Raises ValueError if the weights do not fit, lie on another device than model or data, if the loader gives nothing,
+    or if inputs or the loss of a midpoint are not finite.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> spec = rebasin.trace(model, torch.ones(1, 3))
@@ -50,6 +52,14 @@ def straight_through_matching(
     >>> straight_through_matching(spec, model, other, model=model, loader=batches).sweeps
     tensor(4)
     """
+
+    check_module(model, "straight_through_matching(..., model=model)", "model")
+    check_count(epochs, "epochs")
+    check_number(learning_rate, "learning_rate", above=0)
+    check_seed(seed)
+    check_count(chunk, "chunk")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of outputs and targets, got {type(loss).__name__}")
 
     def solve(a: Weights, b: Weights, identity: dict[str, Tensor]) -> Solution:
         check_device(model, a)
@@ -92,7 +102,10 @@ def _descend(
         moved = basin.apply(b)
         middle = dict(interpolate(a, moved, 0.5))
         statistics = {key: middle.pop(key) for key in spec.statistics}
+        check_tensor(y, "the loader's targets")
         gradient, losses = gradient_and_loss(middle, statistics, x, y)
+        if not losses.isfinite().all():
+            raise ValueError("the loss of a midpoint is NaN or infinite: a lower learning rate may help")
         for key, tensor in free.items():
             # The midpoint moves half as far as the permuted b, which stands for the free point.
             speed[key] = 0.9 * speed[key] + gradient[key] / 2

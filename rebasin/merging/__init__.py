@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from rebasin.arguments import check_choice
 from rebasin.merging.averaging import merge_mean
 from rebasin.merging.hierarchy import merge_hierarchical
 from rebasin.merging.many import merge_many
-from rebasin.merging.mending import Mend
+from rebasin.merging.mending import Mend, check_mend, mended_by
 from rebasin.merging.record import Merge, merged_like
+from rebasin.merging.universe import merge_universe
 from rebasin.options import check_options, own_options
 from rebasin.spec import PermutationSpec, check_spec
 from rebasin.weights import Models, weights_of
 
-Method = Literal["mean", "many", "hierarchy"]
-METHODS: dict[str, Callable[..., Merge]] = {"mean": merge_mean, "many": merge_many, "hierarchy": merge_hierarchical}
+Method = Literal["mean", "many", "hierarchy", "universe"]
+METHODS: dict[str, Callable[..., Merge]] = {
+    "mean": merge_mean,
+    "many": merge_many,
+    "hierarchy": merge_hierarchical,
+    "universe": merge_universe,
+}
 MendAt = Literal["end", "every stage"]
 
 
@@ -36,7 +43,8 @@ def merge(
 
     - ``"mean"``, ``merge_mean``: the mean as they are;
     - ``"many"``, ``merge_many``: all at once, each matched to the mean of the others; ``seed=``, ``max_rounds=``;
-    - ``"hierarchy"``, ``merge_hierarchical``: pairwise, stage by stage; ``seed=``, ``shuffle=``, ``chunk=``.
+    - ``"hierarchy"``, ``merge_hierarchical``: pairwise, stage by stage; ``seed=``, ``shuffle=``, ``chunk=``;
+    - ``"universe"``, ``merge_universe``: all matched to one universe of units at once; ``max_sweeps=``, ``tolerance=``.
 
     ``mend(merged, parents)`` gives the merge the statistics that it should have: ``rebasin.mender(model, images)``
     makes one. It is called once at the ``"end"``, with all the permuted models as parents, or at ``"every stage"`` of a
@@ -53,8 +61,8 @@ def merge(
     """
     check_spec(spec, "merge(spec, models)")
     check_options(by, options, METHODS, "method")
-    if mend_at not in ("end", "every stage"):
-        raise ValueError(f"mend_at is 'end' or 'every stage', not {mend_at!r}")
+    check_choice(mend_at, "mend_at", get_args(MendAt))
+    check_mend(mend)
     if mend_at == "every stage":
         if "mend" not in own_options(METHODS[by]):
             raise ValueError(f"{by!r} has no stages: mend_at is 'end'")
@@ -62,5 +70,5 @@ def merge(
     merged = METHODS[by](spec, models, **options)
     if mend is None:
         return merged
-    weights = dict(mend(merged.weights, merged.permutation.apply(weights_of(models))))
+    weights = mended_by(mend, merged.weights, merged.permutation.apply(weights_of(models)))
     return replace(merged, weights=weights, model=merged_like(models, weights))

@@ -31,7 +31,7 @@ def repair_by_task(model: nn.Module, merged: Kind, parents: Models, inputs: Sequ
     True
     """
     check_module(model, "repair_by_task(model, merged, parents, inputs)")
-    if isinstance(inputs, Tensor):
+    if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
         raise ValueError("the inputs are a list: those of each task, in the order of the parents")
     weights, parents = weights_of(merged, "the merge"), weights_of(parents, "the parents")
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

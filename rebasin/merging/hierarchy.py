@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_flag, check_seed
 from rebasin.matching.by_weights import weight_matching
-from rebasin.merging.mending import Mend
+from rebasin.merging.mending import Mend, check_mend, mended_by
 from rebasin.merging.record import Merge, Stage, merged_like, side_by_side, unmoved
 from rebasin.permutation import Permutation, compose
 from rebasin.spec import PermutationSpec
@@ -42,6 +43,9 @@ def merge_hierarchical(
     (Stage(2 nodes of 4 models), Stage(1 node of 4 models))
     """
     nodes, batch = side_by_side(spec, models, "merge_hierarchical(spec, models)")
+    check_seed(seed)
+    check_flag(shuffle, "shuffle")
+    check_mend(mend)
     axis = len(batch)
     some = nodes[next(iter(spec.shapes))]
     n, device = some.shape[axis], some.device
@@ -62,7 +66,7 @@ def merge_hierarchical(
         share = torch.tensor([right / (left + right) for left, right in owned], dtype=torch.float64, device=device)
         merged = {key: _between(a[key], b[key], share, axis) for key in nodes}
         if mend is not None:
-            mended = mend(flat(merged, axis + 1), flat(stack([a, b], axis + 1), axis + 1))
+            mended = mended_by(mend, flat(merged, axis + 1), flat(stack([a, b], axis + 1), axis + 1))
             merged = {key: tensor.unflatten(0, (*batch, len(first))) for key, tensor in mended.items()}
         passed = take(nodes, torch.as_tensor(odd, device=device), axis)
         nodes = {key: torch.cat([merged[key], passed[key]], axis) for key in nodes}

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_count, check_seed
 from rebasin.matching.by_weights import TOLERANCE, weight_matching
 from rebasin.merging.record import Merge, merged_like, side_by_side, unmoved
 from rebasin.permutation import Permutation, compose
@@ -29,6 +30,8 @@ def merge_many(spec: PermutationSpec, models: Models, *, seed: int = 0, max_roun
     ('Sequential', Permutation(1 group, 8 units, batch (3,)))
     """
     weights, batch = side_by_side(spec, models, "merge_many(spec, models)")
+    check_seed(seed)
+    check_count(max_rounds, "max_rounds", 0)
     axes = len(batch)
     n, groups = weights[next(iter(spec.shapes))].shape[axes], batch.numel()
     moved = over(flat(weights, axes), Tensor.clone)  # (groups, n, ...), permuted as the rounds go on

@@ -9,9 +9,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from rebasin.arguments import check_batch, check_inputs, only_dtype
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Kind, Models, Weights, check_device, check_module, flat, like, unflat, weights_of
+from rebasin.weights import (
+    Kind,
+    Models,
+    Weights,
+    check_alike,
+    check_device,
+    check_module,
+    flat,
+    is_whole,
+    like,
+    unflat,
+    weights_of,
+)
 
 Mend = Callable[[Weights, Weights], Weights]
 UNKNOWN = ("conv_transpose", "rms_norm", "_fused_rms_norm")  # layers that are not in AFFINE
@@ -39,7 +52,24 @@ def mender(model: nn.Module, inputs: Tensor) -> Mend:
     Merge(4 models -> Sequential; 2 rounds, ... sweeps, 2 stages)
     """
     check_module(model, "mender(model, inputs)")
+    check_batch(inputs, "the inputs")
     return functools.partial(_mend, model, inputs)
+
+
+def check_mend(mend: Mend | None) -> None:
+    """Raise TypeError unless ``mend`` is a function, or None."""
+    if mend is not None and not callable(mend):
+        raise TypeError(f"mend must be a function of merged and parents, as mender gives, got {type(mend).__name__}")
+
+
+def mended_by(mend: Mend, merged: Weights, parents: Weights) -> dict[str, Tensor]:
+    """What ``mend`` makes of merges (*batch, ...). Raises TypeError or ValueError for what does not fit the merges."""
+    mended = weights_of(mend(merged, parents), "what mend gives")
+    check_alike(merged, mended, "the merge", "what mend gives")
+    for key, tensor in mended.items():
+        if tensor.isnan().any():
+            raise ValueError(f"what mend gives: {key!r} holds NaN")
+    return mended
 
 
 def _mend(model: nn.Module, inputs: Tensor, merged: Weights, parents: Weights) -> Weights:
@@ -71,6 +101,7 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> K
     True
     """
     check_module(model, "repair(model, merged, parents, inputs)")
+    check_batch(inputs, "the inputs")
     if len(inputs) < 2:
         raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {len(inputs)}")
     weights, parents = weights_of(merged, "the merge"), weights_of(parents, "the parents")
@@ -141,6 +172,7 @@ def reset_norms(model: nn.Module, weights: Kind, inputs: Tensor) -> Kind:
     True
     """
     check_module(model, "reset_norms(model, weights, inputs)")
+    check_batch(inputs, "the inputs")
     if len(inputs) < 2:
         raise ValueError(f"a variance needs two inputs or more, got {len(inputs)}")
     given = weights_of(weights, "the weights")
@@ -241,12 +273,14 @@ def _leading(model: nn.Module, weights: Weights, what: str, inputs: Tensor) -> t
     """The leading axes of weights of this model.
 
     Raises ValueError, naming the first key, if they do not fit, or if model, weights and inputs lie on different
-    devices.
+    devices, have different number formats or are not finite.
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     batch = PermutationSpec({}, {}, shapes).batch_shape(weights, what)
+    for key, tensor in state.items():
+        if is_whole(weights[key]) and not is_whole(tensor):
+            raise ValueError(f"{what}: {key!r} is {weights[key].dtype}, the model's is {tensor.dtype}")
     check_device(model, weights)
-    device = next(iter(weights.values())).device
-    if inputs.device != device:
-        raise ValueError(f"the inputs are on {inputs.device}, {what} on {device}")
+    check_inputs(inputs, "the inputs", next(iter(weights.values())).device, only_dtype(weights))
     return batch

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_choice, check_number
 from rebasin.expanding.costs import Measure, graph_costs
 from rebasin.expanding.expanded import Expanded, expand_network, kept_whole
 from rebasin.expanding.expansion import Heads
 from rebasin.expanding.slots import Slots
 from rebasin.fitting.alignment import match_grams, mismatch
-from rebasin.fitting.grams import Grams
+from rebasin.fitting.grams import Grams, check_grams
 from rebasin.fitting.least_squares import ROUNDING, Fit, least_squares
 from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.fitting.normal_equations import Objective
@@ -86,6 +87,7 @@ def pleas(
     >>> pleas(grams, size=1.5)
     Fitted(2 models, 2 groups, 16 + 16 -> ... units; size 1.4...; errors of its layers ...% of the average's)
     """
+    check_choice(objective, "objective", get_args(Objective))
     slots, budget = choose_slots(grams, size=size, by=by, permutation=permutation, gains=gains, heads=heads)
     return fit_slots(grams, slots, objective=objective, heads=heads, budget=budget)
 
@@ -100,10 +102,12 @@ def choose_slots(
     heads: Heads = "shared",
 ) -> tuple[Slots, Budget | None]:
     """Which units ``pleas`` merges, and how it chose how many: steps 1 to 3; at size 1 there is nothing to choose."""
-    if not isinstance(grams, Grams):
-        raise TypeError(
-            f"the first argument is what collect gives, and a {type(grams).__name__} was given: pleas(grams)"
-        )
+    check_grams(grams, "pleas(grams)")
+    check_number(size, "size")
+    check_choice(heads, "heads", get_args(Heads))
+    check_choice(by, "by", get_args(Measure))
+    if not isinstance(permutation, Permutation | Matching | None):
+        raise TypeError(f"permutation must be a Permutation or a Matching, got {type(permutation).__name__}")
     spec, size = grams.spec, float(size)
     if not 1 <= size <= grams.n:
         raise ValueError(f"no merge of {grams.n} models has size {size:g}: it goes from 1 to {grams.n}")
@@ -149,6 +153,7 @@ def fit_slots(
     >>> torch.allclose(merge(x), (models[0](x) + models[1](x)) / 2, atol=1e-5)
     True
     """
+    check_grams(grams, "fit_slots(grams, slots)")
     norms = norms_of(grams.program)
     if norms and isinstance(grams.loader, Iterator):
         raise ValueError(

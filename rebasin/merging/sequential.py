@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_batch, check_count, check_inputs, check_seed, only_dtype
 from rebasin.expanding.layout import blocks_of, places_as_given, whole
 from rebasin.fitting.grams import Grams, halves
 from rebasin.fitting.least_squares import Fit, solve
@@ -45,8 +46,21 @@ def refit(merge: Fitted, grams: Grams, inputs: Tensor, *, places: int | None = 1
     >>> refit(rebasin.pleas(grams), grams, x)
     Fitted(2 models, 1 group, 8 + 8 -> 8 units; size 1.00; ...)
     """
+    if not isinstance(merge, Fitted):
+        raise TypeError(
+            f"the first argument is what pleas gives, and a {type(merge).__name__} was given: refit(merge, ...)"
+        )
+    if not isinstance(grams, Grams):
+        raise TypeError(
+            f"grams is what collect gives, and a {type(grams).__name__} was given: refit(merge, grams, inputs)"
+        )
+    if places is not None:
+        check_count(places, "places")
+    check_seed(seed)
+    check_batch(inputs, "the inputs")
     if len(inputs) < 2:
         raise ValueError(f"two inputs or more are needed, of which every second is held back: got {len(inputs)}")
+    check_inputs(inputs, "the inputs", next(iter(grams.weights.values())).device, only_dtype(grams.weights))
     network = copy.deepcopy(merge.model)
     program = export(network, (inputs,))
     layers, norms, weights = layers_of(program), norms_of(program), weights_of(network)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rebasin.arguments import check_tensor, only_dtype
 from rebasin.graph import export, number, operator, place_of, weight_keys
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
@@ -20,18 +21,21 @@ from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401 
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
 from rebasin.weights import check_module, is_whole
 
+Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
-def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> PermutationSpec:
+
+def trace(model: nn.Module, example: Example) -> PermutationSpec:
     """The permutation groups of a model: which units can change places without changing what it computes.
 
-    ``example`` is an input of the model, with a batch axis, or the tuple of its inputs; one or two images are enough,
-    of the size that the model is used at. The model is taken as in evaluation, and nothing of it is modified. Its graph
+    ``example`` is an input of the model, with a batch axis, the tuple of its inputs, or a dict of them by their names,
+    as a tokenizer gives it; one or two are enough, of the size that the model is used at. The model is taken as in
+    evaluation, without a cache of what it has computed, and nothing of it is modified. Its graph
     is exported by ``torch.export``, and axes are followed through it operator by operator. What no rule in
     ``rebasin/tracing/rules`` can follow stays where it is, and ``spec.pinned`` tells the reason. So does what the
     example does not reach, such as the end of a table that is cut to the input's length; a warning names it if others
     of its axis move. Another one names entries that are not used, but have an axis as long as one that moves. Before
-    the spec is returned it is proved: all weights are redrawn, each group is permuted at random, and the outputs must
-    stay what they were.
+    the spec is returned it is proved: all weights are redrawn, and inputs, tokens within their vocabulary; each group
+    is permuted at random, and the outputs must stay what they were.
 
     Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if an operator
     cannot be followed at all or cannot be computed in float64 (it is named, with its line), or if outputs are not
@@ -45,11 +49,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Permutation
     'an output of the network'
     """
     check_module(model, "trace(model, example)")
-    copied = emptied(model)
+    copied = without_cache(emptied(model))
     inputs = inputs_for(copied, example)
     program = export(copied, inputs, RULES)
     followed = follow_program(program)
-    prove(followed.spec, program, inputs)
+    prove(followed.spec, program, tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs)
     spec = _completed(followed.spec, model)
     warn_of_left_out(spec, followed.membership, followed.tensors)
     return spec
@@ -85,26 +89,40 @@ def _tensors(values: Mapping[torch.fx.Node, Any]) -> dict[str, Value]:
     return {value.key: value for node, value in values.items() if node.op == "placeholder" and value.key}
 
 
-def double_inputs(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs of a model in float64 on the CPU. Raises TypeError for anything but a tensor or a tuple of tensors."""
-    return tuple(x.double() if x.is_floating_point() else x for x in _on_cpu(example))
+def double_inputs(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs of a model in float64 on the CPU; whole numbers as they are."""
+    return tuple(x.cpu().double() if x.is_floating_point() else x.cpu() for x in inputs)
 
 
-def inputs_for(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def inputs_for(model: nn.Module, example: Example) -> tuple[Tensor, ...] | dict[str, Tensor]:
     """The inputs on the CPU, in the number format of the parameters if they have but one.
 
-    Raises TypeError for anything but a tensor or a tuple of tensors.
+    Raises TypeError for anything but a tensor, a tuple or a dict of tensors, and ValueError for what has no values.
     """
-    formats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    (own,) = formats if len(formats) == 1 else (None,)
-    return tuple(x.to(own or x.dtype) if x.is_floating_point() else x for x in _on_cpu(example))
+    own = only_dtype(dict(model.named_parameters()))
+
+    def fitting(x: Any, what: str) -> Tensor:
+        check_tensor(x, what)
+        if x.is_meta:
+            raise ValueError(f"{what} is on the device 'meta', and has no values")
+        return x.cpu().to(own or x.dtype) if x.is_floating_point() else x.cpu()
+
+    if isinstance(example, Mapping):
+        return {name: fitting(x, f"the example: {name!r}") for name, x in example.items()}
+    if not isinstance(example, Tensor | tuple):
+        raise TypeError(
+            f"the example is a tensor, or a tuple or dict of the model's inputs: got {type(example).__name__}"
+        )
+    return tuple(fitting(x, "the example") for x in (example if isinstance(example, tuple) else (example,)))
 
 
-def _on_cpu(example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    inputs = example if isinstance(example, tuple) else (example,)
-    if not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise TypeError(f"the example is a tensor, or a tuple of the model's inputs: got {type(example).__name__}")
-    return tuple(tensor.cpu() for tensor in inputs)
+def without_cache(model: nn.Module) -> nn.Module:
+    """The model, told to keep no cache of what it has computed, as those of the package transformers do by default."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
+    return model
 
 
 def emptied(model: nn.Module) -> nn.Module:

@@ -41,7 +41,7 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
         replays = []
         for _ in range(2):
             weights = redrawn(program, generator)
-            replays.append(_Replay(program, weights, [_input_like(x, generator) for x in inputs]))
+            replays.append(_Replay(program, weights, _inputs_like(program, inputs, generator)))
             if not replays[-1].finite():
                 raise ValueError("nothing can be proved: for random weights and inputs, the outputs are not finite")
         for name, moving in together.items():
@@ -201,8 +201,21 @@ def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return drawn.uniform_(-bound, bound, generator=generator)
 
 
-def _input_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A random input in float64; one of whole numbers as it is."""
-    if not (x.is_floating_point() or x.is_complex()):
-        return x
-    return torch.randn(x.shape, generator=generator, dtype=WIDE.get(x.dtype, x.dtype))
+def _inputs_like(
+    program: torch.export.ExportedProgram, inputs: Sequence[Tensor], generator: torch.Generator
+) -> list[Tensor]:
+    """Random inputs: numbers in float64, and tokens within their vocabulary; other whole numbers as they are."""
+    user_inputs = set(program.graph_signature.user_inputs)
+    places = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
+    drawn = []
+    for node, x in zip(places, inputs, strict=True):
+        # Tokens choose rows of a table.
+        tables = [user.args[0] for user in node.users if operator(user) == "embedding" and user.args[1] is node]
+        if tables:
+            rows = min(cast(torch.fx.Node, table).meta["val"].shape[0] for table in tables)
+            drawn.append(torch.randint(rows, x.shape, generator=generator, dtype=x.dtype))
+        elif x.is_floating_point() or x.is_complex():
+            drawn.append(torch.randn(x.shape, generator=generator, dtype=WIDE.get(x.dtype, x.dtype)))
+        else:
+            drawn.append(x)
+    return drawn

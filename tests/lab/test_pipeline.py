@@ -39,6 +39,7 @@ TINY = {
     "plane_points": 3, "plane_line_points": 3, "plane_images": 50, "plane_networks": [
         {"recipe": "tiny", "dataset": "digits", "epochs": [1], "models": 2, "width": 8, "batch_size": 256},
     ],
+    "picture_networks": {"width": 8, "epochs": [1]}, "picture_epsilons": [32], "picture_steps": 1,
     "arena_settings": [
         {"setting": "tiny", "images": 100, "test_images": 50, "methods": {"mean": [1.0], "pleas": [1.0]},
          "networks": {"dataset": "digits", "architecture": "mlp1", "width": 8, "models": 2, "epochs": [1]}}
@@ -61,6 +62,7 @@ TABLES = {
     "planted": ["recovered", "times"],
     "many": ["members", "nodes", "reliability"],
     "arena": ["attacks", "entries", "times"],
+    "pictures": ["attacks", "images", "scores"],
 }
 COMPARED = ["attack", "perturbations", "regularisation", "autoattack"]
 
@@ -137,7 +139,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         **dict.fromkeys(("merge", "accuracy", *COMPARED), merges),
         "conditions": {"run": "mine", "varied": {"width": [16]}},
         **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
-        **{step: {"run": "mine"} for step in ("arena", "plane")},
+        **{step: {"run": "mine"} for step in ("arena", "plane", "pictures")},
     }
 
 

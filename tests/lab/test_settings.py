@@ -32,7 +32,7 @@ def test_what_is_left_out_is_two_parents_of_half_of_the_classes_each():
 def test_parents_of_halves_are_trained_on_a_half_each_by_seeds_of_their_own(digits):
     (setting,) = read_settings([HALVES])
     tasks = tasks_of(digits, "halves")
-    nodes, seconds = train_parents(setting, tasks, "cpu")
+    nodes, seconds = train_parents(setting, digits, "cpu")
     assert len(nodes) == 2 and seconds > 0
     for parent, task in enumerate(tasks):
         alone = train(recipe_of(parent), task, 2, [1], "cpu").last
@@ -45,7 +45,7 @@ def test_parents_of_one_task_are_neighbours_of_one_training(digits):
     alone = train(recipe_of(0), digits, 4, [1], "cpu").last
     for entry, groups in ((pair, [(0, 1), (2, 3)]), (four, [(0, 1, 2, 3)])):
         (setting,) = read_settings([entry])
-        nodes, _ = train_parents(setting, [digits], "cpu")
+        nodes, _ = train_parents(setting, digits, "cpu")
         assert len(nodes) == len(groups)
         for node, group in zip(nodes, groups, strict=True):
             assert all(torch.equal(node[key], alone[key][list(group)]) for key in alone)
@@ -59,7 +59,8 @@ def test_parents_of_one_task_are_neighbours_of_one_training(digits):
         ({"methods": {"plaes": [1]}}, "unknown method 'plaes': there are parent, ensemble"),
         ({"methods": {"pleas": [1, 2.5]}}, "sizes of 'pleas' in 'tiny' are a list from 1 to 2: got [1, 2.5]"),
         ({"methods": {"pleas": []}}, "sizes of 'pleas' in 'tiny' are a list from 1 to 2: got []"),
-        ({"tasks": "thirds"}, "tasks of 'tiny' are halves or whole, not 'thirds'"),
+        ({"tasks": "thirds"}, "tasks of 'tiny' are halves, whole, coded, not 'thirds'"),
+        ({"tasks": "coded"}, "networks of 'tiny' must have class codes, as mlp_codes has, to share one head"),
         ({"parents": 4}, "'tiny' merges 4 at a time: of halves there are two, of wholes two or more"),
         ({"tasks": "whole", "parents": 3}, "4 networks of 'tiny' are not shared out into groups of 3"),
         ({"networks": {**NETWORKS, "epoch": [1]}}, "'tiny' has an unknown key 'epoch'"),

@@ -140,7 +140,7 @@ def test_arguments_in_another_order_are_told_as_such(spec, modules):
             matcher(a, b, spec)
     with pytest.raises(TypeError, match=r"the first argument is the model, and a Tensor was given: trace\(model, exam"):
         rebasin.trace(images(2), a)
-    with pytest.raises(TypeError, match="the example is a tensor, or a tuple of the model's inputs: got list"):
+    with pytest.raises(TypeError, match="the example is a tensor, or a tuple or dict of the model's inputs: got list"):
         rebasin.trace(a, [images(2)])
     with pytest.raises(
         TypeError, match=r"the first argument is the model, and a dict was given: repair\(model, merged"
@@ -212,7 +212,7 @@ def test_models_on_different_devices_are_told_by_the_first_key(spec, modules):
         match(spec, a, a, by="activations", model=modules[0], loader=images(4).to("meta"))
     with pytest.raises(ValueError, match="'1.weight' is on meta, the permutation on cpu"):
         match(spec, a, a).permutation.apply(b)
-    with pytest.raises(ValueError, match="the inputs are on meta, the merge on cpu"):
+    with pytest.raises(ValueError, match="the inputs are on meta, the weights on cpu"):
         rebasin.repair(modules[0], a, [a, a], images(4).to("meta"))
 
 

@@ -29,7 +29,7 @@ def test_merges_of_other_peoples_networks_are_told_by_their_number(figures):
     assert (
         facts.values["pleas_2"] == "93.4" and facts.values["weights_8"] == "94.7" and facts.values["lowest_2"] == "84.8"
     )
-    table = arena_benchmarks.outside_table().set_index(["method", ""])
+    table = arena_benchmarks.outside_table().set_index(["method", "mending"])
     assert table.loc[("one of them", ""), "2 networks (%)"] == "84.8 to 88.7"
     assert table.loc[("weight matching", "after REPAIR"), "2 networks (%)"] == "95.0"
     assert table.loc[("PLeaS in a tree", "")].tolist() == ["–", "95.2"]

@@ -51,9 +51,10 @@ def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY, elsewhe
         }  # fmt: skip
         for (method, size, mended), value in many.items():
             entries += planted(kind, method, size, mended, value, pairs)
-    for dataset, tasks, subset in (("cifar10", "whole", "split"), ("mnist", "halves", "all")):
+    others = ("cifar10", "whole", "split"), ("mnist", "halves", "all"), ("cifar10", "coded", "all")
+    for dataset, tasks, subset in others:
         other = {**kind, "dataset": dataset, "tasks": tasks, "subset": subset, "parents": 2}
-        other["setting"] = f"{dataset} {tasks}"
+        other |= {"setting": f"{dataset} {tasks}", "architecture": "mlp_codes" if tasks == "coded" else "mlp"}
         for (method, size, mended), value in elsewhere.items():
             entries += planted(other, method, size, mended, value, pairs)
     frame = pd.DataFrame(entries)
@@ -161,7 +162,7 @@ def test_tables_have_a_row_for_each_method_and_its_mending():
     table = arena_tables.size_table("mine")
     row = table[(table["networks"] == "VGG-11, 1/4") & (table["method"] == "PLeaS")].iloc[0]
     assert row["at 1.2"].startswith("58.0") and row["at 2"] == "–"
-    repaired = table[(table["networks"] == "MLP") & (table[""] == "after REPAIR")]
+    repaired = table[(table["networks"] == "MLP") & (table["mending"] == "after REPAIR")]
     assert list(repaired["method"]) == ["correlation matching"]
     many = arena_tables.number_table("mine")
     assert many[many["method"] == "PLeaS"]["8 networks (n = 8)"].iloc[0].startswith("48.0")
@@ -171,7 +172,7 @@ def test_tables_have_a_row_for_each_method_and_its_mending():
     assert set(costs["seconds"]) == {"2.5"} and len(costs) == 2 * 13, "each method once"
 
 
-@pytest.mark.parametrize("fact", [arena_elsewhere.shares, arena_elsewhere.digits])
+@pytest.mark.parametrize("fact", [arena_elsewhere.shares, arena_elsewhere.digits, arena_elsewhere.coded])
 def test_other_settings_are_told_by_method_and_the_best_of_them_beside_one_parent(fact):
     plant_arena()
     facts = fact("mine")
@@ -180,7 +181,7 @@ def test_other_settings_are_told_by_method_and_the_best_of_them_beside_one_paren
     assert facts.values["pleas_small"].startswith("60.0") and facts.values["ensemble"].startswith("65.0")
     table = arena_elsewhere.table("mine").set_index(["networks", "method"])
     assert table.loc[("MNIST, halves", "ZipIt!"), "at 1"].startswith("40.0")
-    assert len(table) == 2 * 5
+    assert len(table) == 3 * 5
 
 
 def test_figures_show_each_method_where_it_lies():

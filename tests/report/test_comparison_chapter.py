@@ -78,7 +78,7 @@ def test_who_is_ahead_is_named_with_the_conditions(gaps, outcome, named):
 def test_what_has_too_few_groups_for_an_interval_is_no_comparison():
     plant({8: GROWING}, models=16)
     assert comparison.against_many("mine").values["comparisons"] == "3", "at four models, by three mendings"
-    table = comparison.counts_table("mine").set_index(["", "models"])
+    table = comparison.counts_table("mine").set_index(["mending", "models"])
     assert list(table.loc[("as merged", "4")]) == ["1 of 1", "1 of 1", "0 of 1"]
     assert list(table.loc[("as merged", "8")]) == ["1 of 1", "–", "–"]
 

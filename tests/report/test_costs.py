@@ -2,12 +2,13 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from planting import plant
 
 from lab.bookkeeping import results
-from lab.report import costs
+from lab.report import cost_bars, costs
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,30 @@ def test_networks_that_several_notebooks_share_count_once():
     assert list(table.index) == ["train", "merge", "mnist", "many"]
     assert list(table["training its networks"]) == ["120.0 min", "as train", "60.0 min", "1500.0 min"]
     assert list(table["last execution"]) == ["1.0 min", "30.0 min", "29.0 min", "0.0 min"]
+
+
+def test_a_bar_has_the_hours_of_networks_once_and_of_the_notebook():
+    plant_cost("cpu", "train", 7200.0, 60.0, 1.0)
+    plant_cost("cpu", "merge", 7200.0, 1800.0, 4.26)
+    plant_cost("smoke", "mnist", 0.0, 20.0, 2.0)
+    facts = cost_bars.largest()
+    assert facts.outcome == "training" and facts.values["share"] == "79"  # 7200 of 9060 seconds
+    assert facts.values["machine"] == costs.table()["machine"][0]
+    figure = cost_bars.by_notebook()
+    hours, memory = figure.axes
+    assert [label.get_text() for label in hours.get_yticklabels()] == ["mnist", "merge", "train"]
+    assert [text.get_text() for text in hours.texts] == ["under 1 min", "30 min", "2.0 h"]
+    assert [bar.get_width() for bar in hours.patches] == pytest.approx([0, 0, 2, 1 / 180, 0.5, 1 / 60])
+    assert [text.get_text() for text in memory.texts] == ["2.0", "4.3", "1.0"]
+    plt.close("all")
+
+
+@pytest.mark.parametrize(("training", "outcome"), [(1.0, "rest"), (100.0, "training")])
+def test_what_takes_the_most_is_as_planted(training, outcome):
+    assert cost_bars.largest().outcome == "none"
+    plant_cost("cpu", "train", training, 50.0, 1.0)
+    plant_cost("smoke", "merge", 1e6, 1e7, 1.0)
+    assert cost_bars.largest().outcome == outcome, "the smoke run is not the book's"
 
 
 def test_the_runs_that_were_made_are_named():

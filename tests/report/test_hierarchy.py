@@ -119,7 +119,7 @@ def test_the_cost_grows_only_where_it_does_and_is_given_where_all_algorithms_hav
     facts = hierarchy.cost_by_size("mine")
     assert facts.outcome == outcome
     assert facts.values["models"] == models and facts.values["n"] == str(32 // int(models))
-    table = hierarchy.cost_table("mine").set_index(["", "models"])["accuracy, test (points)"]
+    table = hierarchy.cost_table("mine").set_index(["method", "models"])["accuracy, test (points)"]
     for algorithm, title in (("hierarchy", "hierarchy"), ("many", "MergeMany"), ("mean", "naive average")):
         assert facts.values[algorithm] == table[title, models]
 

@@ -111,7 +111,7 @@ def test_tables_have_the_papers_numbers_beside_ours():
     plant_mnist(loss_barrier_of_three=0.002)
     table = mnist.barriers_table("mine")
     assert list(table["images"]) == ["test"] * 4 + ["train"] * 4
-    assert list(table[""])[:2] == ["not matched", "matched by weights"]
+    assert list(table["pairs"])[:2] == ["not matched", "matched by weights"]
     assert list(table["the paper"])[:4] == ["–", "zero", "zero, a little worse than the others", "zero"]
     assert table["loss"][0].startswith("0.900 [") and table["accuracy"][0].startswith("90.0")
     assert {text[:5] for text in table["over three points"]} == {"0.002"}

@@ -37,6 +37,22 @@ def test_the_example_runs_as_it_stands(page):
         assert type(names["merged"]) is type(names["networks"][0])
 
 
+def test_two_language_models_merge_as_the_readme_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict = {"torch": torch, "rebasin": rebasin}
+    exec(blocks("README.md")[2], names)
+    a, b, batch, merge = (names[name] for name in ("a", "b", "batch", "merge"))
+    _, moved = merge.permutation.apply([a, b])
+    with torch.no_grad():
+        torch.testing.assert_close(moved.eval()(**batch).logits, b.eval()(**batch).logits, rtol=1e-4, atol=1e-5)
+        loaded = type(a).from_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(loaded(**batch).logits, merge.model.eval()(**batch).logits)
+    (matching,) = (stage.matching for stage in merge.stages)
+    assert matching.objective > matching.objective_by_sweep[:, 0]
+    assert a.config.use_cache, "the model keeps its cache"
+
+
 def narrow():
     """A network of ResNet18's blocks that is merged in seconds, where two ResNet18 take ten minutes."""
     first = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()

@@ -1,0 +1,114 @@
+"""The claims as HTML: each with its verdict, and what was measured of it."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Collection
+
+import pandas as pd
+
+from lab.report.claims import (
+    INCONCLUSIVE, NOT_REPLICATED, NOT_RUN, PARTLY, REPLICATED, TOO_FEW, Claim, Condition,
+)  # fmt: skip
+from lab.report.tables import csv_link, with_half_width
+from lab.report.verdicts import shown_claims
+from lab.report.words import nats, points
+
+# The verdicts from the best to none, each with a sign for those who see no colours.
+SIGNS = {REPLICATED: "✓", PARTLY: "◐", NOT_REPLICATED: "✗", INCONCLUSIVE: "?", TOO_FEW: "?", NOT_RUN: "…"}
+HEAD = "".join(f'<th scope="col">{title}</th>' for title in ("claim", "verdict", "measured, and what it must be"))
+
+
+def claims_table(ids: Collection[str] | None = None) -> str:
+    """The claims with these ids; all, which a script lets a reader choose from by paper and verdict, without.
+
+    On a phone each claim is a card.
+    """
+    claims = shown_claims(ids)
+    filtered = " data-filtered" if ids is None else ""
+    name = "claims" if ids is None else "claims-" + "-".join(ids)
+    return (
+        f'<div class="claims full-width"{filtered}><table class="table"><thead><tr>{HEAD}</tr></thead>'
+        f"<tbody>{''.join(map(_row, claims))}</tbody></table></div>{csv_link(claims_frame(claims), name)}"
+    )
+
+
+def claims_frame(claims: Collection[Claim]) -> pd.DataFrame:
+    """The claims for machines: a row for each condition, also of those that were not measured."""
+    rows = []
+    for claim in claims:
+        stated = {"claim": claim.id, "paper": claim.paper, "says": claim.claim, "verdict": claim.verdict}
+        for condition in claim.conditions:
+            effect = condition.effect
+            ends = {"effect": effect.mean, "low": effect.low, "high": effect.high}
+            rows.append(
+                stated
+                | {"condition": condition.name}
+                | {name: "" if math.isnan(value) else f"{value:.6g}" for name, value in ends.items()}
+                | {"unit": condition.unit, "must lie": f"{condition.side} {condition.bound:g}", "n": str(effect.n)}
+                | {"condition's verdict": condition.verdict}
+            )
+        rows += [stated | {"condition": name, "condition's verdict": "not measured"} for name in claim.missing]
+    return pd.DataFrame(rows).fillna("")
+
+
+def kind(verdict: str) -> str:
+    """The class that gives a verdict its colour."""
+    return "is-" + verdict.replace(" ", "-")
+
+
+def sign(verdict: str) -> str:
+    """The sign of a verdict, for those who see no colours."""
+    return SIGNS.get(verdict, "?")
+
+
+def _row(claim: Claim) -> str:
+    measured = "".join(map(_condition, claim.conditions))
+    if claim.conditions:
+        measured += "".join(
+            f"<li><span>{html.escape(name)}</span> <em>not measured</em></li>" for name in claim.missing
+        )
+        measured = f'<ul class="conditions">{measured}</ul>'
+    return (
+        f'<tr data-paper="{html.escape(claim.paper)}" data-verdict="{claim.verdict}">'
+        f'<td><span class="claim-id">{claim.id}</span> {formulas(claim.claim)} <small>({claim.source})</small></td>'
+        f"<td>{verdict_text(claim)}</td><td>{measured or f'<small>{claim.statistic}</small>'}</td></tr>"
+    )
+
+
+def formulas(text: str) -> str:
+    """A text with the formulas between its dollar signs set in HTML: a letter, and a power of one."""
+    powers = re.sub(r"\$(\w+)\^(\w+)\$", r"\1<sup><em>\2</em></sup>", text)
+    return re.sub(r"\$(\w+)\$", r"<em>\1</em>", powers)
+
+
+def verdict_text(claim: Claim) -> str:
+    """A claim's verdict, and how many of its conditions hold where it is replicated in part."""
+    hold = sum(condition.verdict == REPLICATED for condition in claim.conditions)
+    part = f" <small>({hold} of {len(claim.conditions) + len(claim.missing)} conditions)</small>"
+    return f"{signed(claim.verdict)}{part if claim.verdict == PARTLY else ''}"
+
+
+def signed(verdict: str) -> str:
+    """A verdict with its sign, in its colour."""
+    return f'<strong class="verdict {kind(verdict)}">{sign(verdict)} {verdict}</strong>'
+
+
+def _condition(condition: Condition) -> str:
+    """A condition's effect beside its bound, and whether it holds; where ``n`` is too small, how many are needed."""
+    decisive = " <small>(decisive)</small>" if condition.decisive else ""
+    needed = f", {condition.needed} are needed" if condition.verdict == TOO_FEW else ""
+    bound = f"{condition.side} {condition.bound:g}".replace("-", "−")
+    return (
+        f'<li><span>{condition.name}{decisive}</span> <span class="effect">{effect_text(condition)}</span> '
+        f"<small>{bound}, n = {condition.effect.n}{needed}</small> "
+        f"{signed(condition.verdict)}</li>"
+    )
+
+
+def effect_text(condition: Condition) -> str:
+    """The effect of a condition with its unit."""
+    written = nats if condition.unit == "nats" else points
+    return f"{with_half_width(written(condition.effect, signed=True))} {condition.unit}"

@@ -1,0 +1,95 @@
+"""What is checked of the arguments of public functions: errors name the argument, and nothing is computed before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LARGEST_SEED = 2**63 - 1
+
+
+def check_tensor(value: Any, what: str) -> None:
+    """Raise TypeError, or ValueError for a tensor that torch does not compute with: a sparse one, or of 8 bits."""
+    if not isinstance(value, Tensor):
+        hint = ": torch.from_numpy makes one of it" if type(value).__module__ == "numpy" else ""
+        raise TypeError(f"{what} must be a tensor, got {type(value).__name__}{hint}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{what} has the layout {value.layout}: to_dense() makes a plain tensor of it")
+    if value.is_quantized or (value.is_floating_point() and value.element_size() == 1):
+        raise ValueError(f"{what} is {value.dtype}, which torch stores and does not compute with: convert it first")
+
+
+def check_count(value: Any, name: str, least: int = 1) -> None:
+    """Raise TypeError unless ``value`` is a whole number, ValueError if it is less than ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} at least, got {value}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise TypeError unless a seed is a whole number, ValueError unless it lies from 0 to ``LARGEST_SEED``."""
+    check_count(seed, "seed", 0)
+    if seed > LARGEST_SEED:
+        raise ValueError(f"seed must be {LARGEST_SEED} at most, got {seed}")
+
+
+def check_number(value: Any, name: str, above: float | None = None, least: float | None = None) -> None:
+    """Raise TypeError unless ``value`` is a number, ValueError unless it is finite and within its bounds."""
+    single = isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
+    if not (isinstance(value, Real) or single) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {float(value)}")
+    if above is not None and not value > above:
+        raise ValueError(f"{name} must be above {above:g}, got {float(value):g}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be {least:g} at least, got {float(value):g}")
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_choice(value: Any, name: str, choices: Collection[str]) -> None:
+    """Raise ValueError unless ``value`` is one of these words."""
+    if not isinstance(value, str) or value not in choices:
+        words = " or ".join(map(repr, choices))
+        raise ValueError(f"{name} is {words}, not {value!r}")
+
+
+def check_batch(inputs: Any, what: str) -> None:
+    """Raise TypeError or ValueError unless inputs are a tensor (m, ...)."""
+    check_tensor(inputs, what)
+    if not inputs.ndim:
+        raise ValueError(f"{what} must have a batch axis, got a single number")
+
+
+def check_inputs(inputs: Any, what: str, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    """Raise TypeError or ValueError unless inputs are a tensor (m, ...) that weights on a device can be applied to.
+
+    ``dtype`` is that of the weights, if they have but one; inputs of whole numbers, such as tokens, are what they are.
+    """
+    check_batch(inputs, what)
+    if not len(inputs):
+        raise ValueError(f"{what} must be one or more, got none")
+    if inputs.device != device:
+        raise ValueError(f"{what} are on {inputs.device}, the weights on {device}")
+    if inputs.is_floating_point():
+        if dtype is not None and inputs.dtype != dtype:
+            raise ValueError(f"{what} are {inputs.dtype}, the weights {dtype}: convert them with .to({dtype})")
+        if not inputs.isfinite().all():
+            raise ValueError(f"{what} hold NaN or infinite values")
+
+
+def only_dtype(weights: Any) -> torch.dtype | None:
+    """The number format of weights if their floating-point tensors have but one, else None."""
+    formats = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    return formats.pop() if len(formats) == 1 else None
