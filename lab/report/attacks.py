@@ -137,7 +137,7 @@ def _robust_by_clean(run: str, joined: Sequence[tuple[str, str]], alone: Sequenc
     epsilons = shown_epsilons(run)[:2]
     columns = 1 if on_phone() else len(epsilons)
     rows = len(epsilons) // columns
-    size = (width(), 0.7 + 3.6 * rows)
+    size = (width(), 0.3 + 3.2 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
     clean, bound = _left(run, 0.0), 2 * _chance(run)
     for axes, epsilon in zip(panels.flat, epsilons, strict=True):
@@ -180,7 +180,7 @@ def accuracy_by_radius(run: str) -> Figure:
     table = table[table["epsilon"] <= DRAWN_TO]
     epsilons, count = sorted(table["epsilon"].unique()), shared_images(table)
     rows, columns = (2, 1) if on_phone() else (1, 2)
-    size = (width(), 0.5 + 3.4 * rows)
+    size = (width(), 0.3 + 3.2 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True)
     for axes, algorithm, title in (
         (panels[0], "hierarchy", "merged by the hierarchy"),

@@ -260,7 +260,7 @@ def repair_table(run: str) -> pd.DataFrame:
 def gap_by_condition(run: str) -> Figure:
     """The gap at each condition's largest number of models, a row for each; intervals where there are enough groups."""
     by_label = dict(sorted(conditions(run).items(), key=lambda entry: largest_gap(entry[1], "none").mean))
-    figure, axes = plt.subplots(figsize=(ON_PHONE, 1.6 + 0.62 * len(by_label)))
+    figure, axes = plt.subplots(figsize=(ON_PHONE, 1.0 + 0.62 * len(by_label)))
     axes.axvline(0, color=ink(), linewidth=1.5, zorder=1)
     for row, ((first, second), condition) in enumerate(by_label.items()):
         size = sizes_of(condition)[-1]
@@ -271,7 +271,7 @@ def gap_by_condition(run: str) -> Figure:
                 elinewidth=1.2, capsize=2, linestyle="none", label=drawn.title,
             )  # fmt: skip
         # Above its marks, on the side that has room in most rows: so the axis is as wide as the page.
-        name = f"{first}, {second}, {size} networks"
+        name = f"{first}, {second}; of {size}"
         box = {"facecolor": paper(), "edgecolor": "none", "pad": 1}
         axes.text(0, row - 0.28, name, transform=axes.get_yaxis_transform(), va="center", bbox=box)
         axes.axhline(row + 0.56, color=plt.rcParams["grid.color"], linewidth=0.8)
@@ -282,7 +282,7 @@ def gap_by_condition(run: str) -> Figure:
     axes.set_xlim(-reach, max(reach / 3, axes.get_xlim()[1]))
     for words, place, side in (("← MergeMany ahead", -6, "right"), ("hierarchy ahead →", 6, "left")):
         axes.annotate(words, (0, -1), xytext=(place, 0), textcoords="offset points", ha=side, va="center")
-    axes.set_xlabel("hierarchy minus MergeMany (points of test accuracy)")
+    axes.set_xlabel("hierarchy minus MergeMany (points)")
     legend_below(figure, axes)
     return figure
 

@@ -131,7 +131,7 @@ def as_svg(draw: Callable[[], Figure], dark: bool, phone: bool) -> str:
 @reads()
 def hierarchy_scheme() -> Figure:
     """Eight models merged pair by pair in three stages (Hierarchical Re-Basin, Figure 1)."""
-    figure = Figure(figsize=(ON_PHONE, 4.8))
+    figure = Figure(figsize=(ON_PHONE, 4.8), layout="none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-2.6, 7.5), ylim=(-3.9, 0.4))
     axes.axis("off")
@@ -219,16 +219,21 @@ def name_ends(axes: plt.Axes, ends: Sequence[tuple[float, float, str, str]]) -> 
 
 
 def legend_below(figure: Figure, *panels: plt.Axes) -> None:
-    """The legend of these panels below the figure, each label once, in as many columns as there is room for."""
+    """The legend of these panels below the figure, each label once, in as many columns as there is room for.
+
+    The figure becomes higher by the legend, so that the panels keep their size.
+    """
     by_label: dict[str, Artist] = {}
     for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        by_label = dict(zip(labels, handles, strict=True)) | by_label
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            by_label.setdefault(label, handle)
     for columns in range(min(len(by_label), 4), 0, -1):
         legend = figure.legend(
             by_label.values(), by_label.keys(), ncols=columns, loc="outside lower center", columnspacing=1.4
         )
-        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width or columns == 1:
+            figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
             return
         legend.remove()
 

@@ -308,7 +308,7 @@ def along_the_line(run: str) -> Figure:
     Means over pairs with their 95 % bands.
     """
     paths = results.read(run, "accuracy", "paths")
-    figure, panels = plt.subplots(2, 2, figsize=(width(), 5.6), sharex=True, sharey="row")
+    figure, panels = plt.subplots(2, 2, figsize=(width(), 4.8), sharex=True, sharey="row")
     sizes = sorted(picked(paths, {"matcher": "weights"})["n_leaves"].unique().tolist())
     lines = [("none", 2, on_page(MATCHERS["none"].colour), "--")]
     lines += [("weights", size, shade, "-") for size, shade in zip(sizes, shades(len(sizes)), strict=True)]

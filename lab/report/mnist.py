@@ -213,7 +213,7 @@ def along_the_line(run: str) -> Figure:
     can be told apart. Where two lie on one another, the dashes of one stand on the pale line of the other.
     """
     paths = picked(results.read(run, "mnist", "paths"), {"split": "test"})
-    figure, panels = plt.subplots(2, 2, figsize=(width(), 5.6), sharex=True)
+    figure, panels = plt.subplots(2, 2, figsize=(width(), 5.0), sharex=True)
     for (metric, title, scale), (whole, closer) in zip(
         (("loss", "test loss (nats)", 1), ("accuracy", "test accuracy (%)", 100)), panels, strict=True
     ):
