@@ -192,9 +192,8 @@ def offsets(count: int, span: float) -> np.ndarray:
 
 def shades(count: int) -> np.ndarray:
     """Colours (count, 4) in an order, told apart with any eyes, and to be seen on the page that is drawn for."""
-    return plt.get_cmap("plasma")(
-        np.linspace(0.95, 0.45, count) if ink() == DARK_INK else np.linspace(0.62, 0.0, count)
-    )
+    palest, strongest = (0.95, 0.5) if ink() == DARK_INK else (0.62, 0.0)
+    return plt.get_cmap("plasma")(np.linspace(palest, strongest, count))
 
 
 def name_ends(axes: plt.Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

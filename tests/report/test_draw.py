@@ -85,7 +85,7 @@ def test_phones_have_a_narrower_figure():
 
 
 def contrast(first, second):
-    """How far the lightnesses of two colours are apart, from 1 to 21, as the web's accessibility guidelines define it."""
+    """How far the lightnesses of two colours are apart, from 1 to 21, by the web's accessibility guidelines."""
     darker, lighter = sorted(map(luminance, (first, second)))
     return (lighter + 0.05) / (darker + 0.05)
 
