@@ -252,7 +252,7 @@ def barrier_by_epoch(run: str) -> Figure:
         means = values.mean(axis=1)
         axes.plot(values.index, values, ".", color=colour, alpha=0.7)
         axes.plot(means.index, means, linestyle=DASHES[matcher], color=colour, label=drawn.title)
-        ends.append((means.index[-1], means.iloc[-1], drawn.title.replace(" by", "\nby"), word_colour(drawn.colour)))
+        ends.append((means.iloc[-1], drawn.title.replace(" by", "\nby"), word_colour(drawn.colour)))
     epochs = sorted(barriers["epochs"].unique())
     axes.set(xscale="log", xlabel="epochs of training", ylabel="barrier in test loss (nats)")
     axes.set_xticks(epochs, [str(epoch) for epoch in epochs])

@@ -141,7 +141,7 @@ def norms_by_leaves(run: str) -> Figure:
         kinds = dict(by_kind(table))
         grey, leaves = ALGORITHMS["unmerged"].colour, kinds[UNMERGED]["value"].mean()
         axes.axhline(leaves, linestyle="--", linewidth=1.5, color=on_page(grey))
-        ends = [(len(known) - 1, leaves, "leaves", word_colour(grey))]
+        ends = [(leaves, "leaves", word_colour(grey))]
         for algorithm, mending in DRAWN_NORMS:
             drawn = {kind.n_leaves: rows for kind, rows in kinds.items() if kind[:2] == (algorithm, mending)}
             if not drawn:
@@ -150,7 +150,7 @@ def norms_by_leaves(run: str) -> Figure:
             values = [interval(rows["value"].to_numpy()) for rows in drawn.values()]
             style, title, mended = ALGORITHMS[algorithm], title_of(algorithm, mending), mending != "none"
             interval_line(axes, x, values, style, title, ":" if mended else "-", filled=not mended)
-            ends.append((x[-1], values[-1].mean, title.replace(" after", "\nafter"), word_colour(style.colour)))
+            ends.append((values[-1].mean, title.replace(" after", "\nafter"), word_colour(style.colour)))
         axes.set_ylabel(label)
         if metric == "lipschitz":
             _plain_log(axes)
