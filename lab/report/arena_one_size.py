@@ -19,7 +19,7 @@ def at_one_size(run: str) -> Figure:
     """Accuracy over all classes of every method at the size of one network: a panel for each kind of networks."""
     settings = halves(run)
     methods = [name for name in CONTESTANTS if any(accuracy(rows, name) is not None for rows in settings.values())]
-    row, letters = (0.42, 18) if on_phone() else (0.3, 40)
+    row, letters = (0.42, 20) if on_phone() else (0.3, 40)
     size = (width(), 0.9 + row * len(methods))
     figure, panels = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
     for (title, rows), axes in zip(settings.items(), panels[0], strict=True):

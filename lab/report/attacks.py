@@ -152,7 +152,7 @@ def _robust_by_clean(run: str, joined: Sequence[tuple[str, str]], alone: Sequenc
             if algorithm in ("hierarchy", "early_stopped") and filled:
                 for kind, at in zip(kinds, x, strict=True):
                     _number(axes, kind, at, robust[kind])
-        axes.margins(x=0.1)
+        axes.margins(x=0.16)
         axes.set_title(f"attacked at {radius_text(epsilon)}")
         axes.set_ylim(bottom=0)
     for axes in panels[:, 0]:

@@ -23,7 +23,7 @@ PAPER_MEMBERS = {"loss": (0.1153, 0.1531, 0.1229, 0.1108, 0.1443), "accuracy": (
 PAPER_MERGED = {"loss": 0.0727, "accuracy": 0.9831}
 PAPER_EPOCHS = 100
 CLOSE = 1.0  # points of calibration error: what claim G4 calls near to the ensemble's
-LARGEST, SMALLEST = 250, 14  # square points: the area of a mark for all images, and for very few
+LARGEST, SMALLEST = 120, 14  # square points: the area of a mark for all images, and for very few
 RAREST = 0.005  # the share of images below which a bin is not drawn: its accuracy is mostly chance
 NAMES = {
     "unmerged": "inputs",
