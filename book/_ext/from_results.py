@@ -141,11 +141,13 @@ class ResultFigure(OfResults):
     """A figure of a run, for light and dark pages; its body is the caption. Below: its notebook and its code.
 
     The caption's last paragraph says what is drawn. What was found stands in one before it, with ``finding``, the facts
-    that say so, and ``when``, the outcome that it was written for. It is left out of a reader's own run.
+    that say so, and ``when``, the outcome that it was written for. It is left out of a reader's own run. With ``fold``
+    it stands behind a title.
     """
 
     option_spec = {
         "name": directives.unchanged_required,
+        "fold": directives.unchanged_required,
         "alt": directives.unchanged_required,
         "finding": directives.unchanged_required,
         "when": directives.unchanged_required,
@@ -159,7 +161,11 @@ class ResultFigure(OfResults):
         figure = nodes.figure("", image, nodes.caption("", "", *self.caption()), align="default")
         if "name" in self.options:
             self.add_name(figure)
-        return [figure, self.sources(function)]
+        shown_nodes = [figure, self.sources(function)]
+        if "fold" not in self.options:
+            return shown_nodes
+        opening = raw(f'<details class="fold"><summary>{html.escape(self.options["fold"])}</summary>')
+        return [opening, *shown_nodes, raw("</details>")]
 
     def drawing(self, function: Callable[..., Any], runs: list[str]) -> str:
         """The figure itself, as HTML."""

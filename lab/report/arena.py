@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import CONTESTANTS, MENDINGS, Drawn
+from lab.bookkeeping.vocabulary import CONTESTANTS, MENDINGS
 from lab.networks import ARCHITECTURES
 from lab.report.claims import contrast_of_nodes, picked
-from lab.report.draw import errors, interval_line, legend_below, on_page, paper, width
+from lab.report.draw import interval_line, legend_below, on_page, width
 from lab.report.facts import Facts, outcome, reads
 from lab.report.statistics import Interval, interval
 from lab.report.verdicts import claim
@@ -304,7 +304,7 @@ def by_kind(run: str) -> dict[str, pd.DataFrame]:
 def accuracy_by_size(run: str) -> Figure:
     """Accuracy over all classes by the size of the merge: a panel for each kind of networks."""
     settings = halves(run)
-    size = (width(), 1.6 + 2.6 * len(settings))
+    size = (width(), 0.5 + 2.5 * len(settings))
     figure, panels = plt.subplots(len(settings), 1, figsize=size, sharex=True, squeeze=False)
     for (title, rows), axes in zip(settings.items(), panels[:, 0], strict=True):
         for method in OVER_SIZE:
@@ -327,43 +327,11 @@ def accuracy_by_size(run: str) -> Figure:
 
 
 @reads("arena")
-def at_one_size(run: str) -> Figure:
-    """Accuracy over all classes of every method at the size of one network: a panel for each kind of networks."""
-    settings = halves(run)
-    methods = [name for name in CONTESTANTS if any(accuracy(rows, name) is not None for rows in settings.values())]
-    figure, panels = plt.subplots(
-        1, len(settings), figsize=(width(), 0.9 + 0.3 * len(methods)), sharey=True, squeeze=False
-    )
-    for (title, rows), axes in zip(settings.items(), panels[0], strict=True):
-        for position, method in enumerate(methods):
-            for mended, filled in ((None, True), ("repair", False)):
-                reached = accuracy(rows, method, mended=mended)
-                if reached is not None:
-                    _dot(axes, reached, position, CONTESTANTS[method], filled)
-        ensemble = accuracy(rows, "ensemble", 2.0)
-        if ensemble is not None:
-            axes.axvline(ensemble.mean, color=on_page(CONTESTANTS["ensemble"].colour), linestyle="--", zorder=1)
-        axes.set_title(title)
-        axes.set_xlabel("accuracy (%)")
-    panels[0, 0].set_yticks(range(len(methods)), [name_of(method) for method in methods])
-    panels[0, 0].invert_yaxis()
-    return figure
-
-
-def _dot(axes: plt.Axes, value: Interval, position: float, drawn: Drawn, filled: bool) -> None:
-    colour = on_page(drawn.colour)
-    axes.errorbar(
-        [value.mean], [position], xerr=errors([value]), color=colour, marker=drawn.marker, elinewidth=1.2, capsize=3,
-        markerfacecolor=colour if filled else paper(),
-    )  # fmt: skip
-
-
-@reads("arena")
 def accuracy_by_number(run: str) -> Figure:
     """Accuracy of merges of many networks of one task, of the size of one, over how many were merged."""
     rows = many(run)
     numbers = sorted(rows["parents"].unique())
-    figure, axes = plt.subplots(figsize=(width(), 4.6))
+    figure, axes = plt.subplots(figsize=(width(), 3.8))
     shown = [(method, "none", LINES.get(method, "-")) for method in OVER_NUMBER]
     shown += [(method, "repair", ":") for method in REPAIRED]
     for method, mended, line in shown:

@@ -137,7 +137,7 @@ def _robust_by_clean(run: str, joined: Sequence[tuple[str, str]], alone: Sequenc
     epsilons = shown_epsilons(run)[:2]
     columns = 1 if on_phone() else len(epsilons)
     rows = len(epsilons) // columns
-    size = (width(), 0.7 + 3.6 * rows)
+    size = (width(), 0.3 + 3.2 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
     clean, bound = _left(run, 0.0), 2 * _chance(run)
     for axes, epsilon in zip(panels.flat, epsilons, strict=True):
@@ -152,6 +152,7 @@ def _robust_by_clean(run: str, joined: Sequence[tuple[str, str]], alone: Sequenc
             if algorithm in ("hierarchy", "early_stopped") and filled:
                 for kind, at in zip(kinds, x, strict=True):
                     _number(axes, kind, at, robust[kind])
+        axes.margins(x=0.16)
         axes.set_title(f"attacked at {radius_text(epsilon)}")
         axes.set_ylim(bottom=0)
     for axes in panels[:, 0]:
@@ -163,13 +164,14 @@ def _robust_by_clean(run: str, joined: Sequence[tuple[str, str]], alone: Sequenc
 
 
 def _number(axes: plt.Axes, kind: Kind, x: float, left: Interval) -> None:
-    """How many networks were merged, above the controls and below the hierarchy, clear of the interval or the mark."""
-    above = kind.algorithm == "early_stopped"
-    y = left.high if above else left.low
-    y, aside = (y, 4) if np.isfinite(y) else (left.mean, 7)
+    """How many networks were merged, above the controls and below the hierarchy; beside a mark without an interval."""
+    above, bar = kind.algorithm == "early_stopped", np.isfinite(left.low)
+    side = 1 if above else -1
+    y = (left.high if above else left.low) if bar else left.mean
     axes.annotate(
-        f"{kind.n_leaves}", (x, y), xytext=(0, aside if above else -aside), textcoords="offset points", ha="center",
-        va="bottom" if above else "top", color=word_colour(ALGORITHMS[kind.algorithm].colour),
+        f"{kind.n_leaves}", (x, y), xytext=(0, 4 * side) if bar else (-6, 0), textcoords="offset points",
+        ha="center" if bar else "right", va=("bottom" if above else "top") if bar else "center",
+        color=word_colour(ALGORITHMS[kind.algorithm].colour),
     )  # fmt: skip
 
 
@@ -180,7 +182,7 @@ def accuracy_by_radius(run: str) -> Figure:
     table = table[table["epsilon"] <= DRAWN_TO]
     epsilons, count = sorted(table["epsilon"].unique()), shared_images(table)
     rows, columns = (2, 1) if on_phone() else (1, 2)
-    size = (width(), 0.5 + 3.4 * rows)
+    size = (width(), 0.3 + 3.2 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True)
     for axes, algorithm, title in (
         (panels[0], "hierarchy", "merged by the hierarchy"),

@@ -16,7 +16,7 @@ from lab.bookkeeping.pipeline import load_preset
 from lab.bookkeeping.vocabulary import ALGORITHMS, DATASETS, MENDINGS, Drawn
 from lab.networks import ARCHITECTURES
 from lab.report.claims import picked
-from lab.report.draw import ON_PHONE, errors, ink, legend_below, offsets, on_page, paper
+from lab.report.draw import ON_PHONE, errors, ink, legend_below, offsets, on_page
 from lab.report.facts import ABOVE, BELOW, FEW, OPEN, Facts, outcome, reads
 from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval, interval
 from lab.report.words import decimal, listed, points
@@ -260,8 +260,8 @@ def repair_table(run: str) -> pd.DataFrame:
 def gap_by_condition(run: str) -> Figure:
     """The gap at each condition's largest number of models, a row for each; intervals where there are enough groups."""
     by_label = dict(sorted(conditions(run).items(), key=lambda entry: largest_gap(entry[1], "none").mean))
-    figure, axes = plt.subplots(figsize=(ON_PHONE, 1.6 + 0.62 * len(by_label)))
-    axes.axvline(0, color=ink(), linewidth=1.5, zorder=1)
+    figure, axes = plt.subplots(figsize=(ON_PHONE, 1.0 + 0.62 * len(by_label)))
+    axes.vlines(0, -1.3, -0.7, color=ink(), linewidth=1.5)
     for row, ((first, second), condition) in enumerate(by_label.items()):
         size = sizes_of(condition)[-1]
         for offset, (mended, drawn) in zip(offsets(len(STYLES), 0.24), STYLES.items(), strict=True):
@@ -270,10 +270,10 @@ def gap_by_condition(run: str) -> Figure:
                 value.mean, row + 0.2 + offset, xerr=errors([value]), color=on_page(drawn.colour), marker=drawn.marker,
                 elinewidth=1.2, capsize=2, linestyle="none", label=drawn.title,
             )  # fmt: skip
-        # Above its marks, on the side that has room in most rows: so the axis is as wide as the page.
-        name = f"{first}, {second}, {size} networks"
-        box = {"facecolor": paper(), "edgecolor": "none", "pad": 1}
-        axes.text(0, row - 0.28, name, transform=axes.get_yaxis_transform(), va="center", bbox=box)
+        axes.vlines(0, row - 0.08, row + 0.5, color=ink(), linewidth=1.5, zorder=1)
+        # Above its marks, and not beside them: so the axis is as wide as the page.
+        name = f"{first}, {second}; of {size}"
+        axes.text(0, row - 0.28, name, transform=axes.get_yaxis_transform(), va="center")
         axes.axhline(row + 0.56, color=plt.rcParams["grid.color"], linewidth=0.8)
     axes.set_yticks([])
     axes.set_ylim(len(by_label) - 0.4, -1.3)
@@ -282,7 +282,7 @@ def gap_by_condition(run: str) -> Figure:
     axes.set_xlim(-reach, max(reach / 3, axes.get_xlim()[1]))
     for words, place, side in (("← MergeMany ahead", -6, "right"), ("hierarchy ahead →", 6, "left")):
         axes.annotate(words, (0, -1), xytext=(place, 0), textcoords="offset points", ha=side, va="center")
-    axes.set_xlabel("hierarchy minus MergeMany (points of test accuracy)")
+    axes.set_xlabel("hierarchy minus MergeMany (points)")
     legend_below(figure, axes)
     return figure
 

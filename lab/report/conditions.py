@@ -118,7 +118,7 @@ def accuracy_table(run: str) -> pd.DataFrame:
 def accuracy_by_recipe(run: str) -> Figure:
     """Test accuracy of nodes of eight leaves: a row for each recipe, filled as merged, open after REPAIR."""
     by_recipe, names = recipes(run), recipe_names(run)
-    figure, axes = plt.subplots(figsize=(width(), 1.4 + 0.55 * len(by_recipe)))
+    figure, axes = plt.subplots(figsize=(width(), 0.8 + 0.55 * len(by_recipe)))
     leaves = ALGORITHMS["unmerged"]
     for row, part in enumerate(by_recipe.values()):
         unmerged = percent(part, "unmerged", "none", 1).mean()

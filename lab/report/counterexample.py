@@ -16,7 +16,7 @@ from lab.report.words import decimal, listed
 # By the order of the units in the first and in the second hidden layer. Two paths have the same error everywhere: a
 # dashed line on a wide one shows both.
 STYLES = {
-    ("12", "12"): {"color": ALGORITHMS["l2"].colour, "linewidth": 6, "solid_capstyle": "butt"},
+    ("12", "12"): {"color": ALGORITHMS["l1"].colour, "linewidth": 6, "solid_capstyle": "butt"},
     ("12", "21"): {"color": ALGORITHMS["many"].colour, "linewidth": 2, "linestyle": (0, (3, 2))},
     ("21", "12"): {"color": ALGORITHMS["mean"].colour, "linewidth": 2},
     ("21", "21"): {"color": ALGORITHMS["hierarchy"].colour, "linewidth": 2, "linestyle": (0, (6, 1.5, 1.5, 1.5))},

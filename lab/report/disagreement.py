@@ -207,7 +207,7 @@ def released_table() -> pd.DataFrame:
 def loss_against_accuracy(barriers: str, mnist: str, accuracy: str) -> Figure:
     """Barrier in loss and in accuracy: a mark with both intervals for each recipe; what counts as zero is shaded."""
     whole = recipes(barriers, mnist, accuracy)
-    figure, axes = plt.subplots(figsize=(width(), 4.8))
+    figure, axes = plt.subplots(figsize=(width(), 4.2))
     shade_zero(axes.axvspan, "loss")
     shade_zero(axes.axhspan, "accuracy")
     for number, networks in enumerate(whole["networks"].unique()):

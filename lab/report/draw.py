@@ -22,7 +22,7 @@ from lab.report.facts import reads
 from lab.report.statistics import Interval
 
 LIGHT_INK, DARK_INK = "#1F2328", "#E6E6E6"
-LIGHT_PAPER, DARK_PAPER = "#FFFFFF", "#222832"
+LIGHT_PAPER, DARK_PAPER = "#FFFFFF", "#121212"
 ON_PAGE, ON_PHONE = 6.4, 5.2  # inches: how wide a figure is
 TYPE = 12  # points: as wide as a phone, a figure for phones has type that is 11 pixels high
 # What is kept of a colour where it is lightened for dark pages, as book.css does, and darkened for words on light ones.
@@ -131,7 +131,7 @@ def as_svg(draw: Callable[[], Figure], dark: bool, phone: bool) -> str:
 @reads()
 def hierarchy_scheme() -> Figure:
     """Eight models merged pair by pair in three stages (Hierarchical Re-Basin, Figure 1)."""
-    figure = Figure(figsize=(ON_PHONE, 4.8))
+    figure = Figure(figsize=(ON_PHONE, 4.8), layout="none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-2.6, 7.5), ylim=(-3.9, 0.4))
     axes.axis("off")
@@ -192,43 +192,49 @@ def offsets(count: int, span: float) -> np.ndarray:
 
 def shades(count: int) -> np.ndarray:
     """Colours (count, 4) in an order, told apart with any eyes, and to be seen on the page that is drawn for."""
-    return plt.get_cmap("plasma")(
-        np.linspace(0.95, 0.45, count) if ink() == DARK_INK else np.linspace(0.62, 0.0, count)
-    )
+    palest, strongest = (0.95, 0.5) if ink() == DARK_INK else (0.62, 0.0)
+    return plt.get_cmap("plasma")(np.linspace(palest, strongest, count))
 
 
-def name_ends(axes: plt.Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write the names of lines beside their right ends, so far apart that they can be read.
+def name_ends(axes: plt.Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write the names of lines to the right of the axes, as high as they end, but so far apart that they can be read.
 
-    An end is its x and y, its name, and the colour of that. Call it last: the axis may not change after it.
+    An end is its y, a name, and the colour of that. Call it last: the axis may not change after it.
     """
     figure = axes.figure
     figure.draw_without_rendering()
     least = GAP * TYPE * figure.dpi / 72
-    ends = sorted(ends, key=lambda end: end[1])
-    places = np.array([axes.transData.transform(end[:2])[1] for end in ends])
+    ends = sorted(ends)
+    heights = np.array([axes.transData.transform((1, y))[1] for y, _, _ in ends])
+    places = heights.copy()
     for _ in range(100):
         closer = np.maximum(least - np.diff(places), 0) / 2
         places[:-1] -= closer
         places[1:] += closer
-    right = max(axes.transData.transform(end[:2])[0] for end in ends)
-    for (x, y, name, colour), place in zip(ends, places, strict=True):
-        at_x, at_y = axes.transData.transform((x, y))
-        aside = ((right - at_x) * 72 / figure.dpi + 9, (place - at_y) * 72 / figure.dpi)
-        axes.annotate(name, (x, y), xytext=aside, textcoords="offset points", va="center", color=colour)
+    for (y, name, colour), place, height in zip(ends, places, heights, strict=True):
+        aside = (5, (place - height) * 72 / figure.dpi)
+        axes.annotate(
+            name, (1, y), xycoords=("axes fraction", "data"), xytext=aside, textcoords="offset points", va="center",
+            color=colour, annotation_clip=False,
+        )  # fmt: skip
 
 
 def legend_below(figure: Figure, *panels: plt.Axes) -> None:
-    """The legend of these panels below the figure, each label once, in as many columns as there is room for."""
+    """The legend of these panels below the figure, each label once, in as many columns as there is room for.
+
+    The figure becomes higher by the legend, so that the panels keep their size.
+    """
     by_label: dict[str, Artist] = {}
     for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        by_label = dict(zip(labels, handles, strict=True)) | by_label
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            by_label.setdefault(label, handle)
     for columns in range(min(len(by_label), 4), 0, -1):
         legend = figure.legend(
             by_label.values(), by_label.keys(), ncols=columns, loc="outside lower center", columnspacing=1.4
         )
-        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width or columns == 1:
+            figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
             return
         legend.remove()
 

@@ -248,14 +248,14 @@ def accuracy_by_leaves(run: str) -> Figure:
     leaves, unmerged = ALGORITHMS["unmerged"], _percent(accuracy, "unmerged", 1)
     axes.axhline(np.median(unmerged), color=on_page(leaves.colour), linewidth=1.5, linestyle="--", zorder=1)
     _dots(axes, 0, unmerged, leaves)
-    ends = [(len(sizes) - 1, np.median(unmerged), leaves.title, word_colour(leaves.colour))]
+    ends = [(np.median(unmerged), leaves.title, word_colour(leaves.colour))]
     ways = ways_of(accuracy)
     for offset, algorithm in zip(offsets(len(ways), 0.5), ways, strict=True):
         drawn, own_sizes = ALGORITHMS[algorithm], sizes_of(accuracy, algorithm)
         for size in own_sizes:
             _dots(axes, sizes.index(size) + offset, _percent(accuracy, algorithm, size), drawn)
         last = np.median(_percent(accuracy, algorithm, own_sizes[-1]))
-        ends.append((sizes.index(own_sizes[-1]) + offset, last, drawn.title, word_colour(drawn.colour)))
+        ends.append((last, drawn.title, word_colour(drawn.colour)))
     axes.set_xticks(range(len(sizes)), sizes)
     axes.set(xlabel="networks merged into one", ylabel="test accuracy (%)", xlim=(-0.5, len(sizes) - 0.5))
     axes.grid(axis="x", visible=False)
@@ -308,7 +308,7 @@ def along_the_line(run: str) -> Figure:
     Means over pairs with their 95 % bands.
     """
     paths = results.read(run, "accuracy", "paths")
-    figure, panels = plt.subplots(2, 2, figsize=(width(), 5.6), sharex=True, sharey="row")
+    figure, panels = plt.subplots(2, 2, figsize=(width(), 4.8), sharex=True, sharey="row")
     sizes = sorted(picked(paths, {"matcher": "weights"})["n_leaves"].unique().tolist())
     lines = [("none", 2, on_page(MATCHERS["none"].colour), "--")]
     lines += [("weights", size, shade, "-") for size, shade in zip(sizes, shades(len(sizes)), strict=True)]

@@ -23,6 +23,7 @@ PAPER_MEMBERS = {"loss": (0.1153, 0.1531, 0.1229, 0.1108, 0.1443), "accuracy": (
 PAPER_MERGED = {"loss": 0.0727, "accuracy": 0.9831}
 PAPER_EPOCHS = 100
 CLOSE = 1.0  # points of calibration error: what claim G4 calls near to the ensemble's
+LARGEST, SMALLEST = 120, 14  # square points: the area of a mark for all images, and for very few
 RAREST = 0.005  # the share of images below which a bin is not drawn: its accuracy is mostly chance
 NAMES = {
     "unmerged": "inputs",
@@ -190,22 +191,27 @@ def calibration_table(run: str) -> pd.DataFrame:
 
 @reads("many")
 def reliability_diagram(run: str) -> Figure:
-    """Accuracy of the answers of each bin of confidence, over all groups on halves: a panel for each size of group."""
-    sizes = half_sizes(run)
-    figure, panels = plt.subplots(1, len(sizes), figsize=(width(), 3.6), sharex=True, sharey=True, squeeze=False)
-    for size, axes in zip(sizes, panels[0], strict=True):
-        table = of_groups(run, "half", size, "reliability")
+    """Accuracy of the answers of each bin of confidence, over all groups on halves: a panel for each size of group.
+
+    The larger a mark, the more images are answered with such confidence.
+    """
+    sizes, size = half_sizes(run), (width(), 0.7 + width() / 2)
+    figure, panels = plt.subplots(1, len(sizes), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for number, axes in zip(sizes, panels[0], strict=True):
+        table = of_groups(run, "half", number, "reliability")
         axes.plot([0, 100], [0, 100], color=ink(), linewidth=1, zorder=1)
         for algorithm in ("unmerged", "many", "ensemble"):
             drawn, bins = ALGORITHMS[algorithm], pooled(table[table["algorithm"] == algorithm])
-            axes.plot(
-                100 * bins["confidence"], 100 * bins["accuracy"], color=on_page(drawn.colour), marker=drawn.marker,
-                linewidth=1.5, label=NAMES[algorithm],
-            )  # fmt: skip
-        axes.set_title(f"groups of {size}")
+            x, y, colour = 100 * bins["confidence"], 100 * bins["accuracy"], on_page(drawn.colour)
+            axes.plot(x, y, color=colour, linewidth=1.5)
+            area = np.maximum(LARGEST * bins["share"], SMALLEST)
+            axes.scatter(x, y, area, color=colour, marker=drawn.marker, label=NAMES[algorithm])
+        axes.set_title(f"groups of {number}")
         axes.set(xlabel="confidence (%)", xlim=(0, 103), ylim=(0, 103), aspect="equal")
     panels[0, 0].set_ylabel("accuracy (%)")
     legend_below(figure, panels[0, 0])
+    for handle in figure.legends[0].legend_handles:
+        handle.set_sizes([50])
     return figure
 
 
@@ -247,11 +253,12 @@ def surer(bins: pd.DataFrame, algorithm: str) -> float:
 
 
 def pooled(bins: pd.DataFrame) -> pd.DataFrame:
-    """Confidence and accuracy of each bin over all nodes, each node's counted by its share; rare bins are left out."""
+    """Confidence, accuracy and share of each bin over all nodes, each node counted by its share, without rare bins."""
     columns = ["confidence", "accuracy"]
     weighted = bins[columns].mul(bins["share"], axis=0)  # NaN, and left out, where no answer is
     means = weighted.groupby(bins["bin"]).sum().div(bins.groupby("bin")["share"].sum(), axis=0)
-    return means[bins.groupby("bin")["share"].mean() >= RAREST]
+    means["share"] = bins.groupby("bin")["share"].mean()
+    return means[means["share"] >= RAREST]
 
 
 def _of_nodes(nodes: pd.DataFrame, algorithm: str, metric: str) -> Interval:

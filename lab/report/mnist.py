@@ -213,7 +213,7 @@ def along_the_line(run: str) -> Figure:
     can be told apart. Where two lie on one another, the dashes of one stand on the pale line of the other.
     """
     paths = picked(results.read(run, "mnist", "paths"), {"split": "test"})
-    figure, panels = plt.subplots(2, 2, figsize=(width(), 5.6), sharex=True)
+    figure, panels = plt.subplots(2, 2, figsize=(width(), 5.0), sharex=True)
     for (metric, title, scale), (whole, closer) in zip(
         (("loss", "test loss (nats)", 1), ("accuracy", "test accuracy (%)", 100)), panels, strict=True
     ):
@@ -252,7 +252,7 @@ def barrier_by_epoch(run: str) -> Figure:
         means = values.mean(axis=1)
         axes.plot(values.index, values, ".", color=colour, alpha=0.7)
         axes.plot(means.index, means, linestyle=DASHES[matcher], color=colour, label=drawn.title)
-        ends.append((means.index[-1], means.iloc[-1], drawn.title.replace(" by", "\nby"), word_colour(drawn.colour)))
+        ends.append((means.iloc[-1], drawn.title.replace(" by", "\nby"), word_colour(drawn.colour)))
     epochs = sorted(barriers["epochs"].unique())
     axes.set(xscale="log", xlabel="epochs of training", ylabel="barrier in test loss (nats)")
     axes.set_xticks(epochs, [str(epoch) for epoch in epochs])

@@ -83,7 +83,7 @@ def barriers_over(table: pd.DataFrame, axis: str, title: str) -> Figure:
     Loss above, accuracy below, on logarithmic axes; the strip at the bottom is what counts as zero.
     """
     ticks = sorted(table[axis].unique())
-    figure, panels = plt.subplots(2, 1, figsize=(width(), 6.4), sharex=True)
+    figure, panels = plt.subplots(2, 1, figsize=(width(), 5.6), sharex=True)
     for panel, (metric, unit) in zip(panels, (("loss", "nats"), ("accuracy", "points")), strict=True):
         mean = in_nats if metric == "loss" else in_points
         shade_zero(panel.axhspan, metric)

@@ -92,7 +92,7 @@ def by_perturbation(run: str) -> Figure:
     harmed = curves[curves["severity"] > 0]
     kinds = _compared(harmed)
     perturbations = list(dict.fromkeys(harmed["perturbation"]))
-    figure, axes = plt.subplots(figsize=(width(), 5.2))
+    figure, axes = plt.subplots(figsize=(width(), 4.8))
     for shift, kind in zip(offsets(len(kinds), 0.4), kinds.values(), strict=True):
         rows = picked(harmed, kind._asdict())
         for place, perturbation in enumerate(perturbations):
@@ -114,7 +114,7 @@ def by_severity(run: str) -> Figure:
     """Mean accuracy over the perturbations by severity, of the kinds that were tested on the most images, all alike."""
     curves = results.read(run, "perturbations", "curves")
     curves = of_stages(curves[curves["images"] == curves["images"].max()])
-    figure, axes = plt.subplots(figsize=(width(), 4.0))
+    figure, axes = plt.subplots(figsize=(width(), 3.4))
     for kind, rows in by_kind(curves):
         severities = sorted(rows["severity"].unique())
         values = [percent_by_node(picked(rows, {"severity": severity})) for severity in severities]

@@ -121,7 +121,7 @@ def seconds_by_size(run: str) -> Figure:
     one that is as large.
     """
     times = results.read(run, "planted", "times")
-    figure, axes = plt.subplots(figsize=(width(), 4.0))
+    figure, axes = plt.subplots(figsize=(width(), 3.8))
     labelled = set()
     for network in by_size(times["network"].unique().tolist()):
         own = times[times["network"] == network]
@@ -138,6 +138,8 @@ def seconds_by_size(run: str) -> Figure:
             axes.annotate("the paper's,\non a V100", (weights.iloc[0], PAPER[network]), **beside)
             axes.plot(weights.iloc[0], PAPER[network], style.marker, color=ink(), markersize=9, markerfacecolor="none")
     axes.set(xscale="log", yscale="log", xlabel="weights (millions)", ylabel="weight matching (s)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.margins(0.12, 0.15)
     legend_below(figure, axes)
     return figure

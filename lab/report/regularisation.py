@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, GREY_LEVELS, KIND, title_of
 from lab.report.claims import contrast, picked
-from lab.report.draw import interval_line, name_ends, on_page, shades, width, word_colour
+from lab.report.draw import interval_line, legend_below, name_ends, on_page, shades, width, word_colour
 from lab.report.facts import Facts, outcome, reads
 from lab.report.kinds import UNMERGED, Kind, by_kind, names, percent_by_node, sizes
 from lab.report.statistics import Interval, interval
@@ -141,7 +141,7 @@ def norms_by_leaves(run: str) -> Figure:
         kinds = dict(by_kind(table))
         grey, leaves = ALGORITHMS["unmerged"].colour, kinds[UNMERGED]["value"].mean()
         axes.axhline(leaves, linestyle="--", linewidth=1.5, color=on_page(grey))
-        ends = [(len(known) - 1, leaves, "leaves", word_colour(grey))]
+        ends = [(leaves, "leaves", word_colour(grey))]
         for algorithm, mending in DRAWN_NORMS:
             drawn = {kind.n_leaves: rows for kind, rows in kinds.items() if kind[:2] == (algorithm, mending)}
             if not drawn:
@@ -150,7 +150,7 @@ def norms_by_leaves(run: str) -> Figure:
             values = [interval(rows["value"].to_numpy()) for rows in drawn.values()]
             style, title, mended = ALGORITHMS[algorithm], title_of(algorithm, mending), mending != "none"
             interval_line(axes, x, values, style, title, ":" if mended else "-", filled=not mended)
-            ends.append((x[-1], values[-1].mean, title.replace(" after", "\nafter"), word_colour(style.colour)))
+            ends.append((values[-1].mean, title.replace(" after", "\nafter"), word_colour(style.colour)))
         axes.set_ylabel(label)
         if metric == "lipschitz":
             _plain_log(axes)
@@ -174,6 +174,8 @@ def certified_by_stage(run: str) -> Figure:
     for colour, (kind, rows) in zip(shades(len(stages)), stages, strict=True):
         _certified_curve(panels[0], rows, colour, f"{kind.n_leaves} merged", "-")
     panels[0].set(xlabel="L2 radius (grey levels)", ylabel="certified test accuracy (%)", xscale="log", ylim=(0, None))
+    panels[0].set_xlim(right=100)  # room for the legend
+    panels[0].xaxis.set_major_formatter("{x:g}")
     panels[0].legend()
     means = nodes.groupby([*KIND, "metric"])["value"].mean()
     known = sizes(nodes)
@@ -183,7 +185,7 @@ def certified_by_stage(run: str) -> Figure:
     _plain_log(panels[1])
     panels[1].set_xticks(range(len(known) + 1), [1, *known])
     panels[1].set(xlabel="networks merged into one", ylabel="relative to the leaves")
-    panels[1].legend()
+    legend_below(figure, panels[1])
     return figure
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from planting import plant
 
-from lab.report import arena, arena_elsewhere, arena_tables
+from lab.report import arena, arena_elsewhere, arena_one_size, arena_tables
 
 NETS = {"mlp": ("mlp", 512), "vgg11": ("vgg11", 16)}
 # Accuracy of each (method, size, mended).
@@ -202,7 +202,7 @@ def test_figures_show_each_method_where_it_lies():
     assert [axes.get_title() for axes in by_size.axes] == ["MLP", "VGG-11, 1/4"]
     lines = {line.get_label(): line for line in by_size.axes[0].get_lines()}
     assert list(lines["one parent"].get_ydata()) == pytest.approx([30, 30])
-    one = arena.at_one_size("mine")
+    one = arena_one_size.at_one_size("mine")
     names = [label.get_text() for label in one.axes[0].get_yticklabels()]
     assert "PLeaS" in names and "ensemble" not in names
     number = arena.accuracy_by_number("mine")

@@ -114,6 +114,13 @@ def test_a_table_may_be_folded(page):
     assert not faults
 
 
+def test_a_figure_may_be_folded_with_its_caption_and_its_code(page):
+    html, faults = page("```{result-figure} made_up.figure\n:alt: A line.\n:fold: More\nIt rises.\n```\n\nBelow.")
+    folded = html.partition('<details class="fold"><summary>More</summary>')[2].partition("Below.")[0]
+    assert "It rises." in folded and "def figure():" in words(folded) and not faults
+    assert folded.count("<details") + 1 == folded.count("</details>"), "what follows is not folded"
+
+
 def test_a_figure_that_reads_no_notebook_names_none(page):
     html, faults = page("```{result-figure} made_up.figure\n:alt: A line.\nIt rises.\n```")
     assert html.count('alt="A line."') == 2 and "It rises." in html

@@ -121,6 +121,9 @@ def test_tables_have_the_papers_numbers_beside_ours():
     assert table["accuracy, matched by weights"][0].startswith("60.")
 
 
+STRAIGHT = ("matched by weights", "matched straight through")
+
+
 @pytest.mark.parametrize("pairs", [1, 8])
 def test_the_figures_are_drawn_of_few_pairs_and_of_many(pairs):
     plant_mnist(pairs=pairs)
@@ -128,6 +131,8 @@ def test_the_figures_are_drawn_of_few_pairs_and_of_many(pairs):
     whole, closer = figure.axes[:2]
     assert whole.get_ylim()[1] > 0.9, "what is not matched is to be seen whole"
     assert closer.get_ylim()[1] < 0.2, "and what is matched from near"
+    wide, dashed = (line for line in closer.lines if line.get_label() in STRAIGHT)
+    assert wide.get_linewidth() > 2 * dashed.get_linewidth(), "lines that lie on one another are both to be seen"
     assert len(figure.legends[0].get_texts()) == 4
     figure = mnist.barrier_by_epoch("mine")
     matched = next(line for line in figure.axes[0].lines if line.get_label() == "matched by weights")

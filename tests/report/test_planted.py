@@ -115,8 +115,8 @@ def test_sizes_that_were_not_run_are_named():
 def test_the_papers_mlp_stands_beside_one_of_its_size_only(weights, with_paper):
     plant_trials(MIXED, {"mlp": (0.5, 6, weights), "resnet20 x4": (1.0, 4, 4.6)})
     figure = planted.seconds_by_size("mine")
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["MLP", *["the paper's, on a V100"] * with_paper, "ResNet20"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["MLP", "ResNet20"]
+    assert ("the paper's,\non a V100" in [text.get_text() for text in figure.axes[0].texts]) == with_paper
     plt.close("all")
 
 

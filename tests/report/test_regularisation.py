@@ -143,7 +143,7 @@ def test_networks_without_bounds_have_the_rest_in_the_table():
 def test_the_figures_draw_every_stage():
     plant_all()
     figure = regularisation.norms_by_leaves("mine")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["leaves", "hierarchy", "naive average"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["naive average", "hierarchy", "leaves"]
     (line,) = [bars.lines[0] for bars in figure.axes[0].containers if bars.get_label() == "hierarchy"]
     assert list(line.get_ydata()) == pytest.approx([8, 6])
     figure = regularisation.certified_by_stage("mine")
