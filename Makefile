@@ -37,7 +37,7 @@ test: .venv/ready  ## style, types, all tests, and the notebooks' stored outputs
 	@echo "2 of 4: types"
 	@$(BIN)/mypy
 	@echo "3 of 4: tests"
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests
+	@$(BIN)/python -m pytest -rs $(SIDE_BY_SIDE) tests
 	@echo "4 of 4: the notebooks, executed and compared with what they store"
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --nbval --nbval-current-env --nbval-cell-timeout=300 \
 	    --nbval-sanitize-with tests/nbval.cfg notebooks

@@ -9,16 +9,7 @@ from collections.abc import Collection
 
 import pandas as pd
 
-from lab.report.claims import (
-    INCONCLUSIVE,
-    NOT_REPLICATED,
-    NOT_RUN,
-    PARTLY,
-    REPLICATED,
-    TOO_FEW,
-    Claim,
-    Condition,
-)  # fmt: skip
+from lab.report.claims import INCONCLUSIVE, NOT_REPLICATED, NOT_RUN, PARTLY, REPLICATED, TOO_FEW, Claim, Condition
 from lab.report.tables import csv_link, with_half_width
 from lab.report.verdicts import shown_claims
 from lab.report.words import nats, points
@@ -72,16 +63,14 @@ def sign(verdict: str) -> str:
 
 
 def _row(claim: Claim) -> str:
-    measured = "".join(map(_condition, claim.conditions))
+    measured = f"<small>{claim.statistic}</small>"
     if claim.conditions:
-        measured += "".join(
-            f"<li><span>{html.escape(name)}</span> <em>not measured</em></li>" for name in claim.missing
-        )
-        measured = f'<ul class="conditions">{measured}</ul>'
+        missing = [f"<li><span>{name}</span> <em>not measured</em></li>" for name in map(html.escape, claim.missing)]
+        measured = f'<ul class="conditions">{"".join([*map(_condition, claim.conditions), *missing])}</ul>'
     return (
         f'<tr data-paper="{html.escape(claim.paper)}" data-verdict="{claim.verdict}">'
         f'<td><span class="claim-id">{claim.id}</span> {formulas(claim.claim)} <small>({claim.source})</small></td>'
-        f"<td>{verdict_text(claim)}</td><td>{measured or f'<small>{claim.statistic}</small>'}</td></tr>"
+        f"<td>{verdict_text(claim)}</td><td>{measured}</td></tr>"
     )
 
 

@@ -1,6 +1,6 @@
 """The built book in a real browser: every page on a phone and on a desktop, light and dark.
 
-Skipped without a browser, or where the book is not built, or older than what it is built from; under CI=true that fails.
+Skipped without a browser; and where the book is not built, or older than what it is built from, but for CI=true.
 """
 
 import os
@@ -13,7 +13,7 @@ from lab.bookkeeping.code import ROOT
 
 BOOK = ROOT / "_build" / "html"
 AUDIT = (ROOT / "tests" / "report" / "page_faults.js").read_text()
-PHONE, DESKTOP = 390, 1400
+PHONE, TABLET, DESKTOP = 390, 1000, 1400  # pixels
 BUILT_FROM = ("_config.yml", "_toc.yml", "book/**/*.*", "lab/report/*.py", "notebooks/*.ipynb")
 
 
@@ -21,6 +21,9 @@ def pages():
     """The pages of the contents, in their order."""
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text())
     return [contents["root"], *(chapter["file"] for part in contents["parts"] for chapter in part["chapters"])]
+
+
+CHAPTERS = [page for page in pages() if page.startswith("book/") and not page.startswith("book/package/")]
 
 
 def unfit():
@@ -71,13 +74,15 @@ def opened(browser, page, width=DESKTOP, theme="light"):
 def test_a_page_reads_well(browser, page):
     faults = opened(browser, page)
     browser.run(f"{AUDIT}; prepare()")
-    # Colours do not depend on the window; those of chapters are looked at in both all the same.
     for width in (DESKTOP, PHONE):
         browser.resize(width)
         faults += [f"at {width} px: {fault}" for fault in browser.run("layoutFaults()")]
-        for theme in ("light", "dark") if width == DESKTOP or page.count("/") == 1 and "book/" in page else ():
+        # The colours of the package's pages and of notebooks do not depend on the window.
+        for theme in ("light", "dark") if width == DESKTOP or page in CHAPTERS else ():
             browser.run(f"document.documentElement.dataset.theme = '{theme}'")
             faults += [f"{theme}, at {width} px: {fault}" for fault in browser.run("colourFaults()")]
+    browser.resize(TABLET)
+    faults += [f"at {TABLET} px: {fault}" for fault in browser.run("sideways()")]
     assert not faults, "\n".join(faults)
 
 

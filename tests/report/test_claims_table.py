@@ -40,11 +40,9 @@ def test_formulas_of_claims_are_set():
 
 def test_before_any_run_no_claim_has_a_verdict():
     rows = shown()
-    assert list(rows) == [stated["id"] for stated in stated_claims()]
+    statistics = {stated["id"]: said(stated["statistic"]) for stated in stated_claims()}
     assert {verdict for _, verdict, _ in rows.values()} == {f"… {NOT_RUN}"}
-    assert [measured for _, _, (measured,) in rows.values()] == [
-        said(stated["statistic"]) for stated in stated_claims()
-    ]
+    assert {name: measured for name, (_, _, (measured,)) in rows.items()} == statistics
 
 
 def test_a_verdict_stands_beside_its_effect_its_bound_and_n():

@@ -1,13 +1,13 @@
 """The front page's directives, and its slider in a real browser."""
 
 import re
-import shutil
 import subprocess
 import sys
 import types
 
 import pytest
 from building import build_page
+from devtools import BROWSER
 from planting import TREE_WINS, plant_accuracy
 
 from lab.bookkeeping.code import ROOT
@@ -22,7 +22,6 @@ extensions = ["myst_parser", "from_results", "front_page"]
 myst_enable_extensions = ["colon_fence"]
 html_static_path = [{str(ROOT / "book" / "_static")!r}]
 """
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @reads()

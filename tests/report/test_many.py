@@ -192,11 +192,8 @@ def test_the_table_of_calibration_has_n_and_an_interval_where_there_is_one():
         plant_many(groups=groups)
         table = many.calibration_table("mine")
         assert table["n"].tolist() == [groups] * 12
-        assert list(dict.fromkeys(table["models"] + ", " + table["trained on"])) == [
-            "5, all images",
-            "4, halves",
-            "8, halves",
-        ]
+        groups_of = dict.fromkeys(zip(table["models"], table["trained on"], strict=True))
+        assert list(groups_of) == [("5", "all images"), ("4", "halves"), ("8", "halves")]
         merged = table[(table["models"] == "4") & (table["network"] == "MergeMany")].iloc[0]
         assert merged["calibration error (points)"].startswith("0.80")
         assert ("[" in merged["calibration error (points)"]) == (groups == 4)
