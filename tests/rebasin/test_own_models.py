@@ -27,6 +27,7 @@ def test_the_example_prints_what_the_page_shows(tmp_path, monkeypatch):
         if kind == "python":
             assert printed == "", "what is printed is shown"
             with contextlib.redirect_stdout(io.StringIO()) as stream, warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
                 exec(block, names)
             printed = stream.getvalue()
             few_images += ["rows of data" in str(warning.message) for warning in warned]
