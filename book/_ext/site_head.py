@@ -12,6 +12,7 @@ from sphinx.application import Sphinx
 
 LONGEST = 200  # characters of a description
 PREVIEW = "_static/preview.png"  # what links to the book are shown with; ``poster`` draws it
+EXCERPTS: dict[str, dict[str, str]] = {}  # the words of every page that is written, as a reader sees them, by section
 
 
 def describe(
@@ -22,6 +23,7 @@ def describe(
         app.add_js_file("excerpts.js")
         app.add_js_file("search.js")
     if doctree is not None:
+        EXCERPTS[pagename] = sections(doctree)
         picture = context["pathto"](PREVIEW, 1)
         context["metatags"] = context.get("metatags", "") + tags(app, doctree, picture)
 
@@ -89,8 +91,7 @@ def write_excerpts(app: Sphinx, error: Exception | None) -> None:
     """Write the words of all pages where the page of search results reads them."""
     if error is not None or app.builder.format != "html":
         return
-    pages = {name: sections(app.env.get_doctree(name)) for name in sorted(app.env.found_docs)}
-    words = json.dumps(pages, ensure_ascii=False, separators=(",", ":"))
+    words = json.dumps(EXCERPTS, ensure_ascii=False, separators=(",", ":"))
     (Path(app.outdir) / "_static" / "excerpts.js").write_text(f"const EXCERPTS = {words};\n", encoding="utf-8")
     if "/" in app.config.root_doc:
         write_door(app, f"{app.config.root_doc}.html")
@@ -111,4 +112,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Join in."""
     app.connect("html-page-context", describe)
     app.connect("build-finished", write_excerpts)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("builder-inited", lambda app: EXCERPTS.clear())
+    return {"parallel_read_safe": True, "parallel_write_safe": False}  # what is written is remembered

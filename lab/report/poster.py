@@ -15,7 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 
-from lab.bookkeeping.vocabulary import ALGORITHMS, title_of
+from lab.bookkeeping import results
+from lab.bookkeeping.vocabulary import ALGORITHMS, DATASETS, title_of
 from lab.report import front, page, plane
 from lab.report.draw import house_style
 
@@ -124,8 +125,8 @@ def pictures(figure: Figure, y: float, high: float, captions: tuple[str, str]) -
 
 
 def plane_on(axes: plt.Axes, run: str) -> None:
-    """The test loss on the plane of the run's last pair of networks, from A to B and to π(B)."""
-    shown = plane.planes(run)[-1]
+    """The test loss on the plane of the run's first pair of networks, from A to B and to π(B)."""
+    shown = plane.planes(run)[0]
     x, y, loss = shown.smooth()
     levels = shown.levels
     shades = {"cmap": plane.HEIGHTS, "norm": LogNorm(*levels[[0, -1]]), "extend": "max"}
@@ -141,6 +142,9 @@ def plane_on(axes: plt.Axes, run: str) -> None:
             name, place, xytext=(0, 8), textcoords="offset points", ha="center", color="white", weight="bold",
             size=12, path_effects=halo,
         )  # fmt: skip
+    thin = [withStroke(linewidth=1.5, foreground=NIGHT)]
+    said = {"xycoords": "axes fraction", "size": 7, "color": "white", "path_effects": thin}
+    axes.annotate(f"{shown.title}: test loss, dark is low", (0.02, 0.025), **said)
     axes.set_aspect("equal", anchor="NW")
     axes.axis("off")
 
@@ -169,7 +173,8 @@ def accuracy_on(axes: plt.Axes, run: str) -> None:
     axes.set_ylim(bottom=0)
     axes.tick_params(labelsize=7.5)
     axes.set_xlabel("networks merged into one", size=7.5, labelpad=1)
-    axes.set_ylabel("test accuracy (%)", size=7.5)
+    data = DATASETS[results.read(run, "attack", "clean")["dataset"].iloc[0]]
+    axes.set_ylabel(f"test accuracy, {data} (%)", size=7.5)
     between = {"loc": "lower right", "bbox_to_anchor": (1, 0.21)}  # the averages as they are, and all others
     axes.legend(fontsize=6.5, ncols=2, handlelength=2.2, columnspacing=1, borderpad=0, **between)
 

@@ -22,13 +22,15 @@ def test_the_example_prints_what_the_page_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it saves a file
     start, example = PAGE.split("## From beginning to end")
     example, errors = example.split("## What it says")
-    names, printed, compared = {}, "", 0
+    names, printed, compared, few_images = {}, "", 0, []
     for kind, block in re.findall(r"```(python|text)\n(.*?)```", example, re.DOTALL):
         if kind == "python":
             assert printed == "", "what is printed is shown"
-            with contextlib.redirect_stdout(io.StringIO()) as stream:
+            with contextlib.redirect_stdout(io.StringIO()) as stream, warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
                 exec(block, names)
             printed = stream.getvalue()
+            few_images += ["rows of data" in str(warning.message) for warning in warned]
             continue
         assert PERCENT.sub("%", printed) == PERCENT.sub("%", block)
         for shown, measured in zip(PERCENT.findall(block), PERCENT.findall(printed), strict=True):
@@ -36,6 +38,7 @@ def test_the_example_prints_what_the_page_shows(tmp_path, monkeypatch):
             compared += 1
         printed = ""
     assert compared == 5 and printed == ""
+    assert few_images == [True], "it warns of what the page says, and of nothing else"
     new = names["new_images"]
     torch.testing.assert_close(names["again"](new), names["merged"](new), rtol=1e-4, atol=1e-4)
     # What the page begins with is what the example does.
