@@ -117,7 +117,7 @@ def test_a_parameter_is_that_of_the_run_that_is_shown():
 def parameters():
     """The table of the parameters of notebook accuracy: its columns, and the words of each row by its first."""
     rows = re.findall(r"<tr.*?>(.*?)</tr>", page.parameters_table("accuracy"), re.DOTALL)
-    cells = [[re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)] for row in rows]
+    cells = [[re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row)] for row in rows]
     return cells[0][1:], {name: values for name, *values in cells[1:]}
 
 
