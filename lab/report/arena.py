@@ -263,7 +263,7 @@ def attacked(run: str) -> Facts:
 
 
 def _by_kind(run: str, first: str, second: str) -> dict[str, tuple[Interval, float]]:
-    """What a method has over another at the size of one network, by kinds of networks that have both; the bound is 0."""
+    """What a method has over another at the size of one network, by kinds of networks that have both; beside 0."""
     sides = {}
     for kind, rows in by_kind(run).items():
         if {first, second} <= set(rows["method"]):
