@@ -1,9 +1,12 @@
 """The build of the book: what it refuses, and how it says how far it is."""
 
+import re
+
 import pandas as pd
 import pytest
 from planting import plant
 
+from lab.bookkeeping.code import ROOT
 from lab.report import build
 
 
@@ -42,3 +45,14 @@ def test_a_build_says_where_it_is_and_how_long_is_left(monkeypatch, capsys):
 def test_the_time_of_a_build_is_shared_out_in_the_order_of_its_phases():
     ends = [build.share_done(phase, percent) for phase in build.PHASES for percent in (0, 100)]
     assert ends == sorted(ends) and ends[0] > 0 and ends[-1] == 1
+
+
+@pytest.mark.parametrize("sheet", sorted((ROOT / "book" / "_static").glob("*.css")), ids=lambda path: path.name)
+def test_a_stylesheet_closes_every_block_before_the_next_begins(sheet):
+    # A brace too few drops all rules after it, and no browser says so.
+    depth = 0
+    for number, line in enumerate(re.sub(r"/\*.*?\*/", "", sheet.read_text(), flags=re.DOTALL).splitlines(), 1):
+        if line[:1].strip() and line[0] != "}":
+            assert depth == 0, f"line {number} begins a rule inside another"
+        depth += line.count("{") - line.count("}")
+    assert depth == 0
