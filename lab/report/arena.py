@@ -24,8 +24,8 @@ NO_MERGES = ("parent", "ensemble", "head", "distilled")
 # What figures over the size show.
 OVER_SIZE = ("zip", "pleas", "pleas_refitted")
 # What figures over the number of networks show, some of it after REPAIR, too.
-OVER_NUMBER = ("mean", "weights", "hierarchy", "pleas", "pleas_refitted", "pleas_tree", "ensemble")
-REPAIRED = ("weights", "hierarchy")
+OVER_NUMBER = ("mean", "weights", "universe", "hierarchy", "pleas", "pleas_refitted", "pleas_tree", "ensemble")
+REPAIRED = ("weights", "universe", "hierarchy")
 # How lines are drawn where it is not a plain one.
 LINES = {"pleas_refitted": "--"}
 
