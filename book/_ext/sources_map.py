@@ -50,7 +50,7 @@ def draw(app: Sphinx, doctree: nodes.document, name: str) -> None:
         table = page.table(listed_sources(shown, title, link))
         place.replace_self(
             [
-                raw(f'<div class="explorer">{drawn_map(shown, title, link)}</div>'),
+                raw(f'<div class="explorer scrolls">{drawn_map(shown, title, link)}</div>'),
                 raw(f'<details class="fold"><summary>One by one</summary>{table}</details>'),
             ]
         )

@@ -49,7 +49,7 @@ class Words:
 def draw_poster(words: Words) -> Figure:
     """The poster, an A4 page."""
     with house_style():
-        figure = plt.figure(figsize=(WIDE, HIGH), facecolor="white")
+        figure = plt.figure(figsize=(WIDE, HIGH), facecolor="white", layout="none")
         inner = WIDE - 2 * MARGIN
         y = write(figure, MARGIN, MARGIN - 0.1, inner, words.title, 22, weight="bold", color=NIGHT)
         y = write(figure, MARGIN, y + 0.1, inner, words.lead, 9.2)
@@ -228,7 +228,7 @@ def scoreboard(figure: Figure, y: float, claims: dict[str, Sequence[str]]) -> fl
 def draw_card(words: Words) -> Figure:
     """What is shown beside a link to the book: its question, and the plane."""
     with house_style(dark=True):
-        figure = plt.figure(figsize=(12, 6.3), facecolor=NIGHT)
+        figure = plt.figure(figsize=(12, 6.3), facecolor=NIGHT, layout="none")
         font = FontProperties(size=44, weight="bold")
         for number, line in enumerate(broken(words.title, font, 5.2)):
             figure.text(0.05, 0.75 - 0.13 * number, line, size=44, weight="bold", color="white")

@@ -82,6 +82,7 @@ def test_there_are_nodes_of_every_kind_and_size(found):
         "hierarchy": ("none", "repair", "repair every stage"),
         "many": ("none", "repair"),
         "mean": ("none", "repair"),
+        "universe": ("none", "repair"),
     }
     kinds = {(a, mended, size) for a, some in mendings.items() for mended in some for size in (2, 4, 8)}
     assert set(found) == kinds | {("unmerged", "none", 1)}
@@ -121,7 +122,7 @@ def test_every_kind_of_network_is_merged_mended_and_tested(architecture, shallow
     inputs = data.train.images[:20].float() / 255
     table = accuracy_and_loss(model, kinds_of(model, leaves, inputs, [2]), data.test.sample(30), "cpu", 2)
     kinds = table.groupby(["algorithm", "mended"]).size()
-    assert kinds["unmerged", "none"] == 4 and kinds["hierarchy", "repair every stage"] == 2 and len(kinds) == 8
+    assert kinds["unmerged", "none"] == 4 and kinds["hierarchy", "repair every stage"] == 2 and len(kinds) == 10
     of = table[table["metric"] == "loss"].set_index(["algorithm", "mended"])["value"]
     # Twice the same network: its merge is itself.
     assert of["hierarchy", "none"] == pytest.approx(of["unmerged", "none"].iloc[0], rel=1e-4)

@@ -342,7 +342,7 @@ def test_a_key_changes_with_the_code_of_the_notebook(edited_key):
 def test_a_key_does_not_change_with_what_a_notebook_says_or_shows(edited_key):
     plain = edited_key("", "")
     assert edited_key("import pandas as pd\n", "# Tables.\nimport pandas as pd\n\n") == plain
-    assert edited_key("# Merge", "# Merge all") == plain
+    assert edited_key("# Tables: merging", "# Tables: merging all") == plain
     assert edited_key('"models": 8', '"models": 16') == plain, "the parameters count as they are given"
 
 
@@ -381,7 +381,7 @@ def test_a_key_changes_with_the_code_of_the_modules_it_rests_on_and_not_with_the
 
 
 def test_a_key_does_not_change_with_modules_that_the_notebook_does_not_use(key_with_edited):
-    unused = ("rebasin.matching.frank_wolfe", "lab.report.verdicts", "lab.bookkeeping.results", "rebasin.progress")
+    unused = ("rebasin.matching.straight_through", "lab.report.verdicts", "lab.bookkeeping.results", "rebasin.progress")
     for module in unused:
         assert key_with_edited(module, added) == key_with_edited(module, str), module
     plain = key_with_edited("rebasin.merging.mending", str, "conditions")

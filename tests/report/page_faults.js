@@ -61,7 +61,8 @@ function faint() {
     const style = getComputedStyle(element);
     const drawn = element instanceof SVGElement;
     const outlined = drawn && style.stroke !== "none" && style.paintOrder.startsWith("stroke");
-    const behind = outlined ? colour(style.stroke) : ground(element);
+    const disc = element.closest("g.unit")?.querySelector("circle"); // on which the letter of a unit stands
+    const behind = outlined ? colour(style.stroke) : disc ? colour(disc.getAttribute("fill")) : ground(element);
     const ratio = contrast(seen(colour(drawn ? style.fill : style.color), opacity(element), behind), behind);
     const size = parseFloat(style.fontSize);
     const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
