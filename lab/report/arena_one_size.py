@@ -31,7 +31,7 @@ def at_one_size(run: str) -> Figure:
         ensemble = accuracy(rows, "ensemble", 2.0)
         if ensemble is not None:
             axes.axvline(ensemble.mean, color=on_page(CONTESTANTS["ensemble"].colour), linestyle="--", zorder=1)
-        axes.set_title(title)
+        axes.set_title(fill(title, 9) if on_phone() else title)
     panels[0, 0].set_yticks(range(len(methods)), [fill(name_of(method), letters) for method in methods])
     panels[0, 0].invert_yaxis()
     figure.supxlabel("accuracy (%)", fontsize="medium")

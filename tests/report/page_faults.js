@@ -23,7 +23,14 @@ function prepare() {
   for (const fold of document.querySelectorAll("details")) fold.open = true;
   for (const image of document.images) image.loading = "eager";
   document.head.appendChild(document.createElement("style")).textContent = "* { transition: none !important; }";
-  return Promise.all([...document.images].map((image) => image.decode().catch(() => {}))).then(() => true);
+  return loaded();
+}
+
+// In another window other sources of a picture may be chosen, and those take a moment to come.
+async function loaded() {
+  await new Promise((done) => setTimeout(done, 50));
+  await Promise.all([...document.images].map((image) => image.decode().catch(() => {})));
+  return true;
 }
 
 function sideways() {

@@ -76,6 +76,7 @@ def test_a_page_reads_well(browser, page):
     browser.run(f"{AUDIT}; prepare()")
     for width in (DESKTOP, PHONE):
         browser.resize(width)
+        browser.run("loaded()")
         faults += [f"at {width} px: {fault}" for fault in browser.run("layoutFaults()")]
         # The colours of the package's pages and of notebooks do not depend on the window.
         for theme in ("light", "dark") if width == DESKTOP or page in CHAPTERS else ():
