@@ -169,6 +169,8 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     if not others_equal or not is_current(run, experiment.name, step_key(experiment.name, before)):
         return KeptRows({})
     entries = tuple(entry[name] for entry in listed if entry in before[parameter])
+    if not entries:
+        return KeptRows({})
     tables = {table: read(run, experiment.name, table) for table in made["tables"]}
     return KeptRows({table: rows[rows[name].isin(entries)] for table, rows in tables.items()}, entries, made)
 
@@ -241,7 +243,7 @@ def _provenance(
 
 def _with_earlier(made: dict[str, Any], earlier: dict[str, Any], entries: Sequence[str]) -> dict[str, Any]:
     """A provenance that names the execution which made the rows of these entries; costs are those of both."""
-    fields = ("commit", "clean", "date", "hardware", "versions", "rekeyed", "earlier")
+    fields = ("commit", "clean", "claims", "date", "hardware", "versions", "rekeyed", "earlier")
     return made | {
         "clean": made["clean"] and earlier["clean"],
         "earlier": {"entries": list(entries)} | {field: earlier[field] for field in fields if field in earlier},

@@ -71,8 +71,18 @@ def measured_on(run: str, notebook: str) -> dict[str, str]:
         "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
         "commit": commit,
         "date": made["date"],
+        **_earlier(made),
         "cost": f"{made['wall_seconds'] / 60:.1f} minutes, {made['peak_memory_gb']:.1f} GB",
     }
+
+
+def _earlier(made: Mapping[str, Any]) -> dict[str, str]:
+    """Which rows earlier executions made: their entries, commits and dates; nothing where one made all."""
+    words = []
+    while "earlier" in made:
+        made = made["earlier"]
+        words.append(f"{', '.join(made['entries'])}: commit {(made['commit'] or 'none')[:10]}, {made['date']}")
+    return {"earlier rows": "; ".join(words)} if words else {}
 
 
 def data_titles(data: Mapping[str, str]) -> list[str]:

@@ -18,15 +18,15 @@ from matplotlib.textpath import text_to_path
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, DATASETS, title_of
 from lab.report import front, page, plane
+from lab.report.claims_table import sign
 from lab.report.draw import house_style
 
 WIDE, HIGH, MARGIN = 8.27, 11.69, 0.55  # inches: A4
 GAP = 0.3  # inches between columns
 SAFELY = 0.97  # of a column is filled: letters are set a little wider or narrower by other programs
 BLUE, FAINT, MUTED, NIGHT = "#13518A", "#C9CED4", "#5B6573", "#0B2545"
-# The verdicts: a colour for each that has one, and a sign for those who see no colours.
+# The verdicts that have a colour.
 COLOURS = {"replicated": "#1A7F48", "partly": "#8A6100", "not replicated": "#B3261E"}
-SIGNS = {"replicated": "✓", "partly": "◐", "not replicated": "✗"}
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,8 @@ def scoreboard(figure: Figure, y: float, claims: dict[str, Sequence[str]]) -> fl
     for column in range(3):
         at, below = MARGIN + column * (width + GAP), y + high + 0.08
         for verdict, name in listed[column * longest : (column + 1) * longest]:
-            sign = {"color": COLOURS.get(verdict, MUTED), "weight": "bold"}
-            write(figure, at, below, width, SIGNS.get(verdict, "?"), 6.4, **sign)
+            style = {"color": COLOURS.get(verdict, MUTED), "weight": "bold"}
+            write(figure, at, below, width, sign(verdict), 6.4, **style)
             below = write(figure, at + 0.13, below, width - 0.13, name, 6.4, 1.25)
         ends.append(below)
     return max(ends)

@@ -286,6 +286,9 @@ def test_of_a_list_that_has_grown_only_what_is_new_is_measured(folder):
     assert measure("vgg", "vit3") == (("vgg",), [("vgg", 8.0), ("vit3", 9.0)])
     made = provenance("mine", "arena")
     assert made["earlier"]["entries"] == ["vgg"] and made["earlier"]["date"] == made["date"]
+    assert made["earlier"]["claims"] == made["claims"], "by which rules they were read is known of those rows, too"
+    shown = page.measured_on("mine", "arena")["earlier rows"]
+    assert shown == f"vgg: commit {made['earlier']['commit'][:10]}, {made['date']}"
     assert made["training_seconds"] == 20.0, "of both executions"
     measure("vgg", "vit3", "gpt")
     assert provenance("mine", "arena")["earlier"]["earlier"]["entries"] == ["vgg"]
@@ -297,6 +300,14 @@ def test_rows_are_kept_only_of_the_same_code_and_parameters(folder, monkeypatch)
     path = folder / "arena.json"
     path.write_text(path.read_text().replace(provenance("mine", "arena")["key"], "of older code"))
     assert measure("mlp", "vgg", "vit", steps=6)[0] == ()
+
+
+def test_a_list_that_has_nothing_of_the_one_before_costs_only_its_own(folder):
+    measure("mlp")
+    measure("vgg")
+    made = provenance("mine", "arena")
+    assert "earlier" not in made and made["training_seconds"] == 10.0
+    assert "earlier rows" not in page.measured_on("mine", "arena")
 
 
 def test_rows_of_a_damaged_table_are_not_kept(folder):
