@@ -17,15 +17,16 @@ from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.workers import Job, duration, exit_on_signal, run_jobs, seconds_left
 
 PRESETS = ROOT / "presets"
-# The one entry of a preset that is no notebook's parameter: how many threads each notebook gets.
-THREADS = "threads"
+# The entries of a preset that are no notebook's parameters: how many threads each notebook gets, and which notebooks
+# it is for, if not for all.
+THREADS, ONLY = "threads", "steps"
 # Which notebook's networks a notebook builds on. It would build them by itself, but not twice if it waits.
 BUILDS_ON = {
     "merge": "train", "accuracy": "merge", "attack": "merge", "planted": "train", "many": "mnist",
     "perturbations": "attack", "regularisation": "attack", "autoattack": "attack", "plane": "comparison",
 }  # fmt: skip
 # Seconds of a notebook that was never run here, by its defaults on a core of a laptop; of most of them, three.
-FIRST_TIME = {"conditions": 15.0, "arena": 15.0, "attack": 7.0, "comparison": 6.0}
+FIRST_TIME = {"conditions": 15.0, "arena": 15.0, "trees": 15.0, "attack": 7.0, "comparison": 6.0}
 
 
 def notebooks_of_the_book() -> tuple[str, ...]:
@@ -52,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
                 f"results/{options.preset} is for the preset as it is: name a run of your own, -p run NAME"
             )
         given = load_preset(options.preset) | changed
-        run_steps(given, options.steps or STEPS, preset_threads(options.preset), options.j)
+        steps = options.steps or preset_steps(options.preset)
+        run_steps(given, steps, preset_threads(options.preset), options.j)
     except KeyboardInterrupt:
         sys.exit("rebasin: interrupted; the same command goes on from here")
     except (ValueError, RuntimeError, OSError) as error:
@@ -70,12 +72,17 @@ def _value(text: str) -> Any:
 
 def load_preset(name: str) -> dict[str, Any]:
     """The parameters of a preset. Raises FileNotFoundError, naming those that exist, if there is none so called."""
-    return {key: value for key, value in _preset(name).items() if key != THREADS}
+    return {key: value for key, value in _preset(name).items() if key not in (THREADS, ONLY)}
 
 
 def preset_threads(name: str) -> int | None:
     """How many threads a preset gives to each notebook; None for as many as torch takes, one notebook at a time."""
     return _preset(name).get(THREADS)
+
+
+def preset_steps(name: str) -> Sequence[str]:
+    """The notebooks that a preset is for: those under its ``steps``, or all."""
+    return _preset(name).get(ONLY, STEPS)
 
 
 def _preset(name: str) -> dict[str, Any]:

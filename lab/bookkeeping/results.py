@@ -33,7 +33,7 @@ from rebasin.progress import show_progress
 NOTEBOOKS = ROOT / "notebooks"
 CLAIMS = ROOT / "book" / "claims.yml"
 # Runs that are committed with the book; every other run is its maker's own.
-REFERENCE = ("cpu", "gpu")
+REFERENCE = ("cpu", "paper", "gpu")
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn")
 
 
@@ -110,7 +110,7 @@ def completed(declared: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[st
 
 
 def stated() -> dict[str, Any]:
-    """What book/claims.yml states: ``claims``, and the ``measures`` that their rules are about."""
+    """What book/claims.yml states: ``claims``, those decided ``again``, and the ``measures`` their rules are about."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
     return yaml.load(CLAIMS.read_text(), Loader=loader)
 
@@ -119,7 +119,8 @@ def claims_digest(name: str) -> str:
     """A fingerprint of the rules that the tables of notebook ``name`` decide."""
     book = stated()  # once: reading YAML is slow
     measures = [measure for measure, of in book["measures"].items() if of["notebook"] == name]
-    rules = [(claim["id"], rule) for claim in book["claims"] for rule in claim["conditions"]]
+    stated_twice = (*book["claims"], *book.get("again", ()))
+    rules = [(claim["id"], rule) for claim in stated_twice for rule in claim["conditions"]]
     # What a rule is called decides nothing.
     deciding = [(claim, {key: rule[key] for key in rule if key not in ("id", "name")}) for claim, rule in rules]
     return fingerprint(*((claim, rule) for claim, rule in deciding if rule["measure"] in measures))
@@ -157,8 +158,9 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     """The rows of those entries of a listed parameter that the run's tables have, by this code and from equal entries.
 
     ``name`` is the key under which an entry has its name, and the column in which all tables of the notebook have it.
-    So a list may grow without what was measured being measured again, where no cache has it any more. All other
-    parameters must be what they were.
+    A parameter that is a number lists 0, 1, 2, ... up to it. So a list may grow without what was measured being
+    measured again, where no cache has it any more. All other parameters must be what they were. Raises ValueError for
+    two entries of one name.
     """
     run, listed = experiment.parameters["run"], experiment.parameters[parameter]
     made = provenance(run, experiment.name)
@@ -168,11 +170,22 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     others_equal = before | {parameter: listed} == experiment.parameters
     if not others_equal or not is_current(run, experiment.name, step_key(experiment.name, before)):
         return KeptRows({})
-    entries = tuple(entry[name] for entry in listed if entry in before[parameter])
+    now, then = _entries(listed, name), _entries(before[parameter], name)
+    entries = tuple(entry for entry in now if entry in then and now[entry] == then[entry])
     if not entries:
         return KeptRows({})
     tables = {table: read(run, experiment.name, table) for table in made["tables"]}
     return KeptRows({table: rows[rows[name].isin(entries)] for table, rows in tables.items()}, entries, made)
+
+
+def _entries(listed: int | Sequence[Mapping[str, Any]], name: str) -> dict[Any, Any]:
+    """The entries of a listed parameter by their names; those of a number are 0, 1, 2, ..."""
+    if isinstance(listed, int):
+        return {number: number for number in range(listed)}
+    entries = {entry[name]: entry for entry in listed}
+    if len(entries) < len(listed):
+        raise ValueError(f"two entries have the same {name!r}: each row of the tables tells its entry by it")
+    return entries
 
 
 def results_folder() -> Path:

@@ -60,21 +60,22 @@ def stated_claims() -> list[dict[str, Any]]:
     return results.stated()["claims"]
 
 
-def decide(run: str | None, ids: Collection[str] | None = None) -> list[Claim]:
+def decide(run: str | None, ids: Collection[str] | None = None, rules: str = "claims") -> list[Claim]:
     """The claims with these ids, or all, with their verdicts on a run; with None, for no run, each is "not run yet".
 
-    A condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
+    ``rules`` are those of book/claims.yml that decide: ``claims``, or ``again`` for those of many more networks. A
+    condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
     Of several snapshots of a node the last one counts where a rule names no epochs.
     """
     decided = []
     book = results.stated()  # once: reading YAML is slow
-    for stated in book["claims"]:
+    for stated in book[rules]:
         if ids is not None and stated["id"] not in ids:
             continue
-        rules = stated.pop("conditions")
-        found = [None if run is None else _condition(run, rule, book["measures"][rule["measure"]]) for rule in rules]
+        each = stated.pop("conditions")
+        found = [None if run is None else _condition(run, rule, book["measures"][rule["measure"]]) for rule in each]
         conditions = tuple(condition for condition in found if condition is not None)
-        missing = tuple(rule["name"] for rule, condition in zip(rules, found, strict=True) if condition is None)
+        missing = tuple(rule["name"] for rule, condition in zip(each, found, strict=True) if condition is None)
         verdicts = [c.verdict for c in conditions] + [INCONCLUSIVE] * (len(missing) if conditions else 0)
         verdict = combine(verdicts, [c.decisive for c in conditions] + [False] * (len(verdicts) - len(conditions)))
         decided.append(Claim(**stated, conditions=conditions, missing=missing, verdict=verdict))
@@ -90,7 +91,7 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
     if "epsilon" in rule:
         where["epsilon"] = rule["epsilon"]
     if "block" in rule and measure["unit"] == "%":
-        where["metric"] = rule["measure"]
+        where["metric"] = measure.get("metric", rule["measure"])
     measured = picked(measured, where)
     if "block" in rule:
         if not _shared_blocks(measured, rule["contrast"], rule["block"]):
