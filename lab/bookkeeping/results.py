@@ -166,7 +166,10 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     made = provenance(run, experiment.name)
     if made is None:
         return KeptRows({})
-    before = completed(declared_parameters(experiment.name), made["parameters"])
+    declared = declared_parameters(experiment.name)
+    if not set(made["parameters"]) <= set(declared):
+        return KeptRows({})  # made by a notebook that had other parameters
+    before = completed(declared, made["parameters"])
     others_equal = before | {parameter: listed} == experiment.parameters
     if not others_equal or not is_current(run, experiment.name, step_key(experiment.name, before)):
         return KeptRows({})
