@@ -310,6 +310,36 @@ def test_a_list_that_has_nothing_of_the_one_before_costs_only_its_own(folder):
     assert "earlier rows" not in page.measured_on("mine", "arena")
 
 
+def grow(trees, **changed):
+    """Let run "mine" have a row of each of so many trees; gives which it had already, and how many there are."""
+    experiment = begin("trees", given("trees", trees=trees, **changed))
+    kept = kept_rows(experiment, "trees", "tree")
+    rows = pd.DataFrame({"tree": [number for number in range(trees) if number not in kept.entries]})
+    finish(experiment, load("digits"), {"nodes": kept.followed_by("nodes", rows)}, kept=kept)
+    return kept.entries, read("mine", "trees", "nodes")["tree"].tolist()
+
+
+def test_a_number_lists_what_is_below_it(folder):
+    assert grow(2) == ((), [0, 1])
+    assert grow(3) == ((0, 1), [0, 1, 2])
+    assert page.measured_on("mine", "trees")["earlier rows"].startswith("0, 1: commit ")
+    assert grow(1) == ((0,), [0])
+    assert grow(2, attack_steps=7) == ((), [0, 1])
+
+
+def test_two_entries_of_one_name_are_refused(folder):
+    measure("mlp")
+    with pytest.raises(ValueError, match="two entries have the same 'setting'"):
+        measure("mlp", "vgg", "vgg")
+
+
+def test_rows_of_a_notebook_that_had_other_parameters_are_not_kept(folder):
+    grow(2)
+    path = folder / "trees.json"
+    path.write_text(path.read_text().replace('"attack_steps"', '"steps_of_attack"'))
+    assert grow(2)[0] == ()
+
+
 def test_rows_of_a_damaged_table_are_not_kept(folder):
     measure("mlp")
     (folder / "arena-entries.parquet").write_bytes(b"PAR1")
