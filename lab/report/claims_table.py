@@ -19,14 +19,14 @@ SIGNS = {REPLICATED: "✓", PARTLY: "◐", NOT_REPLICATED: "✗", INCONCLUSIVE: 
 HEAD = "".join(f'<th scope="col">{title}</th>' for title in ("claim", "verdict", "measured, and what it must be"))
 
 
-def claims_table(ids: Collection[str] | None = None) -> str:
+def claims_table(ids: Collection[str] | None = None, rules: str = "claims") -> str:
     """The claims with these ids; all, which a script lets a reader choose from by paper and verdict, without.
 
-    On a phone each claim is a card.
+    ``rules`` are those of book/claims.yml that decide: ``claims``, or ``again``. On a phone each claim is a card.
     """
-    claims = shown_claims(ids)
+    claims = shown_claims(ids, rules)
     filtered = " data-filtered" if ids is None else ""
-    name = "claims" if ids is None else "claims-" + "-".join(ids)
+    name = "-".join([rules, *(ids or ())])
     return (
         f'<div class="claims full-width"{filtered}><table class="table"><thead><tr>{HEAD}</tr></thead>'
         f"<tbody>{''.join(map(_row, claims))}</tbody></table></div>{csv_link(claims_frame(claims), name)}"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from lab.bookkeeping import results
 from lab.report import page
-from lab.report.claims import Claim, decide, stated_claims
+from lab.report.claims import Claim, decide
 from lab.report.facts import Facts, outcome, reads
 from lab.report.words import points
 
@@ -15,21 +15,24 @@ from lab.report.words import points
 ZERO = {"accuracy": 0.5, "loss": 0.02}
 
 
-def claim(run: str, name: str) -> Claim:
-    """One claim with its verdict on a run."""
-    (decided,) = decide(run, [name])
+def claim(run: str, name: str, rules: str = "claims") -> Claim:
+    """One claim with its verdict on a run; ``rules`` as for ``decide``."""
+    (decided,) = decide(run, [name], rules)
     return decided
 
 
-def shown_claims(ids: Collection[str] | None = None) -> list[Claim]:
-    """The claims with these ids, or all, each decided on the run that the book shows of its notebook."""
-    measures = results.stated()["measures"]
+def shown_claims(ids: Collection[str] | None = None, rules: str = "claims") -> list[Claim]:
+    """The claims with these ids, or all, each decided on the run that the book shows of its notebook.
+
+    ``rules`` are those of book/claims.yml: ``claims``, or ``again``.
+    """
+    book = results.stated()
     decided = []
-    for stated in stated_claims():
+    for stated in book[rules]:
         if ids is None or stated["id"] in ids:
-            notebooks = [measures[rule["measure"]]["notebook"] for rule in stated["conditions"]]
+            notebooks = [book["measures"][rule["measure"]]["notebook"] for rule in stated["conditions"]]
             run = next((page.shown_run(notebook) for notebook in notebooks if page.runs(notebook)), None)
-            decided += decide(run, [stated["id"]])
+            decided += decide(run, [stated["id"]], rules)
     return decided
 
 
