@@ -1,4 +1,4 @@
-"""What changed on the way: the first run of H1 to H3, from other initial weights, beside the one that the book shows."""
+"""What changed on the way: H1 to H3 on the first networks, from other initial weights, beside those of the book."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CLAIMS = ("H1", "H2", "H3")
 def two_runs(run: str) -> Facts:
     """The effects of H1 to H3 in the first run and in the one that the book shows, in points.
 
-    The outcome is ``all the same`` if the two runs have the same verdicts, of the claims and of each condition, else ``not
-    all the same``; and ``H2 higher`` if the hierarchy stands better beside MergeMany in the second, else ``H2 not higher``.
-    Joined: ``all the same, H2 higher``; or ``not measured`` where one of the two lacks a condition. Values are by claim,
-    condition and run, such as ``h2_at_8_first`` and ``h2_at_8_second``; ``n`` is the fewest groups of eight.
+    The outcome is ``all the same`` if the two have the same verdicts, of the claims and of each condition, else ``not
+    all the same``; and ``H2 higher`` if the hierarchy stands better beside MergeMany in the second run, else ``H2 not
+    higher``. Joined: ``all the same, H2 higher``; or ``not measured`` where one run lacks a condition. Values are by
+    claim, condition and run, such as ``h2_at_8_first`` and ``h2_at_8_second``; ``n`` is the fewest groups of eight.
     """
     first, second = decide(FIRST, CLAIMS), decide(run, CLAIMS)
     if any(claim.missing or claim.verdict == NOT_RUN for claim in (*first, *second)):

@@ -1,4 +1,4 @@
-"""Deviations from the plan: the first run beside the second, and what the page says of the history, held against git."""
+"""Deviations from the plan: the first run beside the second, and what the page says of history, held against git."""
 
 import io
 import json
