@@ -119,6 +119,15 @@ def test_the_first_runs_tables_are_those_of_its_commit(committed, table):
     assert all(made[field] == told[field] for field in same)
 
 
+@pytest.mark.parametrize("chapter", ["index", "hierarchy", "robustness", "limits"])
+def test_what_was_not_found_is_told_with_the_recipe_that_was_tried(committed, chapter):
+    told = " ".join((ROOT / "book" / f"{chapter}.md").read_text().split())
+    assert "MLPs trained for nine epochs on CIFAR-10" in told and "recipe" in told
+    for notebook in ("accuracy", "attack", "perturbations"):
+        networks = results.provenance("cpu", notebook)["parameters"]["networks"]
+        assert (networks["architecture"], networks["epochs"], networks["dataset"]) == ("mlp", [9], "cifar10")
+
+
 def test_dates_on_the_page_are_those_of_their_commits():
     told = re.findall(r"(\d\d? Nov \d\d:\d\d) \(`(\w{7})`\)", PAGE)
     assert len(told) > 20
