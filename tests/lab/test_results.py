@@ -429,7 +429,7 @@ def test_a_key_does_not_change_with_modules_that_the_notebook_does_not_use(key_w
     assert key_with_edited("rebasin.merging.mending", added, "conditions") != plain
 
 
-@pytest.mark.parametrize("run", ["cpu", "gpu"])
+@pytest.mark.parametrize("run", ["first", "cpu", "gpu"])
 def test_a_committed_run_is_whole_and_was_made_from_a_clean_tree(run, monkeypatch):
     monkeypatch.delenv("REBASIN_RESULTS", raising=False)
     made = sorted((ROOT / "results" / run).glob("*.json"))
