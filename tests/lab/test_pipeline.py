@@ -33,7 +33,7 @@ TINY = {
     "penalties": {"l1": [0.001], "l2": []}, "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
-    "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
+    "planted_models": 2, "planted_trials": 2, "planted_networks": [], "timed_networks": ["mlp"], "timed_repeats": 1,
     "mnist_networks": {"width": 16, "epochs": [1, 2]}, "mnist_images": 100, "straight_through_epochs": 1,
     "half_networks": {"width": 16, "models": 4, "epochs": [1]}, "half_sizes": [2, 4],
     "plane_points": 3, "plane_line_points": 3, "plane_images": 50, "plane_networks": [
