@@ -16,7 +16,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.workers import Job, duration, exit_on_signal, run_jobs, seconds_left
 
-PRESETS = ROOT / "presets"
+PRESETS = results.PRESETS
 # The one entry of a preset that is no notebook's parameter: how many threads each notebook gets.
 THREADS = "threads"
 # Which notebook's networks a notebook builds on. It would build them by itself, but not twice if it waits.
