@@ -157,8 +157,13 @@ def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
     try:
         for path, write_one in writers.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_one(partials[path])
-            _settle(partials[path])
+            try:
+                write_one(partials[path])
+                _settle(partials[path])
+            except OSError as error:
+                if error.errno is None or error.filename is not None:
+                    raise
+                raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which
         for path, partial in partials.items():
             partial.replace(path)
     finally:

@@ -349,6 +349,18 @@ def write_half(path):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    def fill(partial):
+        partial.symlink_to("/dev/full")
+        with partial.open("wb") as file:
+            file.write(bytes(100_000))
+
+    with pytest.raises(OSError, match=re.escape(f"[Errno 28] No space left on device: '{tmp_path / 'kept.pt'}'")):
+        write_together({tmp_path / "kept.pt": fill})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("before", ["old", None])
 def test_a_write_that_fails_leaves_what_was_there_and_no_partial_file(tmp_path, before):
     path = tmp_path / "table"
