@@ -67,9 +67,9 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
     """
     settings = []
     for entry in entries:
-        name = entry.get("setting")
+        name = entry.get("setting") if isinstance(entry, Mapping) else None
         if not isinstance(name, str):
-            raise ValueError(f"a setting of the arena lacks its name, 'setting': {dict(entry)!r}")
+            raise ValueError(f"a setting of the arena lacks its name, 'setting': {entry!r}")
         for key in ("methods", "networks"):
             if key not in entry:
                 raise ValueError(f"the setting {name!r} lacks {key!r}")
