@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rebasin.arguments import check_tensor, only_dtype
+from rebasin.arguments import only_dtype
 from rebasin.graph import export, number, operator, place_of, weight_keys
+from rebasin.inputs import Inputs, check_kind, on_each
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
 from rebasin.tracing.left_out import UNUSED, warn_of_left_out
@@ -21,10 +22,8 @@ from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401 
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
 from rebasin.weights import check_module, is_whole
 
-Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
-
-def trace(model: nn.Module, example: Example) -> PermutationSpec:
+def trace(model: nn.Module, example: Inputs) -> PermutationSpec:
     """The permutation groups of a model: which units can change places without changing what it computes.
 
     ``example`` is an input of the model, with a batch axis, the tuple of its inputs, or a dict of them by their names,
@@ -49,11 +48,11 @@ def trace(model: nn.Module, example: Example) -> PermutationSpec:
     'an output of the network'
     """
     check_module(model, "trace(model, example)")
-    copied = without_cache(emptied(model))
+    copied = emptied(model)
     inputs = inputs_for(copied, example)
     program = export(copied, inputs, RULES)
     followed = follow_program(program)
-    prove(followed.spec, program, tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs)
+    prove(followed.spec, program, inputs)
     spec = _completed(followed.spec, model)
     warn_of_left_out(spec, followed.membership, followed.tensors)
     return spec
@@ -89,40 +88,25 @@ def _tensors(values: Mapping[torch.fx.Node, Any]) -> dict[str, Value]:
     return {value.key: value for node, value in values.items() if node.op == "placeholder" and value.key}
 
 
-def double_inputs(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def double_inputs(inputs: Inputs) -> Inputs:
     """The inputs of a model in float64 on the CPU; whole numbers as they are."""
-    return tuple(x.cpu().double() if x.is_floating_point() else x.cpu() for x in inputs)
+    return on_each(lambda x: x.cpu().double() if x.is_floating_point() else x.cpu(), inputs)
 
 
-def inputs_for(model: nn.Module, example: Example) -> tuple[Tensor, ...] | dict[str, Tensor]:
+def inputs_for(model: nn.Module, example: Inputs) -> Inputs:
     """The inputs on the CPU, in the number format of the parameters if they have but one.
 
     Raises TypeError for anything but a tensor, a tuple or a dict of tensors, and ValueError for what has no values.
     """
     own = only_dtype(dict(model.named_parameters()))
+    check_kind(example, "the example")
 
-    def fitting(x: Any, what: str) -> Tensor:
-        check_tensor(x, what)
+    def fitting(x: Tensor) -> Tensor:
         if x.is_meta:
-            raise ValueError(f"{what} is on the device 'meta', and has no values")
+            raise ValueError("the example is on the device 'meta', and has no values")
         return x.cpu().to(own or x.dtype) if x.is_floating_point() else x.cpu()
 
-    if isinstance(example, Mapping):
-        return {name: fitting(x, f"the example: {name!r}") for name, x in example.items()}
-    if not isinstance(example, Tensor | tuple):
-        raise TypeError(
-            f"the example is a tensor, or a tuple or dict of the model's inputs: got {type(example).__name__}"
-        )
-    return tuple(fitting(x, "the example") for x in (example if isinstance(example, tuple) else (example,)))
-
-
-def without_cache(model: nn.Module) -> nn.Module:
-    """The model, told to keep no cache of what it has computed, as those of the package transformers do by default."""
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "use_cache", False):
-            config.use_cache = False
-    return model
+    return on_each(fitting, example)
 
 
 def emptied(model: nn.Module) -> nn.Module:

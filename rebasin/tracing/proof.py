@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
-from rebasin.graph import given, operator, place_of, weight_keys
+from rebasin.graph import first_line, given, operator, ordered, place_of, weight_keys
+from rebasin.inputs import Inputs
 from rebasin.permutation import flatten, permute
 from rebasin.spec import PermutationSpec, SpecError
 
@@ -24,7 +25,7 @@ WIDE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float
 WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
 
 
-def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> None:
+def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: Inputs) -> None:
     """Raise SpecError, naming the group, unless permuting the groups leaves the network's outputs as they are.
 
     The network is computed in float64 from end to end, whatever number formats it asks for on the way. All weights,
@@ -96,7 +97,7 @@ def permuted(spec: PermutationSpec, weights: Mapping[str, Tensor], index: Mappin
 class _Replay:
     """A graph's values for one input and one set of weights, and what becomes of them when some weights change."""
 
-    def __init__(self, program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]):
+    def __init__(self, program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Inputs):
         calls = (node for node in program.graph.nodes if node.op == "call_function")
         self.nodes = [node for node in calls if node.meta.get("val") is not None]  # assertions give nothing
         (output,) = (node for node in program.graph.nodes if node.op == "output")
@@ -134,10 +135,9 @@ class _Replay:
         try:
             return cast(Callable[..., Any], node.target)(*args, **kwargs)
         except Exception as error:
-            first, *_ = str(error).splitlines() or [repr(error)]
             raise ValueError(
                 f"nothing can be proved: the operator {operator(node)} cannot be computed in float64{place_of(node)}: "
-                f"{first}. Replace it by others, or write the spec by hand with PermutationSpec.from_axes"
+                f"{first_line(error)}. Replace it by others, or write the spec by hand with PermutationSpec.from_axes"
             ) from error
 
 
@@ -202,13 +202,13 @@ def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _inputs_like(
-    program: torch.export.ExportedProgram, inputs: Sequence[Tensor], generator: torch.Generator
-) -> list[Tensor]:
+    program: torch.export.ExportedProgram, inputs: Inputs, generator: torch.Generator
+) -> tuple[Tensor, ...]:
     """Random inputs: numbers in float64, and tokens within their vocabulary; other whole numbers as they are."""
     user_inputs = set(program.graph_signature.user_inputs)
     places = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
     drawn = []
-    for node, x in zip(places, inputs, strict=True):
+    for node, x in zip(places, ordered(program, inputs), strict=True):
         # Tokens choose rows of a table.
         tables = [user.args[0] for user in node.users if operator(user) == "embedding" and user.args[1] is node]
         if tables:
@@ -218,4 +218,4 @@ def _inputs_like(
             drawn.append(torch.randn(x.shape, generator=generator, dtype=WIDE.get(x.dtype, x.dtype)))
         else:
             drawn.append(x)
-    return drawn
+    return tuple(drawn)

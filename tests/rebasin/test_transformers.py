@@ -7,7 +7,7 @@ from torch import nn
 
 from rebasin import Permutation, trace
 from rebasin.graph import export
-from rebasin.tracing import without_cache
+from rebasin.graph import without_cache
 from rebasin.tracing.proof import _inputs_like
 
 WORDS = 64
