@@ -60,6 +60,7 @@ class PermutationSpec:
     - ``statistics``: entries that move along, but are no weights to match: running means, counters, masks.
     - ``pinned``: for each entry that no group moves, the reason; for one that moves, but of which the example reached a
       part only, how much stays.
+    - ``proof``: what the spec was proved on, in sentences; none if it was written by hand. Specs may differ in it.
 
     Raises SpecError if these contradict one another.
 
@@ -73,6 +74,9 @@ class PermutationSpec:
     <BLANKLINE>
     stays   reason
     2.bias  an output of the network
+    <BLANKLINE>
+    proved on inputs of (1, 3); (2, 3)
+    not on other sizes in place of 3: none that was tried could be computed
     """
 
     sizes: Mapping[str, int]
@@ -82,6 +86,7 @@ class PermutationSpec:
     blocks: Mapping[str, int] = field(default_factory=dict)
     statistics: frozenset[str] = frozenset()
     pinned: Mapping[str, str] = field(default_factory=dict)
+    proof: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         used = {part.group for parts in self.parts.values() for part in parts}
@@ -178,7 +183,7 @@ class PermutationSpec:
         )
 
     def summary(self) -> str:
-        """A table of the groups, with the entries that each lies in, and of what stays, with the reasons."""
+        """A table of the groups, with the entries that each lies in, what stays, with the reasons, and the proof."""
         places: dict[str, list[str]] = {group: [] for group in self.sizes}
         for key, parts in self.parts.items():
             for part in parts:
@@ -191,7 +196,8 @@ class PermutationSpec:
         for key, reason in self.pinned.items():
             reasons.setdefault(reason, []).append(key)
         stays = [("stays", "reason"), *((shortened(keys), reason) for reason, keys in reasons.items())]
-        return _table(groups) + ("\n\n" + _table(stays) if reasons else "")
+        tables = [_table(groups), *([_table(stays)] if reasons else []), "\n".join(self.proof)]
+        return "\n\n".join(table for table in tables if table)
 
     def units(self, group: str) -> int:
         """How many units a group has, those of all blocks taken together."""

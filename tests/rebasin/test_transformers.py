@@ -8,7 +8,7 @@ from torch import nn
 from rebasin import Permutation, trace
 from rebasin.graph import export
 from rebasin.graph import without_cache
-from rebasin.tracing.proof import _inputs_like
+from rebasin.tracing.proof import inputs_like
 
 WORDS = 64
 DEEP = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -128,7 +128,7 @@ def test_tokens_are_drawn_from_their_whole_vocabulary_and_other_whole_numbers_st
     model = without_cache(Named())
     inputs = (torch.zeros(2, 400, dtype=torch.int64), torch.ones(2, 400, dtype=torch.int64))
     program = export(model, dict(zip(("tokens", "scale"), inputs, strict=True)))
-    tokens, scale = _inputs_like(program, inputs, torch.Generator().manual_seed(0))
+    tokens, scale = inputs_like(program, inputs, torch.Generator().manual_seed(0))
     assert set(tokens.flatten().tolist()) == set(range(20))
     assert torch.equal(scale, inputs[1])
 
