@@ -223,7 +223,17 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
         statistics=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if name in state),
         pinned={**spec.pinned, **left_out},
+        ties=_ties(state),
     )
+
+
+def _ties(state: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    """The names of entries that are one tensor."""
+    names: dict[Memory, list[str]] = {}
+    for key, tensor in state.items():
+        if tensor.numel() and tensor.layout == torch.strided:
+            names.setdefault(memory_of(tensor), []).append(key)
+    return tuple(tuple(own) for own in names.values() if len(own) > 1)
 
 
 def _check_sizes(node: torch.fx.Node) -> None:
