@@ -6,8 +6,7 @@ import transformers
 from torch import nn
 
 from rebasin import Permutation, trace
-from rebasin.graph import export
-from rebasin.graph import without_cache
+from rebasin.graph import export, without_cache
 from rebasin.tracing.proof import inputs_like
 
 WORDS = 64
@@ -137,7 +136,7 @@ def test_tokens_are_drawn_from_their_whole_vocabulary_and_other_whole_numbers_st
     ("example", "said"),
     [
         ({"tokens": [[1, 2]]}, "the example: 'tokens' must be a tensor, got list"),
-        ([torch.zeros(1)], "the example is a tensor, or a tuple or dict of the model's inputs: got list"),
+        ((torch.zeros(2, 3), None), "the example: number 1 must be a tensor, got NoneType"),
     ],
 )
 def test_what_is_no_example_is_named(example, said):
