@@ -10,15 +10,16 @@ import torch
 from rebasin.expanding.axes import Axis, CannotSplit
 from rebasin.expanding.rewriting import Node, Rewriting, becomes
 from rebasin.graph import operator
-from rebasin.tracing.rules import entries, products, shapes, sums
+from rebasin.tracing.rules import entries, lookups, products, shapes, sums
 from rebasin.tracing.units import RULES
 
 aten = torch.ops.aten
 
 
 @becomes(
-    entries.entrywise, entries.elementwise, entries.constant, shapes.permuted, shapes.transposed, shapes.turned,
-    shapes.item, shapes.joined, shapes.stacked, shapes.padded, shapes.indexed, shapes.embedded,
+    entries.entrywise, entries.elementwise, entries.clamped, entries.constant, entries.counted, shapes.permuted,
+    shapes.transposed, shapes.turned, shapes.item, shapes.joined, shapes.stacked, shapes.padded, lookups.indexed,
+    lookups.embedded,
     sums.normed_by_channel, sums.normed_for_good, RULES["max_pool1d"], RULES["max_pool2d"], RULES["max_pool3d"],
 )  # fmt: skip
 def _copied(merge: Rewriting, node: Node, *_: Any, **__: Any) -> Node:
