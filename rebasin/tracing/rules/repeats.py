@@ -43,12 +43,6 @@ def tiled(relations: Relations, shape: tuple[int, ...], x: Value, times: Sequenc
     return Value(shape, tuple(out), even=frozenset(even))
 
 
-@rule("mT")
-def turned_over(relations: Relations, shape: tuple[int, ...], x: Value) -> Value:
-    """The last two axes change places."""
-    return transposed(relations, shape, x, -2, -1)
-
-
 @rule("glu")
 def gated(relations: Relations, shape: tuple[int, ...], x: Value, dim: int = -1) -> Value:
     """The first half of an axis times a gate, the second half."""
