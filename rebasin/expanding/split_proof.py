@@ -17,7 +17,6 @@ from rebasin.inputs import Inputs
 from rebasin.spec import PermutationSpec, SpecError
 from rebasin.tracing import Followed
 from rebasin.tracing.proof import redrawn, same
-from rebasin.tracing.units import Value
 from rebasin.weights import stack
 
 
@@ -71,7 +70,7 @@ class _Redrawn:
     def draw_unlike(self, axes: Axes) -> list[dict[str, Tensor]]:
         """Two models that are alike only where a merge with these axes shares something; none if it shares units."""
         first, second = self.draw(), self.draw()
-        values = {value.key: value for value in self.followed.values.values() if isinstance(value, Value)}
+        values = self.followed.tensors
         reading = read_axes(self.spec, self.program)
         for key, shape in self.spec.shapes.items():
             if key not in values:

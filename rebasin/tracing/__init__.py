@@ -19,7 +19,15 @@ from rebasin.tracing.groups import Membership, find_groups
 from rebasin.tracing.left_out import UNUSED, warn_of_left_out
 from rebasin.tracing.other_sizes import prove_other_sizes
 from rebasin.tracing.proof import Memory, memory_of, prove
-from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401  each adds its rules to RULES
+from rebasin.tracing.rules import (  # noqa: F401  each adds its rules to RULES
+    entries,
+    lookups,
+    products,
+    recurrent,
+    repeats,
+    shapes,
+    sums,
+)
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
 from rebasin.weights import check_module, is_whole
 
