@@ -28,7 +28,7 @@ def test_a_class_has_the_same_code_in_every_network(digits):
     assert torch.equal(torch.cat([first, second]), whole)
 
 
-@pytest.mark.parametrize("architecture", ["mlp_codes", "resnet20_bn_codes"])
+@pytest.mark.parametrize("architecture", ["mlp_codes", "vgg11_codes", "resnet20_bn_codes"])
 def test_the_last_layer_is_in_no_group_and_all_hidden_units_are(digits, architecture):
     model = build(architecture, digits, 4)
     plain = build(architecture.removesuffix("_codes"), digits, 4)
