@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lab.contestants import Arena, contestants
+from lab.contestants import METHODS, Arena, contestants
 from lab.contestants.settings import read_settings, train_parents
 from lab.measures.arena import scores, try_method
 from lab.networks import build
@@ -50,6 +50,7 @@ def test_parents_of_different_classes_merge_under_one_head(digits):
     (task,) = tasks_of(digits, "coded")
     spec = trace(model, digits.example)
     arena = Arena(model, spec, parents, (task.train.sample(600),), (task.test,))
+    assert METHODS["head"](arena, 1.0) is None, "behind the last layer come the codes"
     accuracy = {}
     for method, function in contestants(list(methods)).items():
         for size in methods[method]:
