@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def keep(peaks: Mapping[tuple[str, str, float], Sequence[int]]) -> None:
-    """Write what was measured so far: a row for each method, with the median of its runs, and how far they are apart."""
+    """Write what was measured so far: a row for each method, its median, and how far its runs are apart."""
     rows = []
     for (setting, method, size), runs in peaks.items():
         median, spread = to_mebibytes(statistics.median(runs)), to_mebibytes(max(runs) - min(runs))
