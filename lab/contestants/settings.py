@@ -25,7 +25,7 @@ class Setting:
 
     ``tasks`` is ``"halves"``, where the two parents have a half of the classes and a head each, ``"coded"``, where they
     share one head of class codes, or ``"whole"``. Methods see so many ``images`` of each task's training set, and are
-    judged on at most ``test_images`` of its test set, of which ``attacked`` are attacked where all have one task.
+    judged on at most ``test_images`` of its test set, of which ``attacked`` are attacked.
     """
 
     name: str
