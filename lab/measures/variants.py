@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,21 +48,21 @@ CHUNK, IMAGES = 32, 1000  # models and images that are tested at once: a pixel i
 MENDED: dict[str, MendAt] = {"repair": "end", "repair every stage": "every stage"}
 
 
-def check_variants(variants: Mapping[str, Mapping[str, Any]], models: int) -> None:
+def check_variants(entries: Sequence[Mapping[str, Any]], models: int) -> None:
     """Raise ValueError, before anything is trained, for what cannot be tried.
 
-    A variant has ``sizes``, networks in a group, 2, 4, 8, ..., into which all are shared out; ``rounds``, ascending,
-    after which MergeMany is tested; and ``orders``, how many visiting orders and pairings are tried.
+    An entry is a ``variant``; ``sizes``, networks in a group, 4, 8, ..., into which all are shared out; ``rounds``,
+    ascending, after which MergeMany is tested; and ``orders``, the seeds of visiting orders and pairings.
     """
-    for name, tried in variants.items():
+    for entry in entries:
+        if set(entry) != {"variant", "sizes", "rounds", "orders"}:
+            raise ValueError(f"an entry has variant, sizes, rounds and orders: got {', '.join(entry)}")
+        name, rounds = entry["variant"], entry["rounds"]
         if name not in VARIANTS:
             raise ValueError(f"unknown variant {name!r}: there are {', '.join(VARIANTS)}")
-        if set(tried) != {"sizes", "rounds", "orders"}:
-            raise ValueError(f"{name!r} has sizes, rounds and orders: got {', '.join(tried)}")
-        for size in tried["sizes"]:
-            if size < 2 or size & (size - 1) or models % size:
-                raise ValueError(f"{name!r}: {models} networks do not make groups of {size}, one of 2, 4, 8, ...")
-        rounds = tried["rounds"]
+        for size in entry["sizes"]:
+            if size < 4 or size & (size - 1) or models % size:
+                raise ValueError(f"{name!r}: {models} networks do not make groups of {size}, one of 4, 8, ...")
         if not rounds or rounds != sorted(set(rounds)) or rounds[0] < 1:
             raise ValueError(f"rounds of {name!r} are ascending numbers from 1: got {rounds}")
 
@@ -151,20 +152,22 @@ def many_tested(
     n = groups[next(iter(spec.shapes))].shape[1]
     rows: list[dict[str, Any]] = []
 
-    def add(limit: int, mended: str, weights: Weights, rounds: Tensor) -> None:
-        shares = accuracies(model, weights, tested, device)
+    def add(limit: int, mended: str, shares: list[float]) -> None:
         for node, (value, made) in enumerate(zip(shares, rounds.tolist(), strict=True)):
             kind = {"limit": limit, "mended": mended, "node": node, "rounds": made, "matchings": made * n}
             rows.append(kind | {"value": value})
 
     running = many_by_round(spec, groups, variant, matcher(spec, variant, model, inputs), seed)
-    moved, rounds = next(running)
-    for number in range(1, limits[-1] + 1):
-        if number in limits:
-            add(number, "none", mean(moved, 1), rounds)
-        if number < limits[-1]:
-            moved, rounds = next(running, (moved, rounds))
-    add(limits[-1], "repair", mender(model, inputs)(mean(moved, 1), moved), rounds)
+    last = 0
+    for limit in limits:
+        step = None
+        for step in itertools.islice(running, limit - last):
+            moved, rounds = step
+        if step is not None:  # otherwise all groups were done before, and are what they were
+            shares = accuracies(model, mean(moved, 1), tested, device)
+        add(limit, "none", shares)
+        last = limit
+    add(last, "repair", accuracies(model, mender(model, inputs)(mean(moved, 1), moved), tested, device))
     return rows
 
 

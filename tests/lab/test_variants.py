@@ -179,21 +179,21 @@ def test_what_was_tested_is_kept(network, monkeypatch):
     assert many_tested(*arguments) == first
 
 
-GOOD = {"sizes": [2, 4], "rounds": [1, 3], "orders": 1}
+GOOD = {"variant": "printed", "sizes": [4, 8], "rounds": [1, 3], "orders": [0]}
 
 
 @pytest.mark.parametrize(
-    ("tried", "message"),
+    ("entry", "message"),
     [
-        ({"no such": GOOD}, "unknown variant 'no such': there are printed, one sweep"),
-        ({"printed": {"sizes": [2]}}, "'printed' has sizes, rounds and orders: got sizes"),
-        ({"printed": GOOD | {"sizes": [3]}}, "'printed': 12 networks do not make groups of 3, one of 2, 4, 8, ..."),
-        ({"printed": GOOD | {"sizes": [8]}}, "12 networks do not make groups of 8"),
-        ({"printed": GOOD | {"rounds": [2, 1]}}, "rounds of 'printed' are ascending numbers from 1: got [2, 1]"),
-        ({"printed": GOOD | {"rounds": []}}, "rounds of 'printed' are ascending numbers from 1: got []"),
+        (GOOD | {"variant": "no such"}, "unknown variant 'no such': there are printed, one sweep"),
+        ({"variant": "printed", "sizes": [4]}, "an entry has variant, sizes, rounds and orders: got variant, sizes"),
+        (GOOD | {"sizes": [6]}, "'printed': 16 networks do not make groups of 6, one of 4, 8, ..."),
+        (GOOD | {"sizes": [32]}, "16 networks do not make groups of 32"),
+        (GOOD | {"rounds": [2, 1]}, "rounds of 'printed' are ascending numbers from 1: got [2, 1]"),
+        (GOOD | {"rounds": []}, "rounds of 'printed' are ascending numbers from 1: got []"),
     ],
 )
-def test_what_cannot_be_tried_is_refused(tried, message):
+def test_what_cannot_be_tried_is_refused(entry, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        check_variants(tried, 12)
-    check_variants({"printed": GOOD}, 12)
+        check_variants([GOOD, entry], 16)
+    check_variants([GOOD], 16)
