@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.config import Config
 
 LONGEST = 200  # characters of a description
 PREVIEW = "_static/preview.png"  # what links to the book are shown with; ``poster`` draws it
@@ -108,8 +110,14 @@ def write_door(app: Sphinx, front: str) -> None:
     (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
 
 
+def take_address(app: Sphinx, config: Config) -> None:
+    """Take from ``REBASIN_URL`` the address that this copy of the book is published at: cards need it."""
+    config.html_baseurl = os.environ.get("REBASIN_URL") or config.html_baseurl
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Join in."""
+    app.connect("config-inited", take_address)
     app.connect("html-page-context", describe)
     app.connect("build-finished", write_excerpts)
     app.connect("builder-inited", lambda app: EXCERPTS.clear())

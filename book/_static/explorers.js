@@ -1,10 +1,10 @@
 // Figures with a slider: shows the words, places and pictures of the step that it is at, which stand in the page, and of several
-// panels the one that is chosen. Nothing is computed here, and nothing is loaded.
+// panels, and times of a panel, the one that is chosen. Nothing is computed here, and nothing is loaded.
 "use strict";
 
 function start(explorer, number) {
   const panels = [...explorer.querySelectorAll(".explorer-panel")];
-  const slider = explorer.querySelector("input[type=range]");
+  const slider = explorer.querySelector(":scope > .explorer-slider input");
   let shown = panels[0];
 
   function show() {
@@ -20,7 +20,25 @@ function start(explorer, number) {
     for (const element of explorer.querySelectorAll("[data-step]")) {
       element.hidden = Number(element.dataset.step) !== step;
     }
-    slider.setAttribute("aria-valuetext", JSON.parse(shown.dataset.spoken)[step]);
+    const told = shown.querySelector(".explorer-snapshot:not([hidden])") ?? shown;
+    slider.setAttribute("aria-valuetext", JSON.parse(told.dataset.spoken)[step]);
+  }
+
+  // A panel that was looked at several times has a slider of its own, which chooses one of them.
+  function startSnapshots(panel) {
+    const times = panel.querySelector(".explorer-slider input");
+    if (!times) return;
+    const name = panel.querySelector("[data-names]");
+    const snapshots = panel.querySelectorAll(".explorer-snapshot");
+    times.hidden = false;
+    times.addEventListener("input", () => {
+      const chosen = Number(times.value);
+      name.textContent = JSON.parse(name.dataset.names)[chosen];
+      times.setAttribute("aria-valuetext", name.textContent);
+      snapshots.forEach((snapshot, number) => { snapshot.hidden = number !== chosen; });
+      show();
+    });
+    times.setAttribute("aria-valuetext", name.textContent);
   }
 
   function choose(panel) {
@@ -46,6 +64,7 @@ function start(explorer, number) {
 
   if (panels.length > 1) explorer.prepend(choices());
   for (const title of explorer.querySelectorAll(".explorer-title")) title.hidden = true; // one is shown, by choice
+  panels.forEach(startSnapshots);
   slider.hidden = false;
   slider.addEventListener("input", show);
   choose(panels[0]);

@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,14 +25,19 @@ import torch
 import yaml
 
 from lab.bookkeeping.cache import write_together
+from lab.bookkeeping.checkout import commit, is_clean
 from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
+from lab.bookkeeping.ranges import check, comments
 from lab.images import Dataset
 from rebasin.progress import show_progress
 
 NOTEBOOKS = ROOT / "notebooks"
+PRESETS = ROOT / "presets"
 CLAIMS = ROOT / "book" / "claims.yml"
 # Runs that are committed with the book; every other run is its maker's own.
 REFERENCE = ("cpu", "paper", "gpu")
+# Without these a provenance is none.
+NEEDED = {"key": str, "clean": bool, "parameters": dict, "tables": dict}
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn")
 
 
@@ -65,8 +69,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Experiment:
     """Check the parameters that notebook ``name`` was given, found in its ``globals()``, and complete them there.
 
     A parameter that is a dict may be given in part, or as a text in YAML (``papermill -p networks "{width: 32}"``): the
-    rest is the default's. Raises ValueError for a parameter that the notebook does not have, or of another type than
-    its default, and for a run whose name is no plain folder name.
+    rest is the default's. Raises ValueError for a parameter that the notebook does not have, of another type than its
+    default, or outside the range that stands beside it, and for the name of a run that tables may not go to.
     """
     show_progress(sys.stderr.isatty())  # a kernel has no terminal: stored outputs stay clean
     declared = declared_parameters(name)
@@ -75,17 +79,13 @@ def begin(name: str, namespace: dict[str, Any]) -> Experiment:
         if source.startswith("# Parameters"):
             check_known(name, _assigned(source))
     values = completed(declared, {key: namespace[key] for key in declared})
-    if not re.fullmatch(r"\w[\w.-]*", values["run"]):
-        raise ValueError(
-            f"run must be a plain folder name, of letters, digits, '_', '.' and '-': got {values['run']!r}"
-        )
+    check_values(name, values)
     namespace |= values
     # Read now: the files may be edited while a long run goes on.
     code = {
         "key": step_key(name, values),
-        "commit": _git("rev-parse", "HEAD"),
-        # An earlier step of the same run may have written its tables: they are no code.
-        "clean": _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results") == "",
+        "commit": commit(),
+        "clean": is_clean(),
         "claims": claims_digest(name),
     }
     return Experiment(name, values, time.monotonic(), code)
@@ -100,13 +100,37 @@ def completed(declared: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[st
     for key, value in chosen.items():
         default = declared[key]
         if isinstance(default, dict) and isinstance(value, str):
-            value = yaml.safe_load(value)
+            value = read_yaml(value)
         accepted = (float, int) if isinstance(default, float) else type(default)
         if not isinstance(value, accepted) or isinstance(value, bool) != isinstance(default, bool):
             kind = type(default).__name__
             raise ValueError(f"parameter {key!r} must be of type {kind}, as {default!r} is: got {value!r}")
         values[key] = {**default, **value} if isinstance(default, dict) and isinstance(value, dict) else value
     return values
+
+
+def check_values(name: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value out of its parameter's range in notebook ``name``, and for a run's name.
+
+    That must be a plain folder name, and not that of a committed run, unless its preset is taken as it is.
+    """
+    run = values["run"]
+    if not re.fullmatch(r"\w[\w.-]*", run):
+        raise ValueError(f"run must be a plain folder name, of letters, digits, '_', '.' and '-': got {run!r}")
+    for key, comment in comments(_parameters_cell(name)).items():
+        check(key, values[key], comment)
+    if run in REFERENCE and results_folder() == ROOT / "results":
+        declared, preset = declared_parameters(name), yaml.safe_load((PRESETS / f"{run}.yaml").read_text())
+        if values != completed(declared, {key: preset[key] for key in preset.keys() & declared.keys()}):
+            raise ValueError(f"results/{run} is for the preset as it is: name a run of your own, -p run NAME")
+
+
+def read_yaml(text: str) -> Any:
+    """What a text in YAML holds. Raises ValueError for one that is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def stated() -> dict[str, Any]:
@@ -128,9 +152,13 @@ def claims_digest(name: str) -> str:
 
 def declared_parameters(name: str) -> dict[str, Any]:
     """The parameters of a notebook and their defaults, from its cell tagged ``parameters``."""
+    return _assigned(_parameters_cell(name))
+
+
+def _parameters_cell(name: str) -> str:
     for cell in _code_cells(name):
         if "parameters" in cell["metadata"].get("tags", []):
-            return _assigned("".join(cell["source"]))
+            return "".join(cell["source"])
     raise ValueError(f"notebooks/{name}.ipynb has no cell tagged 'parameters'")
 
 
@@ -164,12 +192,9 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     """
     run, listed = experiment.parameters["run"], experiment.parameters[parameter]
     made = provenance(run, experiment.name)
-    if made is None:
-        return KeptRows({})
-    declared = declared_parameters(experiment.name)
-    if not set(made["parameters"]) <= set(declared):
-        return KeptRows({})  # made by a notebook that had other parameters
-    before = completed(declared, made["parameters"])
+    if made is None or not made["parameters"].keys() <= experiment.parameters.keys():
+        return KeptRows({})  # none, or made by a notebook that had other parameters
+    before = completed(declared_parameters(experiment.name), made["parameters"])
     others_equal = before | {parameter: listed} == experiment.parameters
     if not others_equal or not is_current(run, experiment.name, step_key(experiment.name, before)):
         return KeptRows({})
@@ -281,9 +306,18 @@ def read(run: str, name: str, table: str) -> pd.DataFrame:
 
 
 def provenance(run: str, name: str) -> dict[str, Any] | None:
-    """The provenance of a notebook's tables in a run, or None if there are none."""
+    """The provenance of a notebook's tables in a run; None if there are none, or if it is damaged, which is told."""
     path = results_folder() / run / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        made = json.loads(path.read_bytes())
+        if all(isinstance(made[field], kind) for field, kind in NEEDED.items()):
+            return made
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):  # half a file, or one of another shape
+        pass
+    print(f"rebasin: {path} is damaged, and counts as none: run the notebook again", file=sys.stderr)
+    return None
 
 
 def is_shown(run: str, name: str) -> bool:
@@ -301,7 +335,12 @@ def is_current(run: str, name: str, key: str) -> bool:
     if made is None or made["key"] != key:
         return False
     files = {results_folder() / run / f"{name}-{table}.parquet": digest for table, digest in made["tables"].items()}
-    return all(path.exists() and _digest(path) == digest for path, digest in files.items())
+    if not all(path.is_file() for path in files):
+        return False
+    damaged = [path for path, digest in files.items() if _digest(path) != digest]
+    for path in damaged:
+        print(f"rebasin: {path} is not the table that {name}.json was written with", file=sys.stderr)
+    return not damaged
 
 
 def _digest(path: Path) -> str:
@@ -317,8 +356,15 @@ def _code_cells(name: str) -> list[dict[str, Any]]:
 
 def _assigned(source: str) -> dict[str, Any]:
     """Names and literal values that a cell of plain assignments sets."""
-    statements = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
-    return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in statements}
+    values = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            target = ast.unparse(node.targets[0])
+            try:
+                values[target] = ast.literal_eval(node.value)
+            except ValueError as error:
+                raise ValueError(f"parameter {target!r} is no plain value: {ast.unparse(node.value)}") from error
+    return values
 
 
 def _version(package: str) -> str | None:
@@ -326,14 +372,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _hardware() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.report.statistics import Interval, interval, share_interval
+from lab.report.statistics import Interval, interval, p_value, share_interval, share_p_value
 
 FEWEST_FOR_VERDICT = 8
 REPLICATED, NOT_REPLICATED, PARTLY = "replicated", "not replicated", "partly"
@@ -22,6 +22,7 @@ INCONCLUSIVE, TOO_FEW, NOT_RUN = "inconclusive", "too few", "not run yet"
 class Condition:
     """One condition of a claim: its effect in ``unit``, the bound that it must lie above or below, and the verdict.
 
+    ``p`` is the two-sided p of the effect being the bound, NaN where there are too few nodes or nothing was sampled.
     ``id`` is what code knows it by, ``name`` what a reader sees. A claim whose ``decisive`` condition fails is not
     replicated, whatever its others say. ``needed`` is the fewest nodes with which the condition can hold.
     """
@@ -35,16 +36,22 @@ class Condition:
     decisive: bool
     needed: int
     verdict: str
+    p: float = math.nan
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper with what this book says of it; ``missing`` are conditions that were not measured."""
+    """A claim of a paper with what this book says of it.
+
+    ``reported`` is the number that the paper has for it, as far as we know; ``missing`` are conditions that were not
+    measured.
+    """
 
     id: str
     paper: str
     source: str
     claim: str
+    reported: str
     statistic: str
     conditions: tuple[Condition, ...]
     missing: tuple[str, ...]
@@ -106,15 +113,17 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
     side = "above" if "above" in rule else "below"
     bound, needed = rule[side], FEWEST_FOR_VERDICT
     if measure.get("exact"):
-        effect, needed = Interval(*[float(values.mean())] * 3, len(values)), 1
+        effect, needed, p = Interval(*[float(values.mean())] * 3, len(values)), 1, math.nan
     elif measure.get("share"):
         effect, needed = share_of_nodes(values), fewest_for_share(side, bound)
+        p = share_p_value(int((values == 100).sum()), len(values), bound / 100)
     else:
-        effect = interval(values)
+        # What counts in percent is a logarithm still.
+        effect, p = interval(values), p_value(values, -math.log1p(-bound / 100) if measure["unit"] == "%" else bound)
     if measure["unit"] == "%":
         effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
     verdict, decisive = judge(effect, side, bound, needed), rule.get("decisive", False)
-    return Condition(rule["id"], rule["name"], effect, measure["unit"], side, bound, decisive, needed, verdict)
+    return Condition(rule["id"], rule["name"], effect, measure["unit"], side, bound, decisive, needed, verdict, p)
 
 
 def share_of_nodes(values: np.ndarray) -> Interval:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import INITIALS, OPTIMISERS, RECIPE
 from lab.report.claims import picked
-from lab.report.draw import legend_below, width
+from lab.report.draw import ink, legend_below, width
 from lab.report.facts import Facts, reads
 from lab.report.pairs import FLOOR, NOT_DECIDED, SHAPES, above_floor, networks_title, shade_zero
 from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
@@ -203,6 +203,21 @@ def released_table() -> pd.DataFrame:
     return table.map(lambda value: value if isinstance(value, str) else f"{value:.1f}")
 
 
+def furthest_from_trend(whole: pd.DataFrame, number: int = 3) -> pd.DataFrame:
+    """The recipes whose two barriers agree least: the highest in accuracy first.
+
+    They lie furthest from the straight line through the logarithms of all barriers, by least squares; those below an
+    axis's floor count as on it.
+    """
+    loss, accuracy = (
+        np.log([max(value.mean, FLOOR[metric]) for value in whole[metric]]) for metric in ("loss", "accuracy")
+    )
+    slope, start = np.polyfit(loss, accuracy, 1)
+    off = pd.Series(np.abs(accuracy - start - slope * loss), whole.index)
+    # The rows stand by their barriers in accuracy already, the lowest first.
+    return whole[off >= off.nlargest(number).iloc[-1]].iloc[::-1]
+
+
 @reads("barriers", "mnist", "accuracy")
 def loss_against_accuracy(barriers: str, mnist: str, accuracy: str) -> Figure:
     """Barrier in loss and in accuracy: a mark with both intervals for each recipe; what counts as zero is shaded."""
@@ -224,5 +239,13 @@ def loss_against_accuracy(barriers: str, mnist: str, accuracy: str) -> Figure:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.text(0.02, 0.02, "counts as zero", transform=axes.transAxes)
+    # Names of how they were trained stand above one another in the empty corner, each with a line to its mark.
+    for number, row in enumerate(furthest_from_trend(whole).itertuples()):
+        mark = [max(value.mean, FLOOR[metric]) for metric, value in (("loss", row.loss), ("accuracy", row.accuracy))]
+        _, _, name = row.training.partition(", ")
+        axes.annotate(
+            name, mark, xytext=(0.02, 0.95 - 0.09 * number), textcoords="axes fraction", va="center",
+            arrowprops={"arrowstyle": "-", "color": ink(), "linewidth": 0.6, "relpos": (1, 0.5), "shrinkB": 5},
+        )  # fmt: skip
     legend_below(figure, axes)
     return figure

@@ -116,6 +116,22 @@ def panel(title: str, spoken: Sequence[str], content: str) -> str:
     )
 
 
+def snapshots(label: str, steps: Sequence[str], spoken: Sequence[Sequence[str]], contents: Sequence[str]) -> str:
+    """What a panel shows at several times, with a slider over these ``steps`` that chooses one; at first the last.
+
+    ``spoken`` has what is said of each at every step of the explorer's own slider.
+    """
+    last, parts = len(steps) - 1, []
+    for number, (of_time, content) in enumerate(zip(spoken, contents, strict=True)):
+        hidden = "" if number == last else " hidden"
+        parts.append(f'<div class="explorer-snapshot" data-spoken="{_stored(of_time)}"{hidden}>{content}</div>')
+    name = f'<strong data-names="{_stored(steps)}">{html.escape(steps[last])}</strong>'
+    return (
+        f'<label class="explorer-slider"><span>{html.escape(label)} {name}</span>'
+        f'<input type="range" min="0" max="{last}" step="1" value="{last}" hidden></label>{"".join(parts)}'
+    )
+
+
 def explorer(kind: str, question: str, panels: Sequence[str], control: str) -> str:
     """The whole: its panels, of which a script shows the one that is chosen by its title, and its slider."""
     return f'<div class="explorer {kind}" data-question="{html.escape(question)}">{control}{"".join(panels)}</div>'

@@ -1,8 +1,10 @@
-"""The plane through A, B and π(B): the loss over it, and along the lines from A to either."""
+"""The plane through A, B and π(B): the loss over it and along the lines from A to either, as training goes on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,9 +16,9 @@ from scipy.interpolate import RectBivariateSpline
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import MATCHERS
-from lab.report.claims import last_snapshots, picked
+from lab.report.claims import picked
 from lab.report.draw import ON_PHONE
-from lab.report.explorers import Frame, explorer, ink, moving, panel, reading, slider, ticks
+from lab.report.explorers import Frame, explorer, ink, moving, panel, reading, slider, snapshots, ticks
 from lab.report.facts import Facts, reads
 from lab.report.pairs import title_of_networks
 from lab.report.words import decimal
@@ -33,7 +35,7 @@ ENDS = {"none": "B", "weights": "π(B)"}  # where the line from A leads, by how 
 
 @dataclass(frozen=True)
 class Plane:
-    """A pair of networks: its ``title``, the loss (y, x) on a grid, and what is on the lines from A.
+    """A pair of networks after some epochs: its ``title``, the loss (y, x) on a grid, and what is on the lines from A.
 
     ``corners`` are x and y by name; ``lines`` a frame for each matcher, its index λ, of ``loss`` in nats and
     ``accuracy`` in percent.
@@ -42,6 +44,7 @@ class Plane:
     title: str
     recipe: str
     width: int
+    epochs: int
     x: np.ndarray
     y: np.ndarray
     loss: np.ndarray
@@ -62,19 +65,35 @@ class Plane:
         return x, y, np.exp(np.clip(spline(y, x), np.log(self.loss.min()), np.log(self.loss.max())))
 
     @property
-    def levels(self) -> np.ndarray:
-        """The losses (bands + 1,) that bound the bands: what is far above both lines is in the highest."""
-        highest = max(line["loss"].max() for line in self.lines.values())
-        return np.geomspace(self.loss.min(), min(self.loss.max(), BEYOND * highest), BANDS + 1)
+    def highest(self) -> float:
+        """The highest loss on the two lines."""
+        return max(line["loss"].max() for line in self.lines.values())
+
+    @property
+    def barriers(self) -> dict[str, float]:
+        """By matcher, how high the line to the matched network rises above the mean of its ends, in nats."""
+        return {matcher: line["loss"].max() - line["loss"].iloc[[0, -1]].mean() for matcher, line in self.lines.items()}
+
+
+def levels(alike: Sequence[Plane]) -> np.ndarray:
+    """The losses (bands + 1,) that bound the bands of these planes: what is far above all lines is in the highest."""
+    lowest, highest = min(plane.loss.min() for plane in alike), max(plane.highest for plane in alike)
+    return np.geomspace(lowest, min(max(plane.loss.max() for plane in alike), BEYOND * highest), BANDS + 1)
 
 
 def planes(run: str) -> list[Plane]:
     """The pairs of a run, each after its last epoch, in the order of the plan."""
-    grid, corners, lines = (last_snapshots(results.read(run, "plane", table)) for table in ("grid", "corners", "lines"))
-    return [
-        _plane(*(picked(table, {"recipe": recipe}) for table in (grid, corners, lines)))
-        for recipe in dict.fromkeys(grid["recipe"])
-    ]
+    return [times[-1] for times in over_epochs(run)]
+
+
+def over_epochs(run: str) -> list[list[Plane]]:
+    """The pairs of a run in the order of the plan, each at all its numbers of epochs, ascending."""
+    grid, *others = (results.read(run, "plane", table) for table in ("grid", "corners", "lines"))
+    pairs: dict[str, list[Plane]] = {}
+    for recipe, epochs in sorted(set(zip(grid["recipe"], grid["epochs"], strict=True)), key=lambda pair: pair[1]):
+        at = {"recipe": recipe, "epochs": epochs}
+        pairs.setdefault(recipe, []).append(_plane(picked(grid, at), *(picked(table, at) for table in others)))
+    return [pairs[recipe] for recipe in dict.fromkeys(grid["recipe"])]
 
 
 def _plane(grid: pd.DataFrame, corners: pd.DataFrame, lines: pd.DataFrame) -> Plane:
@@ -87,6 +106,7 @@ def _plane(grid: pd.DataFrame, corners: pd.DataFrame, lines: pd.DataFrame) -> Pl
         title=title_of_networks(grid),
         recipe=grid["recipe"].iloc[0],
         width=int(grid["width"].iloc[0]),
+        epochs=int(grid["epochs"].iloc[0]),
         x=loss.columns.to_numpy(),
         y=loss.index.to_numpy(),
         loss=loss.to_numpy(),
@@ -115,19 +135,41 @@ def midpoints(run: str) -> Facts:
 
 
 @reads("plane")
+def in_training(run: str) -> Facts:
+    """How the barriers in nats change from the first number of epochs to the last, by recipe.
+
+    ``mnist_mlp_weights_first`` is that to π(B) at the first, ``_last`` at the last; ``_none_`` is that to B. Outcomes:
+    whether the barrier to π(B) ``falls`` for all pairs, ``rises`` for all, ``falls for some``, or ``one time`` where
+    networks were looked at but once.
+    """
+    values, falls = {}, []
+    for times in over_epochs(run):
+        name, first, last = times[0].recipe.replace(" ", "_"), times[0], times[-1]
+        for when, plane in (("first", first), ("last", last)):
+            values[f"{name}_epochs_{when}"] = str(plane.epochs)
+            values |= {f"{name}_{matcher}_{when}": decimal(high, 2) for matcher, high in plane.barriers.items()}
+        if first is not last:
+            falls.append(last.barriers["weights"] < first.barriers["weights"])
+    if not falls:
+        return Facts("one time", values)
+    return Facts("falls" if all(falls) else "falls for some" if any(falls) else "rises", values)
+
+
+@reads("plane")
 def lines_table(run: str) -> pd.DataFrame:
-    """Loss and accuracy at A, at B, and halfway from A to B and to π(B)."""
+    """Loss and accuracy at A, at B, and halfway from A to B and to π(B): a row for each pair and number of epochs."""
     rows = []
-    for plane in planes(run):
+    for plane in chain.from_iterable(over_epochs(run)):
         as_they_are, matched = plane.lines["none"], plane.lines["weights"]
-        for place, at in (
-            ("A", as_they_are.iloc[0]),
-            ("B, and π(B)", as_they_are.iloc[-1]),
-            ("halfway to B", as_they_are.loc[0.5]),
-            ("halfway to π(B)", matched.loc[0.5]),
-        ):
-            row = {"networks": plane.title, "at": place, "loss (nats)": decimal(at["loss"], 3)}
-            rows.append(row | {"accuracy (%)": decimal(at["accuracy"], 1)})
+        places = {
+            "at A": as_they_are.iloc[0],
+            "at B and π(B)": as_they_are.iloc[-1],
+            "halfway to B": as_they_are.loc[0.5],
+            "halfway to π(B)": matched.loc[0.5],
+        }
+        row = {"networks": plane.title, "epochs": str(plane.epochs)}
+        row |= {f"loss {place} (nats)": decimal(at["loss"], 3) for place, at in places.items()}
+        rows.append(row | {f"accuracy {place} (%)": decimal(at["accuracy"], 1) for place, at in places.items()})
     return pd.DataFrame(rows)
 
 
@@ -135,10 +177,11 @@ def lines_table(run: str) -> pd.DataFrame:
 def distances_table(run: str) -> pd.DataFrame:
     """How far π(B) is from A, as a share of how far B is."""
     rows = []
-    for plane in planes(run):
+    for plane in chain.from_iterable(over_epochs(run)):
         ax, ay = plane.corners["A"]
         x, y = plane.corners["π(B)"]
-        rows.append({"networks": plane.title, "from A to π(B), of A to B": decimal(np.hypot(x - ax, y - ay), 2)})
+        row = {"networks": plane.title, "epochs": str(plane.epochs)}
+        rows.append(row | {"from A to π(B), of A to B": decimal(np.hypot(x - ax, y - ay), 2)})
     return pd.DataFrame(rows)
 
 
@@ -152,9 +195,10 @@ def landscape(run: str) -> Figure:
     figure, panels = plt.subplots(len(shown), 1, figsize=(ON_PHONE, 4.2 * len(shown)), squeeze=False)
     for axes, plane in zip(panels[:, 0], shown, strict=True):
         x, y, loss = plane.smooth()
-        shades = {"levels": plane.levels, "cmap": HEIGHTS, "norm": LogNorm(*plane.levels[[0, -1]]), "extend": "max"}
+        bounds = levels([plane])
+        shades = {"levels": bounds, "cmap": HEIGHTS, "norm": LogNorm(*bounds[[0, -1]]), "extend": "max"}
         bands = axes.contourf(x, y, loss, **shades)
-        axes.contour(x, y, loss, levels=plane.levels, colors="white", linewidths=0.4, alpha=0.5)
+        axes.contour(x, y, loss, levels=bounds, colors="white", linewidths=0.4, alpha=0.5)
         halo = [withStroke(linewidth=3, foreground="#0B2545")]
         for matcher in ENDS:
             line = np.array([plane.on_line(matcher, lam) for lam in (0, 1)])
@@ -164,8 +208,8 @@ def landscape(run: str) -> Figure:
             axes.annotate(
                 name, place, xytext=(0, 8), textcoords="offset points", ha="center", color="white", path_effects=halo
             )
-        bar = figure.colorbar(bands, ax=axes, label="test loss (nats)", ticks=plane.levels[[0, BANDS // 2, -1]])
-        bar.ax.set_yticklabels([decimal(level, 2) for level in plane.levels[[0, BANDS // 2, -1]]])
+        bar = figure.colorbar(bands, ax=axes, label="test loss (nats)", ticks=bounds[[0, BANDS // 2, -1]])
+        bar.ax.set_yticklabels([decimal(level, 2) for level in bounds[[0, BANDS // 2, -1]]])
         bar.ax.minorticks_off()
         axes.set(title=plane.title, aspect="equal", xlabel="distance, in that from A to B")
         axes.grid(visible=False)
@@ -175,20 +219,35 @@ def landscape(run: str) -> Figure:
 @reads("plane")
 def along(run: str) -> str:
     """The landscapes with a slider for λ, that moves a point along either line; beside it the losses on both."""
-    shown = planes(run)
-    lams = shown[0].lines["none"].index.tolist()
+    return _explorer([[plane] for plane in planes(run)])
+
+
+@reads("plane")
+def while_training(run: str) -> str:
+    """The same, with a second slider for the epochs of training; the colours of a pair mean the same at all of them."""
+    return _explorer(over_epochs(run))
+
+
+def _explorer(pairs: Sequence[Sequence[Plane]]) -> str:
+    lams = pairs[0][0].lines["none"].index.tolist()
     steps, middle = [decimal(lam, 2) for lam in lams], lams.index(0.5)
-    panels = [panel(plane.title, _spoken(plane), _of_pair(plane, lams, middle)) for plane in shown]
+    panels = []
+    for times in pairs:
+        epochs, spoken = [str(plane.epochs) for plane in times], [_spoken(plane) for plane in times]
+        drawn = [_of_pair(plane, times, lams, middle) for plane in times]
+        content = snapshots("Epochs of training:", epochs, spoken, drawn) if len(times) > 1 else drawn[0]
+        panels.append(panel(times[-1].title, spoken[-1], content))
     return explorer("explorer-plane", "Networks", panels, slider("On the way from A, λ =", steps, middle))
 
 
-def _of_pair(plane: Plane, lams: list[float], at: int) -> str:
-    """The landscape of a pair, the losses along its lines, and what they are at a step."""
+def _of_pair(plane: Plane, alike: Sequence[Plane], lams: list[float], at: int) -> str:
+    """The landscape of a pair, the losses along its lines, and what they are at a step; ``alike`` share its scales."""
     rows = "".join(
         reading(MATCHERS[matcher].colour, _kind(matcher), title, _values(plane.lines[matcher]), at)
         for matcher, title in (("none", "A to B"), ("weights", "A to π(B)"))
     )
-    return f'{_map(plane, lams, at)}<div>{_profile(plane, lams, at)}<dl class="simple readings">{rows}</dl></div>'
+    profile = _profile(plane, max(other.highest for other in alike), lams, at)
+    return f'{_map(plane, levels(alike), lams, at)}<div>{profile}<dl class="simple readings">{rows}</dl></div>'
 
 
 def _kind(matcher: str) -> str:
@@ -209,12 +268,12 @@ def _spoken(plane: Plane) -> list[str]:
     return [f"λ = {lam}. A to B: {first}. A to π(B): {second}." for lam, first, second in pairs]
 
 
-def _map(plane: Plane, lams: list[float], at: int) -> str:
+def _map(plane: Plane, bounds: np.ndarray, lams: list[float], at: int) -> str:
     """The loss from above, with the two lines, a point on each, and what the colours stand for."""
     (x0, x1), (y0, y1) = plane.x[[0, -1]], plane.y[[0, -1]]
     high = round(340 * (y1 - y0) / (x1 - x0))
     frame = Frame(340, high + 34, 0, 0, 0, 34, (x0, x1), (y0, y1))
-    parts = [*_bands(plane, frame), *_key(plane, frame)]
+    parts = [*_bands(plane, bounds, frame), *_key(bounds, frame)]
     for matcher, end in ENDS.items():
         (ax, ay), (bx, by) = (frame.place(*plane.corners[name]) for name in ("A", end))
         parts.append(f'<path class="way {_kind(matcher)}" d="M{ax:g} {ay:g}L{bx:g} {by:g}"/>')
@@ -229,12 +288,11 @@ def _map(plane: Plane, lams: list[float], at: int) -> str:
     return frame.svg("map", *parts)
 
 
-def _bands(plane: Plane, frame: Frame) -> list[str]:
+def _bands(plane: Plane, bounds: np.ndarray, frame: Frame) -> list[str]:
     """All that lies above each level in the colour of its band, the lowest first, with a faint line around it."""
     x, y, loss = plane.smooth()
-    axes, levels = Figure().add_subplot(), plane.levels
-    bands = []
-    for number, level in enumerate(levels[:-1]):
+    axes, bands = Figure().add_subplot(), []
+    for number, level in enumerate(bounds[:-1]):
         # The lowest band is the whole picture.
         above = axes.contourf(x, y, loss, levels=[level if number else 0.0, 2 * loss.max()]).get_paths()
         rings = [ring for path in above for ring in path.to_polygons()]
@@ -247,21 +305,20 @@ def _colour(band: int) -> str:
     return to_hex(HEIGHTS((band + 0.5) / BANDS))
 
 
-def _key(plane: Plane, frame: Frame) -> list[str]:
+def _key(bounds: np.ndarray, frame: Frame) -> list[str]:
     """What the colours stand for, below the map."""
     wide, y = 112 / BANDS, frame.high - 18
     parts = [
         f'<rect x="{80 + number * wide:g}" y="{y:g}" width="{wide:g}" height="9" fill="{_colour(number)}"/>'
         for number in range(BANDS)
     ]
-    low, high = (decimal(level, 2) for level in plane.levels[[0, -1]])
+    low, high = (decimal(level, 2) for level in bounds[[0, -1]])
     words = [(74, f"loss {low}", "end"), (198, f"{high} nats or more", "start")]
     return parts + [frame.text(x, y + 9, text, anchor) for x, text, anchor in words]
 
 
-def _profile(plane: Plane, lams: list[float], at: int) -> str:
-    """The loss along both lines, with a point on each."""
-    top = max(line["loss"].max() for line in plane.lines.values())
+def _profile(plane: Plane, top: float, lams: list[float], at: int) -> str:
+    """The loss along both lines, with a point on each, below a loss of ``top``."""
     frame = Frame(340, 190, 40, 12, 22, 24, (0, 1), (0, 1.05 * top))
     parts = [frame.text(0, 12, "test loss (nats)", "start"), frame.rules(ticks(top), 1 if top > 0.4 else 2)]
     parts.append(frame.foot([(0, "A"), (0.5, "halfway")]))

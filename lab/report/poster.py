@@ -128,7 +128,7 @@ def plane_on(axes: plt.Axes, run: str) -> None:
     """The test loss on the plane of the run's first pair of networks, from A to B and to π(B)."""
     shown = plane.planes(run)[0]
     x, y, loss = shown.smooth()
-    levels = shown.levels
+    levels = plane.levels([shown])
     shades = {"cmap": plane.HEIGHTS, "norm": LogNorm(*levels[[0, -1]]), "extend": "max"}
     axes.contourf(x, y, np.maximum(loss, levels[0]), levels=levels, **shades)
     axes.contour(x, y, loss, levels=levels, colors="white", linewidths=0.3, alpha=0.5)

@@ -58,8 +58,10 @@ def against_many(run: str) -> Facts:
     """
     facts = gaps(claim(run, "H2", "again"), {"gap": "at_8", "growth": "grows"})
     kinds = {algorithm: Kind(algorithm, n_leaves=BLOCK) for algorithm in ("hierarchy", "many", "mean")}
-    means = {algorithm: decimal(percent(_by_node(run, kind)).mean, 1) for algorithm, kind in kinds.items()}
-    return Facts(facts.outcome, {**facts.values, **means})
+    values = {algorithm: decimal(percent(_by_node(run, kind)).mean, 1) for algorithm, kind in kinds.items()}
+    gap = claim(run, "H2", "again").condition("at_8")
+    lead = {} if gap is None else {"lead": decimal(abs(gap.effect.mean), 1)}
+    return Facts(facts.outcome, {**facts.values, **values, **lead})
 
 
 @reads("trees")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 
 from lab.bookkeeping import results
 from lab.report import page
-from lab.report.claims import Claim, decide
+from lab.report.claims import NOT_REPLICATED, REPLICATED, Claim, decide
 from lab.report.facts import Facts, outcome, reads
+from lab.report.statistics import holm
 from lab.report.words import points
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
@@ -34,6 +36,29 @@ def shown_claims(ids: Collection[str] | None = None, rules: str = "claims") -> l
             run = next((page.shown_run(notebook) for notebook in notebooks if page.runs(notebook)), None)
             decided += decide(run, [stated["id"]], rules)
     return decided
+
+
+def corrected_p(rules: str = "claims") -> dict[tuple[str, str], float]:
+    """The p of every condition of all claims, by claim and condition, corrected for their number."""
+    p_values = {(claim.id, each.id): each.p for claim in shown_claims(None, rules) for each in claim.conditions}
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+
+
+@reads()
+def after_correction() -> Facts:
+    """How many conditions are ``decided``, and how many of these have a corrected p of 0.05 or more, ``doubtful``.
+
+    The outcome is ``some`` or ``none`` of these.
+    """
+    corrected = corrected_p()
+    decided = [
+        corrected[claim.id, condition.id]
+        for claim in shown_claims()
+        for condition in claim.conditions
+        if condition.verdict in (REPLICATED, NOT_REPLICATED) and not math.isnan(condition.p)
+    ]
+    doubtful = sum(p >= 0.05 for p in decided)
+    return Facts("some" if doubtful else "none", {"decided": str(len(decided)), "doubtful": str(doubtful)})
 
 
 @reads()

@@ -173,6 +173,17 @@ def test_the_figure_has_a_mark_for_each_recipe_and_keeps_zeros_on_its_axes():
     plt.close(figure)
 
 
+def test_the_recipes_whose_barriers_agree_least_are_named():
+    off = {"loss_barrier": 0.01, "accuracy_barrier": 0.9, "learning_rate": 0.01}
+    on = {width: {"loss_barrier": at, "accuracy_barrier": at} for width, at in ((8, 0.05), (16, 0.2), (32, 0.5))}
+    plant_widths(on | {64: off})
+    named = disagreement.furthest_from_trend(recipes(*RUNS), 1)
+    assert list(named["width"]) == [64]
+    figure = disagreement.loss_against_accuracy(*RUNS)
+    assert "10 epochs" in [text.get_text() for text in figure.axes[0].texts]
+    plt.close(figure)
+
+
 def test_what_others_released_is_told_as_drops():
     table = disagreement.released_table()
     assert list(table["drop (points)"]) == ["41.7", "7.0", "3.6", "4.1"]

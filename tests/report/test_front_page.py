@@ -42,13 +42,23 @@ def slide():
     return explorers.explorer("explorer-made-up", "Which", panels, explorers.slider("At", ["x", "y", "z"], 1))
 
 
+@reads()
+def growing():
+    times = ("young", "old")
+    spoken = [[f"{time} {step}" for step in "ab"] for time in times]
+    seen = [explorers.reading("#000000", "solid", time, [f"{time} {step}" for step in "ab"], 0) for time in times]
+    content = explorers.snapshots("Age:", times, spoken, seen)
+    panels = [explorers.panel("one", spoken[1], content)]
+    return explorers.explorer("explorer-made-up", "Which", panels, explorers.slider("At", ["x", "y"], 0))
+
+
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """``page(text)`` builds a page: its file, and the faults."""
     monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
     monkeypatch.delenv("REBASIN_RUN", raising=False)
     chapter = types.ModuleType("lab.report.made_up")
-    chapter.gap, chapter.slide = gap, slide
+    chapter.gap, chapter.slide, chapter.growing = gap, slide, growing
     monkeypatch.setitem(sys.modules, "lab.report.made_up", chapter)
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "conf.py").write_text(CONF)
@@ -79,21 +89,40 @@ def test_a_figure_with_a_slider_stands_still_without_a_script(page):
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium here: the slider was not moved")
 def test_the_slider_moves_words_and_marks_and_the_choice_changes_what_is_shown(page, tmp_path):
     built, _ = page(SLIDE)
-    act = """<script>addEventListener("load", () => {
-      const [slider] = document.querySelectorAll("input[type=range]");
-      slider.value = 2;
-      slider.dispatchEvent(new Event("input"));
-      document.querySelectorAll("input[type=radio]")[1].click();
-    });</script>"""
-    built.write_text(built.read_text().replace("</body>", f"{act}</body>"))
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
-    done = subprocess.run([*command, "--dump-dom", built.as_uri()], capture_output=True, text=True, timeout=120)
-    html = done.stdout
+    html = after(built, "move(0, 2); document.querySelectorAll('input[type=radio]')[1].click()", tmp_path)
     assert ">onec</span>" in html and ">twoc</span>" in html and ">z</span>" in html
     assert html.count("translate(3 4)") == 2
     assert 'aria-valuetext="two c"' in html, "what is spoken is of the panel that is shown"
     panels = re.findall(r'<div class="explorer-panel"[^>]*>', html)
     assert ["hidden" in panel for panel in panels] == [True, False]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium here: the slider was not moved")
+def test_a_second_slider_chooses_the_time_and_the_first_one_moves_all_of_them(page, tmp_path):
+    built, faults = page(SLIDE.replace("slide", "growing"))
+    at_rest = built.read_text()
+    assert not faults and re.findall(r"explorer-snapshot[^>]*>", at_rest)[0].endswith(" hidden>")
+    html = after(built, "move(1, 0); move(0, 1)", tmp_path)
+    hidden = ["hidden" in snapshot for snapshot in re.findall(r'<div class="explorer-snapshot"[^>]*>', html)]
+    assert hidden == [False, True]
+    assert ">young b</span>" in html and ">old b</span>" in html and ">young</strong>" in html and ">y</span>" in html
+    assert 'aria-valuetext="young b"' in html and 'aria-valuetext="young"' in html
+
+
+def after(built, act, folder):
+    """A page once a script has acted on it, in which ``move(slider, value)`` moves a slider."""
+    script = f"""<script>addEventListener("load", () => {{
+      const move = (number, value) => {{
+        const slider = document.querySelectorAll("input[type=range]")[number];
+        slider.value = value;
+        slider.dispatchEvent(new Event("input"));
+      }};
+      {act};
+    }});</script>"""
+    built.write_text(built.read_text().replace("</body>", f"{script}</body>"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}"]
+    done = subprocess.run([*command, "--dump-dom", built.as_uri()], capture_output=True, text=True, timeout=120)
+    return done.stdout
 
 
 def test_the_scoreboard_has_each_claim_under_its_verdict(page):

@@ -14,11 +14,17 @@ RECIPES = {"mnist mlp": "mnist", "digits mlp": "digits"}
 LAMS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def plant_plane(halfway, run="mine"):
-    """Let a run have a plane for each recipe, with these losses ``halfway``: to B, to π(B); ends have 0.1 nats.
+def plant_plane(*halfway, run="mine"):
+    """Let a run have planes after so many epochs: of each recipe the losses ``halfway`` to B, and to π(B).
 
-    On the grid the loss is 1 plus x plus y; accuracy is 0.5 less a tenth of the loss.
+    Ends have 0.1 nats. On the grid the loss is 1 plus x plus y; accuracy is 0.5 less a tenth of the loss.
     """
+    parts = [tables_of(after, epochs) for epochs, after in enumerate(halfway, 1)]
+    plant(run, {name: pd.concat([tables[name] for tables in parts]) for name in parts[0]}, "plane")
+
+
+def tables_of(halfway, epochs):
+    """The tables of all recipes after some epochs."""
     tables = {"grid": [], "corners": [], "lines": []}
     for (recipe, dataset), losses in zip(RECIPES.items(), halfway, strict=True):
         sides = (-0.25, 0.25, 0.75, 1.25)
@@ -32,11 +38,11 @@ def plant_plane(halfway, run="mine"):
         tables["lines"].append(with_accuracy(pd.DataFrame(lines, columns=["matcher", "lam", "value"]), recipe, dataset))
         corners = pd.DataFrame({"corner": ["A", "B", "π(B)"], "x": [0, 1, 0.4], "y": [0, 0, 0.8]})
         tables["corners"].append(named(corners, recipe, dataset))
-    plant(run, {name: pd.concat(parts) for name, parts in tables.items()}, "plane")
+    return {name: pd.concat(parts).assign(epochs=epochs) for name, parts in tables.items()}
 
 
 def named(table, recipe, dataset):
-    return table.assign(recipe=recipe, dataset=dataset, architecture="mlp", width=8, epochs=1, images=50)
+    return table.assign(recipe=recipe, dataset=dataset, architecture="mlp", width=8, images=50)
 
 
 def with_accuracy(loss, recipe, dataset):
@@ -67,12 +73,53 @@ def test_whether_the_way_to_the_matched_network_is_lower_is_as_planted(halfway, 
     assert facts.values["mnist_mlp_width"] == "8"
 
 
-def test_tables_have_both_lines_and_the_distance():
-    plant_plane([(0.9, 0.2), (1.2, 0.3)])
+@pytest.mark.parametrize(
+    ("halfway", "outcome"),
+    [
+        ([[(0.9, 0.5), (1.2, 0.5)], [(0.9, 0.2), (1.2, 0.4)]], "falls"),
+        ([[(0.9, 0.5), (1.2, 0.5)], [(0.9, 0.2), (1.2, 0.8)]], "falls for some"),
+        ([[(0.9, 0.5), (1.2, 0.5)], [(0.9, 0.7), (1.2, 0.8)]], "rises"),
+        ([[(0.9, 0.5), (1.2, 0.5)]], "one time"),
+    ],
+)
+def test_whether_the_barrier_falls_in_training_is_as_planted(halfway, outcome):
+    plant_plane(*halfway)
+    facts = plane.in_training("mine")
+    assert facts.outcome == outcome
+    assert facts.values["mnist_mlp_weights_first"] == "0.40" and facts.values["mnist_mlp_epochs_first"] == "1"
+    last = halfway[-1][1][1] - 0.1
+    assert facts.values["digits_mlp_weights_last"] == f"{last:.2f}" and facts.values["digits_mlp_none_last"] == "1.10"
+    assert facts.values["digits_mlp_epochs_last"] == str(len(halfway))
+
+
+def test_tables_have_both_lines_and_the_distance_after_all_epochs():
+    plant_plane([(0.9, 0.2), (1.2, 0.3)], [(0.7, 0.1), (1.2, 0.3)])
     table = plane.lines_table("mine")
-    assert list(table["loss (nats)"])[:4] == ["0.100", "0.100", "0.900", "0.200"]
-    assert list(table["accuracy (%)"])[:4] == ["49.0", "49.0", "41.0", "48.0"]
-    assert set(plane.distances_table("mine").iloc[:, 1]) == {"0.89"}  # the root of 0.4² + 0.8²
+    assert list(table["networks"]) == ["MNIST MLP"] * 2 + ["digits MLP"] * 2 and list(table["epochs"]) == ["1", "2"] * 2
+    assert list(table.iloc[0])[2:] == ["0.100", "0.100", "0.900", "0.200", "49.0", "49.0", "41.0", "48.0"]
+    assert list(table["loss halfway to B (nats)"]) == ["0.900", "0.700", "1.200", "1.200"]
+    assert set(plane.distances_table("mine").iloc[:, 2]) == {"0.89"}  # the root of 0.4² + 0.8²
+
+
+def test_the_front_page_and_the_figure_have_the_last_epochs():
+    plant_plane([(0.9, 0.2), (1.2, 0.3)], [(0.7, 0.1), (1.1, 0.3)])
+    assert plane.midpoints("mine").values["mnist_mlp_none"] == "0.70"
+    assert "0.70 nats" in plane.along("mine") and "0.90 nats" not in plane.along("mine")
+
+
+def test_the_last_epochs_are_shown_first_and_all_in_the_same_colours():
+    plant_plane([(0.9, 0.2), (1.2, 0.3)], [(0.7, 0.1), (1.1, 0.3)])
+    html = plane.while_training("mine")
+    shown = re.findall(r'<div class="explorer-snapshot" data-spoken="[^"]*"( hidden)?>', html)
+    assert shown == [" hidden", ""] * 2
+    assert html.count("Epochs of training: <strong") == 2 and html.count(">2</strong>") == 2
+    keys = re.findall(r">loss ([\d.]+)</text>.*?>([\d.]+) nats or more<", html)
+    assert len(keys) == 4 and keys[0] == keys[1] and keys[2] == keys[3]
+
+
+def test_networks_that_were_looked_at_once_have_one_slider():
+    plant_plane([(0.9, 0.2), (1.2, 0.3)])
+    assert plane.while_training("mine").count('type="range"') == 1
 
 
 def test_a_panel_is_drawn_for_each_pair():

@@ -22,8 +22,10 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 @pytest.fixture
-def build(tmp_path):
+def build(tmp_path, monkeypatch):
     """``build(text, more)`` builds a front page with this text, and more pages: the front page, and the faults."""
+
+    monkeypatch.delenv("REBASIN_URL", raising=False)
 
     def build(text, more=None, options=""):
         (tmp_path / "conf.py").write_text(CONF + options)
@@ -52,6 +54,13 @@ def test_a_page_is_described_by_its_first_words(build):
 def test_the_picture_of_a_published_book_has_its_whole_address(build):
     page, _ = build("Words.", options='html_baseurl = "https://example.org/book/"')
     assert meta(page)["og:image"] == "https://example.org/book/_static/preview.png"
+
+
+def test_who_publishes_the_book_names_its_address_to_the_build(build, monkeypatch):
+    monkeypatch.setenv("REBASIN_URL", "https://example.org/mine")
+    page, _ = build("Words.")
+    assert meta(page)["og:image"] == "https://example.org/mine/_static/preview.png"
+    assert '<link rel="canonical" href="https://example.org/mine/index.html"' in page.read_text()
 
 
 def test_the_door_says_what_the_front_page_says_and_leads_there(tmp_path):
