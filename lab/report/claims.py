@@ -23,7 +23,8 @@ class Condition:
     """One condition of a claim: its effect in ``unit``, the bound that it must lie above or below, and the verdict.
 
     ``id`` is what code knows it by, ``name`` what a reader sees. A claim whose ``decisive`` condition fails is not
-    replicated, whatever its others say. ``needed`` is the fewest nodes with which the condition can hold.
+    replicated, whatever its others say. ``needed`` is the fewest nodes with which the condition can hold. The effect is
+    a ``difference`` if it compares several values, and a level if it is of one.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Condition:
     bound: float
     decisive: bool
     needed: int
+    difference: bool
     verdict: str
 
 
@@ -113,7 +115,8 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
     if measure["unit"] == "%":
         effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
     verdict, decisive = judge(effect, side, bound, needed), rule.get("decisive", False)
-    return Condition(rule["id"], rule["name"], effect, measure["unit"], side, bound, decisive, needed, verdict)
+    unit, difference = "%" if measure.get("share") else measure["unit"], len(rule["contrast"]) > 1
+    return Condition(rule["id"], rule["name"], effect, unit, side, bound, decisive, needed, difference, verdict)
 
 
 def share_of_nodes(values: np.ndarray) -> Interval:

@@ -105,6 +105,6 @@ def _condition(condition: Condition) -> str:
 
 
 def effect_text(condition: Condition) -> str:
-    """The effect of a condition with its unit."""
+    """The effect of a condition with its unit; with its sign if it is a difference."""
     written = nats if condition.unit == "nats" else points
-    return f"{with_half_width(written(condition.effect, signed=True))} {condition.unit}"
+    return f"{with_half_width(written(condition.effect, signed=condition.difference))} {condition.unit}"

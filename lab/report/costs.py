@@ -74,4 +74,4 @@ def _executed() -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

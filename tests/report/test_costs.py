@@ -36,7 +36,7 @@ def test_networks_that_several_notebooks_share_count_once():
     table = costs.table().set_index("notebook")
     assert list(table.index) == ["train", "merge", "mnist", "many"]
     assert list(table["training its networks"]) == ["120.0 min", "as train", "60.0 min", "1500.0 min"]
-    assert list(table["last execution"]) == ["1.0 min", "30.0 min", "29.0 min", "0.0 min"]
+    assert list(table["last execution"]) == ["1.0 min", "30.0 min", "29.0 min", "1 s"]
 
 
 def test_a_bar_has_the_hours_of_networks_once_and_of_the_notebook():
