@@ -24,7 +24,8 @@ class Condition:
 
     ``p`` is the two-sided p of the effect being the bound, NaN where there are too few nodes or nothing was sampled.
     ``id`` is what code knows it by, ``name`` what a reader sees. A claim whose ``decisive`` condition fails is not
-    replicated, whatever its others say. ``needed`` is the fewest nodes with which the condition can hold.
+    replicated, whatever its others say. ``needed`` is the fewest nodes with which the condition can hold. The effect is
+    a ``difference`` if it compares several values, and a level if it is of one.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Condition:
     bound: float
     decisive: bool
     needed: int
+    difference: bool
     verdict: str
     p: float = math.nan
 
@@ -123,7 +125,8 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
     if measure["unit"] == "%":
         effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
     verdict, decisive = judge(effect, side, bound, needed), rule.get("decisive", False)
-    return Condition(rule["id"], rule["name"], effect, measure["unit"], side, bound, decisive, needed, verdict, p)
+    unit, difference = "%" if measure.get("share") else measure["unit"], len(rule["contrast"]) > 1
+    return Condition(rule["id"], rule["name"], effect, unit, side, bound, decisive, needed, difference, verdict, p)
 
 
 def share_of_nodes(values: np.ndarray) -> Interval:

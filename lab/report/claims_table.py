@@ -126,6 +126,6 @@ def p_text(p: float) -> str:
 
 
 def effect_text(condition: Condition) -> str:
-    """The effect of a condition with its unit."""
+    """The effect of a condition with its unit; with its sign if it is a difference."""
     written = nats if condition.unit == "nats" else points
-    return f"{with_half_width(written(condition.effect, signed=True))} {condition.unit}"
+    return f"{with_half_width(written(condition.effect, signed=condition.difference))} {condition.unit}"

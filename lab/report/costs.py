@@ -61,9 +61,9 @@ def of_notebook(notebook: str) -> dict[str, str]:
         "notebook": notebook,
         "training its networks": _minutes(seconds) if seconds else "–",
         "last execution": _minutes(provenance["wall_seconds"]),
-        "memory": f"{provenance['peak_memory_gb']:.1f} GB",
+        "memory": f"{provenance['peak_memory_gb']:.1f}\N{NO-BREAK SPACE}GB",
         "run": run,
-        "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores",
+        "machine": hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']}\N{NO-BREAK SPACE}cores",
     }
 
 
@@ -74,4 +74,5 @@ def _executed() -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min"
+    # A number and its unit stay on one line.
+    return f"{seconds / 60:.1f}\N{NO-BREAK SPACE}min" if seconds >= 60 else f"{seconds:.0f}\N{NO-BREAK SPACE}s"

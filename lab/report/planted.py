@@ -82,7 +82,7 @@ def recovered_table(run: str) -> pd.DataFrame:
                 "instances": table.loc[table["network"] == name, "weights"].iloc[0],
                 "recovered": f"{int(trials['recovered'].sum())} of {len(trials)}",
                 "with units of equal weights": f"{int((trials['ties'] > 0).sum())}",
-                "sweeps (of how many networks)": ", ".join(f"{sweeps} ({count})" for sweeps, count in counts.items()),
+                "sweeps (in how many trials)": ", ".join(f"{sweeps} ({count})" for sweeps, count in counts.items()),
             }
         )
     return pd.DataFrame(rows)

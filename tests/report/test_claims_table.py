@@ -3,8 +3,9 @@
 import html
 import re
 
+import pandas as pd
 import pytest
-from planting import REGULAR, ROBUST, TREE_WINS, plant_accuracy, plant_attack, plant_regularisation
+from planting import REGULAR, ROBUST, TREE_WINS, plant, plant_accuracy, plant_attack, plant_regularisation
 
 from lab.bookkeeping import results
 from lab.report.claims import NOT_RUN, stated_claims
@@ -56,6 +57,15 @@ def test_a_verdict_stands_beside_its_effect_its_bound_and_n():
     effect = with_half_width(points(claim("mine", "H3").condition("at_8").effect, signed=True))
     assert "±" in effect
     assert rows["H3"][2] == [f"drop at 8 leaves above 1 point {effect} points above 1, n = 8, p < 0.001 ✓ replicated"]
+
+
+def test_a_level_has_no_sign_and_a_share_is_in_percent():
+    trials = [("mlp", metric, node, value) for metric, value in (("recovered", 1), ("sweeps", 3)) for node in range(8)]
+    recovered = pd.DataFrame(trials, columns=["network", "metric", "node", "value"])
+    plant("mine", {"recovered": recovered.assign(n_leaves=1)}, "planted")
+    exact, short = shown(["G2"])["G2"][2]
+    assert exact == "recovered exactly (decisive) 100.0 [63.1, 100.0] % above 99, n = 8, 368 are needed ? too few"
+    assert short.startswith("in 4 sweeps at most 3.0 ± 0.0 sweeps below 4.5, n = 8")
 
 
 def test_a_claim_that_holds_in_part_says_in_how_many_of_its_conditions():

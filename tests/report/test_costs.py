@@ -35,8 +35,8 @@ def test_networks_that_several_notebooks_share_count_once():
     assert facts.values == {"training": "3", "notebooks": "1.0", "memory": "4.3"}
     table = costs.table().set_index("notebook")
     assert list(table.index) == ["train", "merge", "mnist", "many"]
-    assert list(table["training its networks"]) == ["120.0 min", "as train", "60.0 min", "1500.0 min"]
-    assert list(table["last execution"]) == ["1.0 min", "30.0 min", "29.0 min", "0.0 min"]
+    assert list(table["training its networks"]) == ["120.0\xa0min", "as train", "60.0\xa0min", "1500.0\xa0min"]
+    assert list(table["last execution"]) == ["1.0\xa0min", "30.0\xa0min", "29.0\xa0min", "1\xa0s"]
 
 
 def test_a_bar_has_the_hours_of_networks_once_and_of_the_notebook():

@@ -92,7 +92,7 @@ def test_the_tables_of_a_run():
     plant_trials(NOT_ALL)
     recovered = planted.recovered_table("mine").set_index("network")
     assert recovered.loc["MLP", "recovered"] == "7 of 8" and recovered.loc["ResNet20 x1", "recovered"] == "2 of 2"
-    assert recovered.loc["ResNet20 x1", "sweeps (of how many networks)"] == "3 (1), 4 (1)"
+    assert recovered.loc["ResNet20 x1", "sweeps (in how many trials)"] == "3 (1), 4 (1)"
     times = planted.times_table("mine").set_index("network")
     assert list(times.index) == ["MLP", "ResNet50", "ResNet20 x1", "ResNet20 x32"]
     assert list(times["seconds"]) == ["0.50", "34", "0.25", "not run"]
