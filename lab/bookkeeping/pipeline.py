@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
             build_share(given, steps, threads, options.share)
     except KeyboardInterrupt:
         sys.exit("rebasin: interrupted; the same command goes on from here")
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"rebasin: {error}")
+    except OSError as error:
         sys.exit(f"rebasin: {with_advice(str(error))}")
 
 
