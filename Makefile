@@ -1,5 +1,7 @@
 # The front door. Two commands matter: `make reproduce` and `make test`.
 PRESET ?= smoke
+# By the environment, not in a command's text: nothing in these names is a command.
+export PRESET RUN
 PYTHON ?= python3
 
 # Without compiled files every process parses torch anew (9 s instead of 3 s).
@@ -23,12 +25,12 @@ help:  ## what there is to make
 
 reproduce: .venv/ready  ## train, merge, measure at PRESET (smoke, cpu, gpu), then build the book
 	@echo "1 of 2: the notebooks"
-	@$(BIN)/python -m lab.bookkeeping.pipeline $(PRESET)
+	@$(BIN)/python -m lab.bookkeeping.pipeline "$$PRESET"
 	@echo "2 of 2: the book"
 	@$(MAKE) --no-print-directory book
 
 book: .venv/ready  ## build the HTML book from results/; RUN=name shows a run of your own
-	@REBASIN_RUN=$(RUN) $(BIN)/python -m lab.report.build
+	@REBASIN_RUN="$$RUN" $(BIN)/python -m lab.report.build
 
 test: .venv/ready  ## style, types, all tests, and the notebooks' stored outputs
 	@echo "1 of 4: style"
@@ -55,7 +57,8 @@ clean:  ## remove the built book and the executed copies; results and cached wei
 .venv/ready: requirements.lock pyproject.toml
 	@echo "setting up .venv (about a minute)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -q uv
+	@sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.lock
+	@$(BIN)/python -m pip install -q --require-hashes --no-deps -r .venv/uv.lock
 	@$(BIN)/uv pip install -q --require-hashes -r requirements.lock
-	@$(BIN)/uv pip install -q --no-deps -e .
+	@$(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
 	@touch $@

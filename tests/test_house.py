@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import re
+import subprocess
 import sys
 
 import pytest
@@ -93,3 +95,20 @@ def test_every_name_says_something(folder):
 def test_a_file_is_read_in_one_sitting():
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES.values()}
     assert not {name: length for name, length in lengths.items() if length > LONGEST}
+
+
+def test_a_name_given_to_make_is_never_a_command():
+    for target, name in (("book", "RUN"), ("reproduce", "PRESET")):
+        command = ["make", "-n", target, f"{name}=a b; touch owned"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert f'"${name}"' in done.stdout and "owned" not in done.stdout
+
+
+def test_every_package_is_installed_by_its_hash():
+    installs = [line for line in (ROOT / "Makefile").read_text().splitlines() if "pip install" in line]
+    assert len(installs) == 3
+    # The project itself is built by what the lock has.
+    assert all("--require-hashes" in line or "--no-deps --no-build-isolation -e ." in line for line in installs)
+    lock = (ROOT / "requirements.lock").read_text()
+    assert re.search(r"^uv==\S+ \\\n +--hash=sha256:", lock, re.M)
+    assert re.search(r"^setuptools==\S+ \\\n +--hash=sha256:", lock, re.M)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -46,6 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("preset", help="a file of presets/, without its ending: smoke, cpu, gpu")
     parser.add_argument("steps", nargs="*", help=f"only these of: {', '.join(STEPS)}")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    parser.add_argument(
+        "--share", metavar="K/N", help="only train every N-th chunk of networks from the K-th, and keep it"
+    )
     parser.add_argument("-j", type=int, metavar="N", help="notebooks at once; by default as the cores allow")
     options = parser.parse_intermixed_args(arguments)
     try:
@@ -53,11 +57,16 @@ def main(arguments: list[str] | None = None) -> None:
         given = load_preset(options.preset) | changed
         if changed and given["run"] in results.REFERENCE:
             raise ValueError(f"results/{given['run']} is for the preset as it is: name a run of your own, -p run NAME")
-        steps = options.steps or preset_steps(options.preset)
-        run_steps(given, steps, preset_threads(options.preset), options.j)
+        steps, threads = options.steps or preset_steps(options.preset), preset_threads(options.preset)
+        if options.share is None:
+            run_steps(given, steps, threads, options.j)
+        else:
+            build_share(given, steps, threads, options.share)
     except KeyboardInterrupt:
         sys.exit("rebasin: interrupted; the same command goes on from here")
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"rebasin: {error}")
+    except OSError as error:
         sys.exit(f"rebasin: {with_advice(str(error))}")
 
 
@@ -105,27 +114,18 @@ def run_steps(
     depend on threads in their last digits, and never on how many notebooks there are at once. Raises ValueError for a
     step or a parameter that no notebook has, or out of its range, RuntimeError when a notebook fails.
     """
-    for step in steps:
-        if step not in STEPS:
-            raise ValueError(f"unknown step {step!r}: there are {', '.join(STEPS)}")
-    declared = {step: results.declared_parameters(step) for step in STEPS}
-    known = {name for parameters in declared.values() for name in parameters}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown parameter {name!r}: the notebooks have {', '.join(sorted(known))}")
+    chosen = parameters_of(given, steps)
     remove_leftovers(cache_folder())
     remove_leftovers(results.results_folder())
     jobs = []
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}] {step}"
-        chosen = {name: value for name, value in given.items() if name in declared[step]}
-        parameters = results.completed(declared[step], chosen)
-        results.check_values(step, parameters)
+        parameters = results.completed(results.declared_parameters(step), chosen[step])
         if results.is_current(parameters["run"], step, results.step_key(step, parameters)):
             print(f"{label}: up to date", flush=True)
         else:
             after = frozenset({BUILDS_ON[step]} if step in BUILDS_ON else ())
-            jobs.append(Job(label, step, chosen, after, expected_seconds(step, parameters["run"])))
+            jobs.append(Job(label, step, chosen[step], after, expected_seconds(step, parameters["run"])))
     if not jobs:
         return
     at_once = at_once or notebooks_at_once(threads)
@@ -134,6 +134,51 @@ def run_steps(
     began = time.monotonic()
     run_jobs(jobs, ROOT / "_build" / "runs" / str(given["run"]), at_once, threads)
     print(f"{len(jobs)} notebooks: {duration(time.monotonic() - began)}", flush=True)
+
+
+def build_share(given: Mapping[str, Any], steps: Sequence[str], threads: int | None, share: str) -> None:
+    """Train a share of the networks of these notebooks, such as "3/32", for a later run to find; no table is written.
+
+    Raises ValueError for a share that is none, a notebook whose networks cannot be shared out, and as ``run_steps``.
+    """
+    form = re.fullmatch(r"(\d+)/(\d+)", share)
+    if not form or not 1 <= int(form[1]) <= int(form[2]):
+        raise ValueError(f"a share is K/N, the K-th of N, such as 3/32: got {share!r}")
+    # Here, for else this process need not know how networks are trained.
+    import torch
+
+    from lab.training.share import planned_networks, train_share
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    parameters = {
+        step: results.completed(results.declared_parameters(step), chosen)
+        for step, chosen in parameters_of(given, steps).items()
+    }
+    for step in steps:
+        try:
+            planned_networks(parameters[step])
+        except ValueError as error:
+            raise ValueError(f"notebooks/{step}.ipynb: {error}") from error
+    for step in steps:
+        began, trained = time.monotonic(), train_share(parameters[step], int(form[1]), int(form[2]))
+        print(f"{step}: share {share}, {trained} networks trained in {duration(time.monotonic() - began)}", flush=True)
+
+
+def parameters_of(given: Mapping[str, Any], steps: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Those of the given parameters that each step has. Raises ValueError for what no notebook has, or out of range."""
+    for step in steps:
+        if step not in STEPS:
+            raise ValueError(f"unknown step {step!r}: there are {', '.join(STEPS)}")
+    declared = {step: results.declared_parameters(step) for step in STEPS}
+    known = {name for parameters in declared.values() for name in parameters}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"unknown parameter {name!r}: the notebooks have {', '.join(sorted(known))}")
+    chosen = {step: {name: value for name, value in given.items() if name in declared[step]} for step in steps}
+    for step in steps:
+        results.check_values(step, results.completed(declared[step], chosen[step]))
+    return chosen
 
 
 def expected_seconds(step: str, run: str) -> float:

@@ -53,28 +53,12 @@ def train(
     penalties, RuntimeError for a GPU that is not there.
     """
     snapshots = tuple(snapshots)
-    _check(recipe, dataset, n_models, snapshots, chunk)
-    device = pick_device(device)
-    model, images = build(recipe.architecture, dataset, recipe.width), dataset.train
-    size = sum(tensor.numel() for tensor in model.state_dict().values())
-    # Weights, gradients, two moments and a temporary, in float32, and the data as they are.
-    memory = (chunk * size * 4 * 5 + images.images.numel()) / 1e9
-    numbers_of_all = range(first, first + n_models)
-    stacks = [tuple(numbers_of_all[start : start + chunk]) for start in range(0, n_models, chunk)]
-
-    def missing(numbers: tuple[int, ...]) -> list[int]:
-        return [e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists()]
-
+    train_missing(recipe, dataset, n_models, snapshots, device, chunk, first)
+    model, images, device = build(recipe.architecture, dataset, recipe.width), dataset.train, pick_device(device)
     with unchanged(images.images, images.labels):
-        wanted = {numbers: epochs for numbers in stacks if (epochs := missing(numbers))}
-        what = f"train {sum(map(len, wanted))} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
-        with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
-            for numbers, epochs in wanted.items():
-                done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
-                for epoch, weights in zip(epochs, done, strict=True):
-                    snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
         by_epoch = [
-            [snapshot(model, recipe, images, numbers, epoch, device) for numbers in stacks] for epoch in snapshots
+            [snapshot(model, recipe, images, numbers, epoch, device) for numbers in _stacks(n_models, chunk, first)]
+            for epoch in snapshots
         ]
     weights = {
         key: torch.stack([torch.cat([stack.weights[key] for stack in at_once]) for at_once in by_epoch])
@@ -82,6 +66,51 @@ def train(
     }
     loss, seconds = (torch.cat([getattr(stack, name) for stack in by_epoch[-1]]) for name in ("loss", "seconds"))
     return Trained(weights, loss, seconds)
+
+
+def train_missing(
+    recipe: Recipe,
+    dataset: Dataset,
+    n_models: int,
+    snapshots: Iterable[int],
+    device: str = "auto",
+    chunk: int = 1,
+    first: int = 0,
+    share: tuple[int, int] = (1, 1),
+) -> int:
+    """Train what the cache lacks of what ``train`` would read, and keep it; gives how many networks that were.
+
+    Of share (k, n) that is every n-th chunk from the k-th only: n processes or machines build all, each its own.
+    """
+    snapshots = tuple(snapshots)
+    _check(recipe, dataset, n_models, snapshots, chunk)
+    device = pick_device(device)
+    model, images = build(recipe.architecture, dataset, recipe.width), dataset.train
+    size = sum(tensor.numel() for tensor in model.state_dict().values())
+    # Weights, gradients, two moments and a temporary, in float32, and the data as they are.
+    memory = (chunk * size * 4 * 5 + images.images.numel()) / 1e9
+    number, of = share
+    stacks = _stacks(n_models, chunk, first)[number - 1 :: of]
+
+    def missing(numbers: tuple[int, ...]) -> list[int]:
+        return [e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists()]
+
+    with unchanged(images.images, images.labels):
+        wanted = {numbers: epochs for numbers in stacks if (epochs := missing(numbers))}
+        count = sum(map(len, wanted))
+        what = f"train {count} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
+        with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
+            for numbers, epochs in wanted.items():
+                done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
+                for epoch, weights in zip(epochs, done, strict=True):
+                    snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
+    return count
+
+
+def _stacks(n_models: int, chunk: int, first: int) -> list[tuple[int, ...]]:
+    """The numbers of the networks that go through together."""
+    numbers = range(first, first + n_models)
+    return [tuple(numbers[start : start + chunk]) for start in range(0, n_models, chunk)]
 
 
 def _check(recipe: Recipe, dataset: Dataset, n_models: int, snapshots: tuple[int, ...], chunk: int) -> None:

@@ -188,7 +188,7 @@ def test_a_run_begins_by_taking_away_what_killed_ones_left(home, given):
     assert not any(path.exists() for path in leftovers)
 
 
-@pytest.mark.parametrize("entry", [1, None, "a", []])
+@pytest.mark.parametrize("entry", [1, None, "a"])
 def test_an_entry_of_a_plan_that_is_no_dict_is_named(home, entry):
     for notebook, name in (("barriers", "barrier_recipes"), ("arena", "arena_settings")):
         with pytest.raises(ValueError, match=f"{re.escape(repr(entry))}$"):
