@@ -18,6 +18,7 @@ from rebasin.tracing.proof import computing_in, derangements, drawn_like, inputs
 
 # From this size on, half of it is tried before the double, which costs more.
 LARGE = 128
+BATCH = "batch"
 Place = tuple[int, int]  # an axis of the tensor of this number
 
 
@@ -34,7 +35,7 @@ def prove_other_sizes(
     does not take is passed over, and told.
     """
     proved = {shapes_of(inputs): _in_words(inputs) for inputs in examples}
-    refused: dict[str, None] = {}
+    refused: dict[str, bool] = {}
     for program, inputs in zip(programs, examples, strict=True):
         for what, choices in _other_sizes(inputs).items():
             for other in choices:
@@ -42,15 +43,18 @@ def prove_other_sizes(
                     proved[shapes_of(other)] = _in_words(other)
                     break
             else:
-                refused[what] = None
+                refused[what] = True
     sentences = ["proved on inputs of " + "; ".join(proved.values())]
+    words = ["another batch size"] if refused.pop(BATCH, None) else []
     if refused:
-        sentences.append(f"not on {', '.join(refused)}: none that was tried could be computed")
+        words.append(f"other sizes in place of {', '.join(refused)}")
+    if words:
+        sentences.append(f"not on {', '.join(words)}: none that was tried could be computed")
     return tuple(sentences)
 
 
 def _other_sizes(inputs: Inputs) -> dict[str, list[Inputs]]:
-    """Inputs of a larger batch, and for each size of another axis, of a larger or smaller one, in the order to try.
+    """Inputs of a larger batch, and by the size of each other axis ones of another size, in the order to try.
 
     All axes of one size are changed together, as height and width, or words and their mask; then each alone, since
     words and what each of them has may be as many.
@@ -58,7 +62,7 @@ def _other_sizes(inputs: Inputs) -> dict[str, list[Inputs]]:
     tensors = tensors_of(inputs)
     count = max((len(x) for x in tensors[:1] if x.ndim), default=0)
     batch = [(number, 0) for number, x in enumerate(tensors) if x.ndim and len(x) == count]
-    choices = {"another batch size": [_resized(inputs, batch, count + 1)]} if count else {}
+    choices = {BATCH: [_resized(inputs, batch, count + 1)]} if count else {}
     small = _resized(inputs, batch, min(1, count))
     places: dict[int, list[Place]] = {}
     for number, x in enumerate(tensors):
@@ -69,7 +73,7 @@ def _other_sizes(inputs: Inputs) -> dict[str, list[Inputs]]:
         others = [size // 2, 2 * size] if size >= LARGE else [2 * size, size // 2]
         together = [own, *([place] for place in own)] if len(own) > 1 else [own]
         resized = [_resized(small, axes, other) for axes in together for other in others if other]
-        choices[f"other sizes in place of {size}"] = resized
+        choices[str(size)] = resized
     return choices
 
 
