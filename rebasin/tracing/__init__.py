@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.arguments import only_dtype
-from rebasin.graph import export, number, operator, place_of, weight_keys
+from rebasin.graph import export, number, operator, place_of, weight_keys, without_cache
 from rebasin.inputs import Inputs, check_kind, on_each
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
@@ -62,7 +62,7 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     check_module(model, "trace(model, example)")
     if isinstance(example, list) and not example:
         raise ValueError("no example is given: the list is empty")
-    copied = emptied(model)
+    copied = without_cache(emptied(model))
     examples = [inputs_for(copied, inputs) for inputs in (example if isinstance(example, list) else [example])]
     programs = [export(copied, inputs, RULES) for inputs in examples]
     several = follow_programs(programs)

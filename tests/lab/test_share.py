@@ -72,6 +72,8 @@ def test_every_plan_of_a_notebook_is_shared_out():
     }
     assert names["train"] == ["networks"] and names["many"] == ["mnist_networks", "half_networks"]
     assert len(names["barriers"]) == 6
+    trees = results.declared_parameters("trees") | {"trees": 3}
+    assert [planned.models for planned in planned_networks(trees)] == [3 * trees["networks"]["models"]]
 
 
 @pytest.mark.parametrize(
