@@ -43,6 +43,7 @@ class Membership:
 
 def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> tuple[PermutationSpec, Membership]:
     """The groups of the units that lie along the axes of ``tensors``, as the relations among them allow."""
+    _pin_columns(relations, tensors)
     unit_of, rows = _unify(relations)
     children = {head: set().union(*sets) for head, sets in rows.items()}
     tied, count = unit_of, int(unit_of.max(initial=-1)) + 1
@@ -153,6 +154,19 @@ def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_P
         if members[0] not in children:
             groups.add(names.of(int(members[0])), len(members), members.reshape(-1, 1))
     return groups
+
+
+def _pin_columns(relations: Relations, tensors: Mapping[str, Value]) -> None:
+    """Pin the channels of grouped convolutions whose weight is used in another way too, where blocks share columns."""
+    if not relations.columns:
+        return
+    told = [*relations.ties, *relations.marks, *relations.blocks, *relations.pins]
+    touched = np.concatenate([np.zeros(0, int), *(units.ravel() for units, _ in told)])
+    for key, (channels, _) in relations.columns.items():
+        own = tensors[key].on(1)
+        if own is not None and np.isin(own.units, touched).any():
+            for units in (channels, own.units):
+                relations.pin(units, "a grouped convolution whose weight is used in another way too")
 
 
 def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[frozenset[int]]]]:

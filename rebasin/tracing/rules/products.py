@@ -246,7 +246,7 @@ def convolution(
                 relations.pin(channels, COMPUTED)
                 placed(relations, weight, [1], COMPUTED)
             else:
-                first, _ = relations.columns.setdefault(weight.key, (channels, groups))
+                first = relations.columns.setdefault(weight.key, (channels, groups))[0]
                 relations.tie(first, channels, why)
     value = Value(shape, (Labels((1,), out),))
     return value if bias is None else normed_by_channel(relations, shape, value, bias)
@@ -287,7 +287,7 @@ def transposed_convolution(
             out = np.full(shape[1], FIXED)
         else:
             fresh = relations.fresh(shape[1])
-            out, _ = relations.columns.setdefault(weight.key, (fresh, groups))
+            out = relations.columns.setdefault(weight.key, (fresh, groups))[0]
             relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)
     value = Value(shape, (Labels((1,), out),))
     return value if bias is None else normed_by_channel(relations, shape, value, bias)

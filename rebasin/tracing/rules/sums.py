@@ -42,7 +42,7 @@ def reduced_twice(
 def compared(relations: Relations, shape: tuple[int, ...], x: Value, dim: int, *_: Any, **__: Any) -> Value:
     """Entries weighed against the others along an axis."""
     within(relations, x, [dim % len(x.shape)], "weighed against one another")
-    return x
+    return Value(shape, x.labels)
 
 
 def _pool(places: int) -> None:
