@@ -95,3 +95,25 @@ def memory() -> Facts:
 def memory_taken() -> dict[tuple[str, str], str]:
     """What each method of a setting takes at its peak, in MiB."""
     return {(row["setting"], row["method"]): decimal(row["mebibytes"], 0) for row in measured("memory")["rows"]}
+
+
+@reads()
+def running() -> Facts:
+    """What a merge of size 1.2 takes of the processor beside one network, both ResNet20 on one thread.
+
+    The outcome is where most of what it takes more goes: to its ``convolutions``, more and smaller ones, to ``joining``
+    what they give, or ``elsewhere``.
+    """
+    rows = {row["network"]: row for row in measured("running")["rows"]}
+    parent, merge = rows["parent"], rows["merge of size 1.2"]
+    excess = merge["milliseconds"] - parent["milliseconds"]
+    parts = {part: (merge[part] - parent[part]) / excess for part in ("convolutions", "joining")}
+    most = max(parts, key=parts.__getitem__)
+    values = {
+        "times": f"{merge['milliseconds'] / parent['milliseconds']:.2f}",
+        "calls": str(merge["convolutions_calls"]),
+        "parent_calls": str(parent["convolutions_calls"]),
+        "convolutions": f"{100 * parts['convolutions']:.0f}",
+        "joining": f"{100 * parts['joining']:.0f}",
+    }
+    return Facts(most if parts[most] > 0.5 else "elsewhere", values)
