@@ -25,7 +25,7 @@ BUILDS_ON = {
     "perturbations": "attack", "regularisation": "attack", "autoattack": "attack", "plane": "comparison",
 }  # fmt: skip
 # Seconds of a notebook that was never run here, by its defaults on a core of a laptop; of most of them, three.
-FIRST_TIME = {"conditions": 15.0, "arena": 15.0, "attack": 7.0, "comparison": 6.0}
+FIRST_TIME = {"conditions": 15.0, "arena": 15.0, "attack": 7.0, "comparison": 6.0, "variants": 6.0}
 
 
 def notebooks_of_the_book() -> tuple[str, ...]:
