@@ -29,7 +29,9 @@ BUILDS_ON = {
     "perturbations": "attack", "regularisation": "attack", "autoattack": "attack", "plane": "comparison",
 }  # fmt: skip
 # Seconds of a notebook that was never run here, by its defaults on a core of a laptop; of most of them, three.
-FIRST_TIME = {"conditions": 15.0, "arena": 15.0, "trees": 15.0, "attack": 7.0, "comparison": 6.0}
+FIRST_TIME = {
+    "conditions": 15.0, "arena": 15.0, "trees": 15.0, "attack": 7.0, "comparison": 6.0, "variants": 6.0,
+}  # fmt: skip
 
 
 def notebooks_of_the_book() -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def mending(run: str) -> Facts:
     """The hierarchy with REPAIR at every stage minus MergeMany as merged, condition by condition, at four networks.
 
     Outcomes: the hierarchy is ahead in the mean in ``all``, ``most`` or ``few`` of the conditions. ``growing`` counts
-    those in which it is ahead at the largest number of networks as well, by more than at half as many.
+    those in which it is ahead by more with every doubling from four networks on.
     """
     gaps = {", ".join(label): gaps_of(part) for label, part in conditions(run).items()}
     of_four = {label: by_size[4] for label, by_size in gaps.items() if 4 in by_size}

@@ -85,8 +85,9 @@ def accuracies(nodes: pd.DataFrame, algorithm: str, changed: Mapping[str, Any], 
     if algorithm == "many" and len(rows):
         rows = rows[rows["limit"] == (rows["limit"].max() if limit is None else limit)]
     by_node = 100 * rows.groupby("node")["value"].mean().to_numpy()
+    in_group = size // kind["n_leaves"]
     # Smaller nodes: those of one group are neighbours.
-    return by_node.reshape(-1, size // kind["n_leaves"]).mean(1)
+    return by_node[: len(by_node) // in_group * in_group].reshape(-1, in_group).mean(1)
 
 
 def gap(nodes: pd.DataFrame, change: Change, size: int) -> np.ndarray:
@@ -311,7 +312,6 @@ def gaps_by_variant(run: str) -> Figure:
     """The gap at four and at eight networks under every change, a row for each, with its interval."""
     nodes, changes = measured(run)
     figure, axes = plt.subplots(figsize=(ON_PHONE, 1.0 + 0.55 * len(changes)))
-    axes.axvline(0, color=ink(), linewidth=1.5, zorder=1)
     for row, change in enumerate(changes.values()):
         for offset, (size, drawn) in zip(offsets(len(STYLES), 0.2), STYLES.items(), strict=True):
             value = interval(gap(nodes, change, size))
@@ -319,6 +319,7 @@ def gaps_by_variant(run: str) -> Figure:
                 value.mean, row + 0.2 + offset, xerr=errors([value]), color=on_page(drawn.colour), marker=drawn.marker,
                 elinewidth=1.2, capsize=2, linestyle="none", label=drawn.title,
             )  # fmt: skip
+        axes.vlines(0, row - 0.04, row + 0.5, color=ink(), linewidth=1.5, zorder=1)
         # Above its marks, and not beside them: so the axis is as wide as the page.
         axes.text(0, row - 0.24, change.title, transform=axes.get_yaxis_transform(), va="center")
         axes.axhline(row + 0.5, color=plt.rcParams["grid.color"], linewidth=0.8)

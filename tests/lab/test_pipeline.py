@@ -24,6 +24,8 @@ TINY = {
     "merges": {"hierarchy": [2, 4], "many": [2, 4], "mean": [2, 4]}, "barrier_points": 3,
     "barrier_images": 100, "barrier_pairs": 2, "condition_networks": {"epochs": [2]},
     "varied": {"width": [16], "initial": ["torch"], "weight_decay": [0.0]}, "repair_images": 100,
+    "variant_networks": {"width": 16, "models": 4, "epochs": [1]},
+    "variants": [{"variant": "printed", "sizes": [4], "rounds": [1, 2], "orders": [0]}],
     "comparison_sizes": [2, 4], "comparison_test_images": 100, "comparison_recipes": [
         {"recipe": "tiny", "dataset": "digits", "epochs": [2], "models": 4, "width": 16, "batch_size": 64},
     ],
@@ -52,6 +54,7 @@ TABLES = {
     "accuracy": ["barriers", "images", "nodes", "paths"],
     "conditions": ["conditions"],
     "comparison": ["nodes"],
+    "variants": ["nodes"],
     "barriers": ["barriers"],
     "attack": ["checks", "clean", "curves", "images", "transfer"],
     "perturbations": ["curves", "images"],
@@ -153,7 +156,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         **dict.fromkeys(("merge", "accuracy", *COMPARED), merges),
         "conditions": {"run": "mine", "varied": {"width": [16]}},
         **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
-        **{step: {"run": "mine"} for step in ("arena", "plane", "pictures")},
+        **{step: {"run": "mine"} for step in ("arena", "plane", "pictures", "variants")},
     }
 
 
@@ -235,6 +238,7 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
         ({"barrier_test_images": 60}, ["barriers"]),
         ({"merges": {"hierarchy": [2]}}, ["merge", "accuracy", *COMPARED]),
         ({"varied": {"width": [8]}}, ["conditions"]),
+        ({"variants": []}, ["variants"]),
         ({"networks": {"epochs": [3]}}, ["train", "merge", "accuracy", *COMPARED, "planted"]),
         ({"epsilons": [0.0, 1.0]}, ["attack"]),
         ({"stages": [0, 1]}, COMPARED[:3]),

@@ -145,6 +145,14 @@ def test_a_hierarchy_of_two_is_the_mean_of_the_pairs_in_a_group():
     assert variants.gap(nodes, CHANGES["pairs"], 8) == pytest.approx([8] * 8)
 
 
+def test_of_too_few_networks_for_one_size_nothing_is_told():
+    table = planted(networks=4)
+    assert len(variants.gap(table, CHANGES["pairs"], 4)) == 1 and not len(variants.gap(table, CHANGES["pairs"], 8))
+    write(table)
+    assert variants.measured("mine")[1] == {} and variants.rounds("mine").outcome == "not measured"
+    assert variants.gaps_by_variant("mine").axes
+
+
 def test_the_answer_counts_and_names_the_changes():
     plant((ONE_ROUND, {4: -2, 8: -4}), (ONE_ROUND | {"limit": 2}, {4: -4, 8: -2}))
     facts = variants.figure("mine")
