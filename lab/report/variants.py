@@ -151,19 +151,19 @@ def told(run: str, *names: str) -> Facts:
 
 @reads("variants")
 def figure(run: str) -> Facts:
-    """How many changes give the paper's figure, by the rule: ``some``, ``none``, or ``too few`` groups for it.
+    """Which changes give the paper's figure: the outcome names them, or is ``none``; or ``too few`` groups.
 
-    ``names`` lists them, ``ahead_names`` those that put the hierarchy ahead at both sizes without a gap that grows, and
-    ``not_names`` the others. Both as printed is no change.
+    ``leading`` counts them with those that put the hierarchy ahead at both sizes without a gap that grows, which
+    ``ahead_names`` lists; ``not_names`` lists the others. Both as printed is no change.
     """
     nodes, changes = measured(run)
-    given = {change.title: gives(nodes, change) for name, change in changes.items() if name != "printed"}
-    by_outcome = {name: [title for title, of in given.items() if of == name] for name in (FIGURE, AHEAD, NOT, FEW)}
-    values = {"count": str(len(by_outcome[FIGURE])), "of": str(len(given))}
-    for name, given_by in (("names", FIGURE), ("ahead_names", AHEAD), ("not_names", NOT)):
-        values[name] = "; ".join(by_outcome[given_by]) or "none"
+    given = {name: gives(nodes, change) for name, change in changes.items() if name != "printed"}
+    by_outcome = {told: [name for name in given if given[name] == told] for told in (FIGURE, AHEAD, NOT, FEW)}
+    values = {"of": str(len(given)), "leading": str(len(by_outcome[FIGURE]) + len(by_outcome[AHEAD]))}
+    for name, told_of in (("names", FIGURE), ("ahead_names", AHEAD), ("not_names", NOT)):
+        values[name] = "; ".join(CHANGES[change].title for change in by_outcome[told_of]) or "none"
     values |= {"ahead": str(len(by_outcome[AHEAD])), "not": str(len(by_outcome[NOT]))}
-    return Facts(FEW if by_outcome[FEW] else "some" if by_outcome[FIGURE] else "none", values)
+    return Facts(FEW if by_outcome[FEW] else ", ".join(by_outcome[FIGURE]) or "none", values)
 
 
 @reads("variants")

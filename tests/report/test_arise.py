@@ -156,7 +156,8 @@ def test_of_too_few_networks_for_one_size_nothing_is_told():
 def test_the_answer_counts_and_names_the_changes():
     plant((ONE_ROUND, {4: -2, 8: -4}), (ONE_ROUND | {"limit": 2}, {4: -4, 8: -2}))
     facts = variants.figure("mine")
-    assert facts.outcome == "some" and facts.values["count"] == "1" and facts.values["of"] == str(len(CHANGES) - 1)
+    assert facts.outcome == "one_round" and facts.values["leading"] == "2"
+    assert facts.values["of"] == str(len(CHANGES) - 1) and facts.values["ahead"] == "1"
     assert facts.values["names"] == "one round" and facts.values["ahead_names"] == "two rounds"
     assert "three rounds" in facts.values["not_names"]
     plant()
