@@ -26,6 +26,8 @@ from rebasin.weights import Weights, grouped, take, to
 # One node of each kind is measured in every block of so many leaves, so that kinds are compared block by block.
 BLOCK = 8
 PENALTIES = ("l1", "l2")
+MOST_NOISE = 8.0  # deviations of a weight matrix: more than enough to leave nothing of what it knew
+BISECTIONS = 12  # between no noise and the most
 ENSEMBLES = 2  # blocks whose ensemble is measured: each costs as much as all its members
 
 
@@ -117,8 +119,13 @@ def ensembles(model: nn.Module, leaves: Weights) -> Group:
     return Group("ensemble", BLOCK, 0.0, numbers, Ensemble(model, BLOCK).eval(), weights, _unaligned(len(numbers)))
 
 
-def stopped_early(merged: Sequence[Group], dataset: Dataset, networks: Planned, device: str) -> list[Group]:
-    """For each merge in these groups, its first leaf, stopped in its training at the merge's held-out accuracy."""
+def stopped_early(
+    merged: Sequence[Group], dataset: Dataset, networks: Planned, device: str, first_leaf: int = 0
+) -> list[Group]:
+    """For each merge in these groups, its first leaf, stopped in its training at the merge's held-out accuracy.
+
+    ``first_leaf`` is the number, among the recipe's networks, of the leaf that the nodes' numbers begin at.
+    """
     if not merged:
         return []
     model, first = merged[0].model, merged[0]
@@ -128,9 +135,8 @@ def stopped_early(merged: Sequence[Group], dataset: Dataset, networks: Planned, 
         accuracy = evaluate(model, group.weights, dataset.held_out, device, networks.chunk).correct.double().mean(1)
         for column, number in enumerate(numbers):
             targets[row, column] = accuracy[group.nodes.index(number // group.n_leaves)]
-    stopped = stop_early(
-        networks.recipe, dataset, numbers, targets, networks.epochs[-1], device, networks.chunk
-    ).weights
+    leaves = [first_leaf + number for number in numbers]
+    stopped = stop_early(networks.recipe, dataset, leaves, targets, networks.epochs[-1], device, networks.chunk).weights
     groups = []
     for row, group in enumerate(merged):
         columns = torch.tensor([numbers.index(node * group.n_leaves) for node in group.nodes])
@@ -139,6 +145,58 @@ def stopped_early(merged: Sequence[Group], dataset: Dataset, networks: Planned, 
             replace(group, algorithm="early_stopped", weights=weights, alignment=_unaligned(len(group.nodes)))
         )
     return groups
+
+
+def spoiled(merged: Group, leaves: Weights, dataset: Dataset, seed: int, device: str, chunk: int) -> Group:
+    """For each merge of a group, its first leaf, spoiled by noise until it is as accurate on held-out images.
+
+    The weight matrices of the leaf, of those (n, ...) that the nodes are made of, get Gaussian noise of so many times
+    each matrix's own deviation. The multiple is found by bisection; the network nearest to the merge is taken.
+    """
+    model, held_out = merged.model, dataset.held_out
+
+    def accuracy(weights: Weights) -> Tensor:
+        return evaluate(model, weights, held_out, device, chunk).correct.double().mean(1)
+
+    first = take(leaves, torch.tensor([node * merged.n_leaves for node in merged.nodes]))
+    generator = torch.Generator().manual_seed(seed)
+    noise = {}
+    for key, tensor in first.items():
+        if tensor.ndim > 2:  # a matrix of each network
+            deviation = tensor.flatten(1).std(1)
+            noise[key] = torch.randn(tensor.shape, generator=generator) * _for_each(deviation, tensor)
+    target = accuracy(merged.weights)
+    low, high = torch.zeros(len(target)), torch.full((len(target),), MOST_NOISE)
+    nearest, best = dict(first), (accuracy(first) - target).abs()
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        noisy = dict(first)
+        for key, tensor in noise.items():
+            noisy[key] = first[key] + _for_each(middle, tensor) * tensor
+        reached = accuracy(noisy)
+        nearer = (reached - target).abs() < best
+        best = torch.where(nearer, (reached - target).abs(), best)
+        for key in noise:
+            nearest[key] = torch.where(_for_each(nearer, noise[key]), noisy[key], nearest[key])
+        low, high = torch.where(reached > target, middle, low), torch.where(reached > target, high, middle)
+    return replace(merged, algorithm="noise", weights=nearest, alignment=_unaligned(len(merged.nodes)))
+
+
+def penalised_leaves(
+    merged: Group, strength: float, dataset: Dataset, networks: Planned, device: str, first_leaf: int
+) -> Group:
+    """For each merge of a group, its first leaf, trained anew with an L2 penalty of this strength, to the end.
+
+    ``first_leaf`` is the number, among the recipe's networks, of the leaf that the nodes' numbers begin at.
+    """
+    recipe = replace(networks.recipe, l2=strength)
+    trained = [
+        train(recipe, dataset, 1, networks.epochs, device, first=first_leaf + node * merged.n_leaves).last
+        for node in merged.nodes
+    ]
+    weights = {key: torch.cat([one[key] for one in trained]) for key in trained[0]}
+    unaligned = _unaligned(len(merged.nodes))
+    return replace(merged, algorithm="l2", strength=strength, weights=weights, alignment=unaligned)
 
 
 def penalised(
@@ -160,6 +218,11 @@ def penalised(
             numbers = tuple(range(n_models))
             groups.append(Group(penalty, 1, strength, numbers, model, weights, _unaligned(n_models)))
     return groups
+
+
+def _for_each(values: Tensor, tensor: Tensor) -> Tensor:
+    """A value of each network (n,), with axes of one to go with its tensor (n, ...)."""
+    return values.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
 def _unaligned(n: int) -> Tensor:

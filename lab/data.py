@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import tarfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lab.bookkeeping.cache import kept
 from lab.bookkeeping.code import fingerprint
 from lab.bookkeeping.same_code import cache_folder
+from lab.image_files import image_files, pixels
 from lab.images import Dataset, Split
 from rebasin.progress import track
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
+CIFAR10_IMAGES = {"train": 5000, "test": 1000}  # of each class
+MNIST_IMAGES = {"train": 60000, "test": 10000}
 
 
 def load(name: str, held_out: int = 0) -> Dataset:
@@ -30,7 +31,7 @@ def load(name: str, held_out: int = 0) -> Dataset:
 
     MNIST and CIFAR-10 are looked for in the folder ``REBASIN_DATA``, then downloaded. Raises ValueError for another
     name or if no image is left to train on, FileNotFoundError if ``REBASIN_DATA`` is no folder, RuntimeError if files
-    are corrupt.
+    are corrupt, missing, or not what they should be.
     """
     if name not in LOADERS:
         raise ValueError(f"unknown data set {name!r}: there are {', '.join(LOADERS)}")
@@ -69,6 +70,12 @@ def _mnist() -> Dataset:
     else:
         folder = cache_folder() / "downloads"
         train, test = (_opened(MNIST, folder, download=True, train=part) for part in (True, False))
+    for part, expected in zip((train, test), MNIST_IMAGES.values(), strict=True):
+        if (len(part.data), len(part.targets)) != (expected, expected):
+            raise RuntimeError(
+                f"{part.raw_folder} has {len(part.data)} images and {len(part.targets)} labels where MNIST has "
+                f"{expected} of each"
+            )
     splits = (Split(part.data.unsqueeze(1), part.targets) for part in (train, test))
     return _dataset("mnist", "MNIST", *splits, files="torchvision", standardise=False)
 
@@ -108,8 +115,8 @@ def _cifar10_from_images(source: Path) -> Dataset:
     if source.is_file():
         files.update(source.read_bytes())
     else:
-        for path in sorted(source.glob("*/*/*")):
-            files.update(path.relative_to(source).as_posix().encode() + path.read_bytes())
+        for name, content in image_files(source):
+            files.update(name.encode() + content)
     digest = files.hexdigest()[:16]
 
     decoded = decoded_cifar10(source, digest)
@@ -123,39 +130,28 @@ def decoded_cifar10(source: Path, digest: str) -> dict[str, Tensor]:
     images: dict[str, list] = {"train": [], "test": []}
     labels: dict[str, list] = {"train": [], "test": []}
     with track(60000, "decode CIFAR-10", "image") as bar:
-        for name, content in _image_files(source):
+        for name, content in image_files(source):
             split, label = ["", "", *name.split("/")][-3:-1]
             if split not in images or label not in CIFAR10_CLASSES:
                 raise RuntimeError(f"{source}: {name!r} is not <train or test>/<class>/<image>")
             try:
-                image = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-            except (UnidentifiedImageError, OSError) as error:
-                raise RuntimeError(f"{source}: the image {name!r} is corrupt ({error})") from error
-            if image.shape != (32, 32, 3):
-                raise RuntimeError(f"{source}: the image {name!r} is {image.shape[1]} x {image.shape[0]}, not 32 x 32")
-            images[split].append(image)
+                images[split].append(pixels(content, 32))
+            except ValueError as error:
+                raise RuntimeError(f"{source}: the image {name!r} {error}") from error
             labels[split].append(CIFAR10_CLASSES.index(label))
             bar.update()
-    if not images["train"] or not images["test"]:
-        raise RuntimeError(f"{source}: no images under train/ and test/")
+    for split, expected in CIFAR10_IMAGES.items():
+        counts = Counter(labels[split])
+        for number, name in enumerate(CIFAR10_CLASSES):
+            if counts[number] != expected:
+                raise RuntimeError(
+                    f"{source}: {split}/{name}/ has {counts[number]} images where CIFAR-10 has {expected}: expected "
+                    f"are {CIFAR10_IMAGES['train']} of each class under train/ and {CIFAR10_IMAGES['test']} under test/"
+                )
     return {
         **{s: torch.from_numpy(np.stack(i)).permute(0, 3, 1, 2).contiguous() for s, i in images.items()},
         **{f"{s} labels": torch.tensor(part) for s, part in labels.items()},
     }
-
-
-def _image_files(source: Path):
-    """Names and contents of the images, sorted by name."""
-    if source.is_dir():
-        for path in sorted(source.glob("*/*/*")):
-            yield path.relative_to(source).as_posix(), path.read_bytes()
-        return
-    try:
-        with tarfile.open(source) as archive:
-            contents = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}
-    except Exception as error:  # tarfile, lzma and zlib each raise an error class of their own
-        raise RuntimeError(f"the archive {source} is corrupt: {error}") from error
-    yield from sorted(contents.items())
 
 
 def photograph_crops(like: Dataset, count: int, seed: int) -> Tensor:

@@ -8,6 +8,7 @@ from importlib import metadata as _metadata
 
 from rebasin.assignment import solve_assignment
 from rebasin.expanding.slots import Slots
+from rebasin.files import load_weights, save_weights
 from rebasin.fitting.grams import Grams, collect
 from rebasin.fitting.least_squares import least_squares
 from rebasin.inner_products import inner_product, mean_inner_product
@@ -58,6 +59,7 @@ __all__ = [
     "inner_product",
     "interpolate",
     "least_squares",
+    "load_weights",
     "match",
     "mean",
     "mean_inner_product",
@@ -71,6 +73,7 @@ __all__ = [
     "refit",
     "repair",
     "reset_norms",
+    "save_weights",
     "show_progress",
     "solve_assignment",
     "straight_through_matching",

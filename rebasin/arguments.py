@@ -65,30 +65,6 @@ def check_choice(value: Any, name: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is {words}, not {value!r}")
 
 
-def check_batch(inputs: Any, what: str) -> None:
-    """Raise TypeError or ValueError unless inputs are a tensor (m, ...)."""
-    check_tensor(inputs, what)
-    if not inputs.ndim:
-        raise ValueError(f"{what} must have a batch axis, got a single number")
-
-
-def check_inputs(inputs: Any, what: str, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Raise TypeError or ValueError unless inputs are a tensor (m, ...) that weights on a device can be applied to.
-
-    ``dtype`` is that of the weights, if they have but one; inputs of whole numbers, such as tokens, are what they are.
-    """
-    check_batch(inputs, what)
-    if not len(inputs):
-        raise ValueError(f"{what} must be one or more, got none")
-    if inputs.device != device:
-        raise ValueError(f"{what} are on {inputs.device}, the weights on {device}")
-    if inputs.is_floating_point():
-        if dtype is not None and inputs.dtype != dtype:
-            raise ValueError(f"{what} are {inputs.dtype}, the weights {dtype}: convert them with .to({dtype})")
-        if not inputs.isfinite().all():
-            raise ValueError(f"{what} hold NaN or infinite values")
-
-
 def only_dtype(weights: Any) -> torch.dtype | None:
     """The number format of weights if their floating-point tensors have but one, else None."""
     formats = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}

@@ -8,11 +8,13 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from rebasin.inputs import Inputs, arguments_of, on_each, tensors_of
 
 # Operators that give each unit a sum or a scale of its own and then shift it: the axis of the units in what comes out,
 # and which arguments are the weight and the bias.
@@ -39,20 +41,20 @@ TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 
 def export(
     model: nn.Module,
-    inputs: tuple[Tensor, ...] | Mapping[str, Tensor],
+    inputs: Inputs,
     known: Container[str] | None = None,
     any_batch: bool = False,
 ) -> torch.export.ExportedProgram:
-    """The model's graph in evaluation, every operator a function without side effects.
+    """The model's graph in evaluation and without a cache, every operator a function without side effects.
 
     It is decomposed into simpler operators only if it needs that, or has one that is not in ``known``. Raises
     ValueError if torch.export refuses the model or the inputs, with the first line of what it says, and for operators
     that run a graph within the graph, as ``torch.cond`` does.
 
-    ``inputs`` are in their order, or by their names. With ``any_batch`` the graph takes batches of any size, where
-    torch.export allows it: not where the model asks for ``len(x)``. Of ``inputs``, there are ``two_or_more``.
+    With ``any_batch`` the graph takes batches of any size, where torch.export allows it: not where the model asks for
+    ``len(x)``. Of ``inputs``, there are ``two_or_more``.
     """
-    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
+    args, kwargs = arguments_of(inputs)
     dynamic = torch.export.ShapesCollection()
     if any_batch:
         for x in (*args, *kwargs.values()):
@@ -64,14 +66,14 @@ def export(
             warnings.simplefilter("ignore")  # of torch's own internals
             # Exporting reads no values: those of the copy are the model's own.
             own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-            program = torch.export.export(copy.deepcopy(model, own).eval(), args, kwargs, dynamic_shapes=dynamic)
+            copied = without_cache(copy.deepcopy(model, own).eval())
+            program = torch.export.export(copied, args, kwargs, dynamic_shapes=dynamic)
             # Decomposing takes longer than exporting.
             if not _make_functional(program.graph, known):
                 program = program.run_decompositions({})
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = lines[0] if lines else repr(error)
-        raise ValueError(f"torch.export refuses this model or input: {said}{_last_line(str(error))}") from error
+        place = _last_line(str(error))
+        raise ValueError(f"torch.export refuses this model or input: {first_line(error)}{place}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     for node in program.graph.nodes:
@@ -83,9 +85,18 @@ def export(
     return program
 
 
-def two_or_more(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def without_cache(model: nn.Module) -> nn.Module:
+    """The model, told to keep no cache of what it has computed, as those of the package transformers do by default."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
+    return model
+
+
+def two_or_more(inputs: Inputs) -> Inputs:
     """A batch of one input twice over, since torch.export takes a size of 1 for a constant; others as they are."""
-    return tuple(torch.cat([x, x]) if x.ndim and len(x) == 1 else x for x in inputs)
+    return on_each(lambda x: torch.cat([x, x]) if x.ndim and len(x) == 1 else x, inputs)
 
 
 def _make_functional(graph: torch.fx.Graph, known: Container[str] | None) -> bool:
@@ -129,11 +140,24 @@ def weight_keys(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, st
     return {node: keys[node.name] for node in program.graph.nodes if node.op == "placeholder" and node.name in keys}
 
 
+def ordered(program: torch.export.ExportedProgram, inputs: Inputs) -> tuple[Tensor, ...]:
+    """The inputs in the order of a graph's placeholders."""
+    if isinstance(inputs, Mapping):
+        return tuple(inputs[name] for name in names_of(program))
+    return tensors_of(inputs)
+
+
+def names_of(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """The names of a graph's inputs, in the order of its placeholders; none if it was exported without."""
+    _, named = program.call_spec.in_spec.children()
+    return tuple(named.context or ())
+
+
 def given(
-    program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]
+    program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Inputs
 ) -> dict[torch.fx.Node, Any]:
     """The values of a graph's placeholders: these weights and inputs, and the model's own constants."""
-    keys, waiting = weight_keys(program), iter(inputs)
+    keys, waiting = weight_keys(program), iter(ordered(program, inputs))
     constants = program.graph_signature.inputs_to_lifted_tensor_constants
     values: dict[torch.fx.Node, Any] = {}
     for node in program.graph.nodes:
@@ -172,24 +196,41 @@ def _last_line(trace: str) -> str:
 Visit = Callable[[torch.fx.Node, list[Any], Callable[..., Any]], Any]
 
 
-def run(
-    program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor], visit: Visit
-) -> None:
+def run(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Inputs, visit: Visit) -> None:
     """Compute a graph node by node, each by ``visit(node, arguments, compute)``, which returns the node's value.
 
-    Values are dropped once nothing needs them any more.
+    Values are dropped once nothing needs them any more. Raises ValueError, naming the operator, if one cannot be
+    computed, as for number formats that do not go together.
     """
     values = given(program, weights, inputs)
     last = {used: node for node in program.graph.nodes for used in node.all_input_nodes}
     for node in program.graph.nodes:
         if node.op == "call_function":
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            # A view was exported for strides that a batch of models need not have.
-            target = torch.reshape if operator(node) == "view" else node.target
-            values[node] = visit(node, list(args), functools.partial(target, **kwargs))
+            values[node] = visit(node, list(args), functools.partial(compute, node, **kwargs))
         for used in node.all_input_nodes:
             if last[used] is node:
                 del values[used]
+
+
+def compute(node: torch.fx.Node, /, *args: Any, **kwargs: Any) -> Any:
+    """What a node gives for these arguments."""
+    # A view was exported for strides that other inputs, or a batch of models, need not have.
+    target = torch.reshape if operator(node) == "view" else cast(Callable[..., Any], node.target)
+    try:
+        return target(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"the operator {operator(node)} cannot be computed with these weights and inputs{place_of(node)}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def each_model(function: Callable[..., Any], in_dims: Any = 0, chunk: int = 1) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rebasin.arguments import check_tensor
+from rebasin.spec_file import packed, read_spec_file, unpacked, write_spec_file
 from rebasin.weights import Weights, is_whole, real
 
 
@@ -60,6 +62,8 @@ class PermutationSpec:
     - ``statistics``: entries that move along, but are no weights to match: running means, counters, masks.
     - ``pinned``: for each entry that no group moves, the reason; for one that moves, but of which the example reached a
       part only, how much stays.
+    - ``ties``: the names of entries that are one tensor, for each such tensor.
+    - ``proof``: what the spec was proved on, in sentences; none if it was written by hand. Specs may differ in it.
 
     Raises SpecError if these contradict one another.
 
@@ -73,6 +77,9 @@ class PermutationSpec:
     <BLANKLINE>
     stays   reason
     2.bias  an output of the network
+    <BLANKLINE>
+    proved on inputs of (1, 3); (2, 3)
+    not on other sizes in place of 3: none that was tried could be computed
     """
 
     sizes: Mapping[str, int]
@@ -82,6 +89,8 @@ class PermutationSpec:
     blocks: Mapping[str, int] = field(default_factory=dict)
     statistics: frozenset[str] = frozenset()
     pinned: Mapping[str, str] = field(default_factory=dict)
+    ties: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
+    proof: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         used = {part.group for parts in self.parts.values() for part in parts}
@@ -159,6 +168,59 @@ class PermutationSpec:
         whole = (key for key, tensor in state.items() if is_whole(tensor))
         return cls(sizes, parts, shapes, statistics=frozenset([*statistics, *whole]))
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a JSON file, so that one trace serves all models of an architecture: see ``load``."""
+        parts: dict[str, list[dict[str, Any]]] = {}
+        for key, own in self.parts.items():
+            parts[key] = [{"group": part.group, "axis": part.axis, "positions": packed(part.positions)} for part in own]
+        write_spec_file(
+            path,
+            {
+                "sizes": dict(self.sizes),
+                "shapes": dict(self.shapes),
+                "parts": parts,
+                "inside": dict(self.inside),
+                "blocks": dict(self.blocks),
+                "statistics": sorted(self.statistics),
+                "pinned": dict(self.pinned),
+                "ties": self.ties,
+                "proof": self.proof,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PermutationSpec:
+        """The spec that ``save`` wrote to a file. It is not proved anew.
+
+        Raises ValueError for another file, and SpecError for one whose entries contradict one another.
+
+        >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> spec = rebasin.trace(model, torch.ones(1, 3))
+        >>> spec.save(folder / "spec.json")
+        >>> PermutationSpec.load(folder / "spec.json") == spec
+        True
+        """
+        contents = read_spec_file(path)
+        try:
+            parts: dict[str, tuple[Part, ...]] = {}
+            for key, own in contents["parts"].items():
+                parts[key] = tuple(Part(part["group"], part["axis"], unpacked(part["positions"])) for part in own)
+            return cls(
+                contents["sizes"],
+                parts,
+                {key: tuple(shape) for key, shape in contents["shapes"].items()},
+                contents["inside"],
+                contents["blocks"],
+                frozenset(contents["statistics"]),
+                contents["pinned"],
+                tuple(map(tuple, contents["ties"])),
+                tuple(contents["proof"]),
+            )
+        except SpecError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{os.fspath(path)} is a damaged spec: {error!r}") from error
+
     def __hash__(self) -> int:
         return hash(
             (
@@ -178,7 +240,7 @@ class PermutationSpec:
         )
 
     def summary(self) -> str:
-        """A table of the groups, with the entries that each lies in, and of what stays, with the reasons."""
+        """A table of the groups, with the entries that each lies in, what stays, with the reasons, and the proof."""
         places: dict[str, list[str]] = {group: [] for group in self.sizes}
         for key, parts in self.parts.items():
             for part in parts:
@@ -191,7 +253,8 @@ class PermutationSpec:
         for key, reason in self.pinned.items():
             reasons.setdefault(reason, []).append(key)
         stays = [("stays", "reason"), *((shortened(keys), reason) for reason, keys in reasons.items())]
-        return _table(groups) + ("\n\n" + _table(stays) if reasons else "")
+        tables = [_table(groups), *([_table(stays)] if reasons else []), "\n".join(self.proof)]
+        return "\n\n".join(table for table in tables if table)
 
     def units(self, group: str) -> int:
         """How many units a group has, those of all blocks taken together."""

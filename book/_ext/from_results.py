@@ -205,13 +205,14 @@ class ResultFigure(OfResults):
 
 
 class Claims(SphinxDirective):
-    """The claims with these ids, and their verdicts; all without ids."""
+    """The claims with these ids, and their verdicts; all without ids. ``:rules: again`` takes those decided again."""
 
     optional_arguments = 30
     final_argument_whitespace = False
+    option_spec = {"rules": directives.unchanged_required}
 
     def run(self) -> list[nodes.Node]:
-        return [raw(claims_table(self.arguments or None))]
+        return [raw(claims_table(self.arguments or None, self.options.get("rules", "claims")))]
 
 
 class Value(SphinxRole):

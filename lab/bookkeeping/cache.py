@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import inspect
 import io
+import os
+import re
+import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -20,6 +25,8 @@ from lab.bookkeeping.content import content, function_fingerprint, reassigned, s
 from lab.bookkeeping.same_code import cache_folder
 
 DIGEST = 64  # the bytes, in hexadecimal, that a kept file begins with
+DAY = 24 * 3600  # seconds; no file takes so long to write
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}")  # what ``write_together`` calls a file that is not whole yet
 KEPT: list[Kept] = []  # every kept function, as it was decorated
 
 
@@ -33,9 +40,9 @@ def kept(function: Callable[..., Any] | None = None, *, costs: Collection[str] =
     is a module loaded anew during a run, and chance that no argument decides.
 
     The function stands by itself in a module, and returns tensors, numbers, texts, or dicts, lists and tuples of them,
-    or a dataclass of such fields; tensors come back on the CPU. A file carries the digest of its content: one that is
-    damaged is named on standard error, and computed again. A call whose arguments have no content that can be told,
-    such as a lambda, raises TypeError. ::
+    or a dataclass of such fields; tensors come back on the CPU. A file carries the digest of its name and content: one
+    that is damaged, or another one's, is named on standard error, and computed again. A call whose arguments have no
+    content that can be told, such as a lambda, raises TypeError. ::
 
         @kept(costs=("chunk",))
         def squares(numbers: Tensor, chunk: int = 1) -> Tensor:
@@ -91,7 +98,7 @@ class Kept:
 
 
 def write(path: Path, value: Any) -> Any:
-    """Save a value of tensors, numbers and texts, behind the digest of its bytes, and return it as it will be read.
+    """Save a value of tensors, numbers and texts behind the digest of its name and bytes; return what will be read.
 
     Raises an error, and saves nothing, for a value of another type.
     """
@@ -99,46 +106,83 @@ def write(path: Path, value: Any) -> Any:
     torch.save(value, buffer)
     data = buffer.getbuffer()
     will_be_read = _loaded(data)
-    digest = hashlib.sha256(data).hexdigest().encode()
+    digest, _ = _digests(path, data)
 
     def fill(partial: Path) -> None:
         with partial.open("wb") as file:
             file.write(digest)
             file.write(data)
 
+    if path.is_dir():
+        shutil.rmtree(path)  # of this name, it holds nothing that anybody could read
     write_together({path: fill})
     return will_be_read
 
 
 def read(path: Path) -> Any:
-    """What ``write`` saved there; None where nothing is, or where the file is damaged, which standard error tells."""
+    """What ``write`` saved there; None where nothing is, or where the file is damaged, which standard error tells.
+
+    Files from before the name was in the digest are read, too: of those, one in another's place cannot be told.
+    """
     try:
         data = memoryview(path.read_bytes())
     except FileNotFoundError:
         return None
-    if hashlib.sha256(data[DIGEST:]).hexdigest().encode() != data[:DIGEST]:
-        print(f"rebasin: {path} is damaged, and is computed again", file=sys.stderr)
-        return None
-    return _loaded(data[DIGEST:])
+    except IsADirectoryError:
+        data = memoryview(b"")
+    if data[:DIGEST] in _digests(path, data[DIGEST:]):
+        with contextlib.suppress(Exception):  # of something else that was put there, torch raises errors of any kind
+            return _loaded(data[DIGEST:])
+    print(f"rebasin: {path} is damaged, and is computed again", file=sys.stderr)
+    return None
+
+
+def remove_leftovers(folder: Path, older_than: float = DAY) -> None:
+    """Take away the temporary files that runs left which were killed while they wrote, so many seconds ago or more."""
+    for path in folder.rglob(".*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody else takes it away, or it has its name by now
+            if LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > older_than:
+                path.unlink()
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
     """Fill a temporary file for each path, in order, and rename them only when all are written.
 
-    A full disk or a failing writer leaves every old file as it was. Whoever writes the same path at the same time, in
-    another process, thread or machine, has temporary files of its own: the last one stays.
+    A full disk or a failing writer leaves every old file as it was, and a power cut no empty one: what is renamed is on
+    the disk. Whoever writes the same path at the same time, in another process, thread or machine, has temporary files
+    of its own: the last one stays.
     """
     mine = uuid.uuid4().hex[:12]
     partials = {path: path.with_name(f".{path.name}.{mine}") for path in writers}
     try:
         for path, write_one in writers.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_one(partials[path])
+            try:
+                write_one(partials[path])
+                _settle(partials[path])
+            except OSError as error:
+                if error.errno is None or error.filename is not None:
+                    raise
+                raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which
         for path, partial in partials.items():
             partial.replace(path)
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _digests(path: Path, data: memoryview) -> tuple[bytes, bytes]:
+    """The digest of a kept file's content and name, and that of its content alone, which files had before."""
+    digest = hashlib.sha256(data)
+    content_alone = digest.hexdigest().encode()
+    digest.update(f"{path.parent.name}/{path.name}".encode())
+    return digest.hexdigest().encode(), content_alone
 
 
 def _loaded(data: memoryview) -> Any:

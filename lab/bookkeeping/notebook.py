@@ -50,16 +50,6 @@ def execute(name: str, chosen: Mapping[str, Any], copy: Path | None = None) -> N
                 copy.write_text(json.dumps(notebook, indent=1) + "\n")
 
 
-def error_of(copy: Path) -> str:
-    """The error that an executed copy ends with, such as "ValueError: no models"; nothing if there is none."""
-    if not copy.exists():
-        return ""
-    cells = json.loads(copy.read_text())["cells"]
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    errors = [output for output in outputs if output["output_type"] == "error"]
-    return f"{errors[-1]['ename']}: {errors[-1]['evalue']}" if errors else ""
-
-
 def _insert_parameters(cells: list[dict[str, Any]], chosen: Mapping[str, Any]) -> None:
     """Put a cell with these parameters behind the one with the defaults, as papermill does."""
     source = "\n".join(["# Parameters", *(f"{key} = {value!r}" for key, value in chosen.items())])

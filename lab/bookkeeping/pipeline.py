@@ -13,19 +13,22 @@ from typing import Any
 import yaml
 
 from lab.bookkeeping import results
+from lab.bookkeeping.cache import remove_leftovers
 from lab.bookkeeping.code import ROOT
-from lab.bookkeeping.workers import Job, duration, exit_on_signal, run_jobs, seconds_left
+from lab.bookkeeping.same_code import cache_folder
+from lab.bookkeeping.workers import Job, duration, run_jobs, seconds_left, with_advice
 
-PRESETS = ROOT / "presets"
-# The one entry of a preset that is no notebook's parameter: how many threads each notebook gets.
-THREADS = "threads"
+PRESETS = results.PRESETS
+# The entries of a preset that are no notebook's parameters: how many threads each notebook gets, and which notebooks
+# it is for, if not for all.
+THREADS, ONLY = "threads", "steps"
 # Which notebook's networks a notebook builds on. It would build them by itself, but not twice if it waits.
 BUILDS_ON = {
     "merge": "train", "accuracy": "merge", "attack": "merge", "planted": "train", "many": "mnist",
     "perturbations": "attack", "regularisation": "attack", "autoattack": "attack", "plane": "comparison",
 }  # fmt: skip
 # Seconds of a notebook that was never run here, by its defaults on a core of a laptop; of most of them, three.
-FIRST_TIME = {"conditions": 15.0, "arena": 15.0, "attack": 7.0, "comparison": 6.0}
+FIRST_TIME = {"conditions": 15.0, "arena": 15.0, "trees": 15.0, "attack": 7.0, "comparison": 6.0}
 
 
 def notebooks_of_the_book() -> tuple[str, ...]:
@@ -46,22 +49,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-j", type=int, metavar="N", help="notebooks at once; by default as the cores allow")
     options = parser.parse_intermixed_args(arguments)
     try:
-        changed = {name: _value(text) for name, text in options.p}
-        if changed and "run" not in changed and options.preset in results.REFERENCE:
-            raise ValueError(
-                f"results/{options.preset} is for the preset as it is: name a run of your own, -p run NAME"
-            )
+        changed = {name: text if name == "run" else _value(text) for name, text in options.p}
         given = load_preset(options.preset) | changed
-        run_steps(given, options.steps or STEPS, preset_threads(options.preset), options.j)
+        if changed and given["run"] in results.REFERENCE:
+            raise ValueError(f"results/{given['run']} is for the preset as it is: name a run of your own, -p run NAME")
+        steps = options.steps or preset_steps(options.preset)
+        run_steps(given, steps, preset_threads(options.preset), options.j)
     except KeyboardInterrupt:
         sys.exit("rebasin: interrupted; the same command goes on from here")
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"rebasin: {error}")
+        sys.exit(f"rebasin: {with_advice(str(error))}")
 
 
 def _value(text: str) -> Any:
     """A parameter's value as YAML has it, save that YAML takes ``1e-3`` for a word."""
-    value = yaml.safe_load(text)
+    value = results.read_yaml(text)
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -70,7 +72,7 @@ def _value(text: str) -> Any:
 
 def load_preset(name: str) -> dict[str, Any]:
     """The parameters of a preset. Raises FileNotFoundError, naming those that exist, if there is none so called."""
-    return {key: value for key, value in _preset(name).items() if key != THREADS}
+    return {key: value for key, value in _preset(name).items() if key not in (THREADS, ONLY)}
 
 
 def preset_threads(name: str) -> int | None:
@@ -78,12 +80,20 @@ def preset_threads(name: str) -> int | None:
     return _preset(name).get(THREADS)
 
 
+def preset_steps(name: str) -> Sequence[str]:
+    """The notebooks that a preset is for: those under its ``steps``, or all."""
+    return _preset(name).get(ONLY, STEPS)
+
+
 def _preset(name: str) -> dict[str, Any]:
     path = PRESETS / f"{name}.yaml"
     if not path.exists():
         known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
         raise FileNotFoundError(f"there is no preset {name!r}: there are {known}")
-    return yaml.safe_load(path.read_text())
+    preset = results.read_yaml(path.read_text())
+    if not isinstance(preset, dict) or not isinstance(preset.get("run"), str):
+        raise ValueError(f"{path} is no preset: it has no parameter 'run'")
+    return preset
 
 
 def run_steps(
@@ -93,7 +103,7 @@ def run_steps(
 
     ``at_once`` of them side by side, by default as many as there are cores for, with so many ``threads`` each: numbers
     depend on threads in their last digits, and never on how many notebooks there are at once. Raises ValueError for a
-    step or a parameter that no notebook has, RuntimeError when a notebook fails.
+    step or a parameter that no notebook has, or out of its range, RuntimeError when a notebook fails.
     """
     for step in steps:
         if step not in STEPS:
@@ -103,11 +113,14 @@ def run_steps(
     for name in given:
         if name not in known:
             raise ValueError(f"unknown parameter {name!r}: the notebooks have {', '.join(sorted(known))}")
+    remove_leftovers(cache_folder())
+    remove_leftovers(results.results_folder())
     jobs = []
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}] {step}"
         chosen = {name: value for name, value in given.items() if name in declared[step]}
         parameters = results.completed(declared[step], chosen)
+        results.check_values(step, parameters)
         if results.is_current(parameters["run"], step, results.step_key(step, parameters)):
             print(f"{label}: up to date", flush=True)
         else:
@@ -126,7 +139,8 @@ def run_steps(
 def expected_seconds(step: str, run: str) -> float:
     """How long a notebook took when it last ran; if never, what the smallest preset takes."""
     last_time = results.provenance(run, step)
-    return last_time["wall_seconds"] if last_time else FIRST_TIME.get(step, 3.0)
+    first_time = FIRST_TIME.get(step, 3.0)
+    return last_time.get("wall_seconds", first_time) if last_time else first_time
 
 
 def notebooks_at_once(threads: int | None) -> int:
@@ -137,7 +151,12 @@ def notebooks_at_once(threads: int | None) -> int:
     return max(1, cores // threads)
 
 
+def interrupt(_number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    # Whoever ends this process ends its notebooks with it.
-    signal.signal(signal.SIGTERM, exit_on_signal)
+    # Whoever ends this process ends its notebooks with it, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
     main()

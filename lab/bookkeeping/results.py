@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,14 +25,19 @@ import torch
 import yaml
 
 from lab.bookkeeping.cache import write_together
+from lab.bookkeeping.checkout import commit, is_clean
 from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
+from lab.bookkeeping.ranges import check, comments
 from lab.images import Dataset
 from rebasin.progress import show_progress
 
 NOTEBOOKS = ROOT / "notebooks"
+PRESETS = ROOT / "presets"
 CLAIMS = ROOT / "book" / "claims.yml"
 # Runs that are committed with the book; every other run is its maker's own.
-REFERENCE = ("cpu", "gpu")
+REFERENCE = ("cpu", "paper", "gpu")
+# Without these a provenance is none.
+NEEDED = {"key": str, "clean": bool, "parameters": dict, "tables": dict}
 VERSIONS = ("torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn")
 
 
@@ -65,8 +69,8 @@ def begin(name: str, namespace: dict[str, Any]) -> Experiment:
     """Check the parameters that notebook ``name`` was given, found in its ``globals()``, and complete them there.
 
     A parameter that is a dict may be given in part, or as a text in YAML (``papermill -p networks "{width: 32}"``): the
-    rest is the default's. Raises ValueError for a parameter that the notebook does not have, or of another type than
-    its default, and for a run whose name is no plain folder name.
+    rest is the default's. Raises ValueError for a parameter that the notebook does not have, of another type than its
+    default, or outside the range that stands beside it, and for the name of a run that tables may not go to.
     """
     show_progress(sys.stderr.isatty())  # a kernel has no terminal: stored outputs stay clean
     declared = declared_parameters(name)
@@ -75,17 +79,13 @@ def begin(name: str, namespace: dict[str, Any]) -> Experiment:
         if source.startswith("# Parameters"):
             check_known(name, _assigned(source))
     values = completed(declared, {key: namespace[key] for key in declared})
-    if not re.fullmatch(r"\w[\w.-]*", values["run"]):
-        raise ValueError(
-            f"run must be a plain folder name, of letters, digits, '_', '.' and '-': got {values['run']!r}"
-        )
+    check_values(name, values)
     namespace |= values
     # Read now: the files may be edited while a long run goes on.
     code = {
         "key": step_key(name, values),
-        "commit": _git("rev-parse", "HEAD"),
-        # An earlier step of the same run may have written its tables: they are no code.
-        "clean": _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results") == "",
+        "commit": commit(),
+        "clean": is_clean(),
         "claims": claims_digest(name),
     }
     return Experiment(name, values, time.monotonic(), code)
@@ -100,7 +100,7 @@ def completed(declared: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[st
     for key, value in chosen.items():
         default = declared[key]
         if isinstance(default, dict) and isinstance(value, str):
-            value = yaml.safe_load(value)
+            value = read_yaml(value)
         accepted = (float, int) if isinstance(default, float) else type(default)
         if not isinstance(value, accepted) or isinstance(value, bool) != isinstance(default, bool):
             kind = type(default).__name__
@@ -109,8 +109,32 @@ def completed(declared: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[st
     return values
 
 
+def check_values(name: str, values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value out of its parameter's range in notebook ``name``, and for a run's name.
+
+    That must be a plain folder name, and not that of a committed run, unless its preset is taken as it is.
+    """
+    run = values["run"]
+    if not re.fullmatch(r"\w[\w.-]*", run):
+        raise ValueError(f"run must be a plain folder name, of letters, digits, '_', '.' and '-': got {run!r}")
+    for key, comment in comments(_parameters_cell(name)).items():
+        check(key, values[key], comment)
+    if run in REFERENCE and results_folder() == ROOT / "results":
+        declared, preset = declared_parameters(name), yaml.safe_load((PRESETS / f"{run}.yaml").read_text())
+        if values != completed(declared, {key: preset[key] for key in preset.keys() & declared.keys()}):
+            raise ValueError(f"results/{run} is for the preset as it is: name a run of your own, -p run NAME")
+
+
+def read_yaml(text: str) -> Any:
+    """What a text in YAML holds. Raises ValueError for one that is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is no YAML: {' '.join(str(error).split())}") from error
+
+
 def stated() -> dict[str, Any]:
-    """What book/claims.yml states: ``claims``, and the ``measures`` that their rules are about."""
+    """What book/claims.yml states: ``claims``, those decided ``again``, and the ``measures`` their rules are about."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
     return yaml.load(CLAIMS.read_text(), Loader=loader)
 
@@ -119,7 +143,8 @@ def claims_digest(name: str) -> str:
     """A fingerprint of the rules that the tables of notebook ``name`` decide."""
     book = stated()  # once: reading YAML is slow
     measures = [measure for measure, of in book["measures"].items() if of["notebook"] == name]
-    rules = [(claim["id"], rule) for claim in book["claims"] for rule in claim["conditions"]]
+    stated_twice = (*book["claims"], *book.get("again", ()))
+    rules = [(claim["id"], rule) for claim in stated_twice for rule in claim["conditions"]]
     # What a rule is called decides nothing.
     deciding = [(claim, {key: rule[key] for key in rule if key not in ("id", "name")}) for claim, rule in rules]
     return fingerprint(*((claim, rule) for claim, rule in deciding if rule["measure"] in measures))
@@ -127,9 +152,13 @@ def claims_digest(name: str) -> str:
 
 def declared_parameters(name: str) -> dict[str, Any]:
     """The parameters of a notebook and their defaults, from its cell tagged ``parameters``."""
+    return _assigned(_parameters_cell(name))
+
+
+def _parameters_cell(name: str) -> str:
     for cell in _code_cells(name):
         if "parameters" in cell["metadata"].get("tags", []):
-            return _assigned("".join(cell["source"]))
+            return "".join(cell["source"])
     raise ValueError(f"notebooks/{name}.ipynb has no cell tagged 'parameters'")
 
 
@@ -157,22 +186,34 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     """The rows of those entries of a listed parameter that the run's tables have, by this code and from equal entries.
 
     ``name`` is the key under which an entry has its name, and the column in which all tables of the notebook have it.
-    So a list may grow without what was measured being measured again, where no cache has it any more. All other
-    parameters must be what they were.
+    A parameter that is a number lists 0, 1, 2, ... up to it. So a list may grow without what was measured being
+    measured again, where no cache has it any more. All other parameters must be what they were. Raises ValueError for
+    two entries of one name.
     """
     run, listed = experiment.parameters["run"], experiment.parameters[parameter]
     made = provenance(run, experiment.name)
-    if made is None:
-        return KeptRows({})
+    if made is None or not made["parameters"].keys() <= experiment.parameters.keys():
+        return KeptRows({})  # none, or made by a notebook that had other parameters
     before = completed(declared_parameters(experiment.name), made["parameters"])
     others_equal = before | {parameter: listed} == experiment.parameters
     if not others_equal or not is_current(run, experiment.name, step_key(experiment.name, before)):
         return KeptRows({})
-    entries = tuple(entry[name] for entry in listed if entry in before[parameter])
+    now, then = _entries(listed, name), _entries(before[parameter], name)
+    entries = tuple(entry for entry in now if entry in then and now[entry] == then[entry])
     if not entries:
         return KeptRows({})
     tables = {table: read(run, experiment.name, table) for table in made["tables"]}
     return KeptRows({table: rows[rows[name].isin(entries)] for table, rows in tables.items()}, entries, made)
+
+
+def _entries(listed: int | Sequence[Mapping[str, Any]], name: str) -> dict[Any, Any]:
+    """The entries of a listed parameter by their names; those of a number are 0, 1, 2, ..."""
+    if isinstance(listed, int):
+        return {number: number for number in range(listed)}
+    entries = {entry[name]: entry for entry in listed}
+    if len(entries) < len(listed):
+        raise ValueError(f"two entries have the same {name!r}: each row of the tables tells its entry by it")
+    return entries
 
 
 def results_folder() -> Path:
@@ -265,9 +306,18 @@ def read(run: str, name: str, table: str) -> pd.DataFrame:
 
 
 def provenance(run: str, name: str) -> dict[str, Any] | None:
-    """The provenance of a notebook's tables in a run, or None if there are none."""
+    """The provenance of a notebook's tables in a run; None if there are none, or if it is damaged, which is told."""
     path = results_folder() / run / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        made = json.loads(path.read_bytes())
+        if all(isinstance(made[field], kind) for field, kind in NEEDED.items()):
+            return made
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):  # half a file, or one of another shape
+        pass
+    print(f"rebasin: {path} is damaged, and counts as none: run the notebook again", file=sys.stderr)
+    return None
 
 
 def is_shown(run: str, name: str) -> bool:
@@ -285,7 +335,12 @@ def is_current(run: str, name: str, key: str) -> bool:
     if made is None or made["key"] != key:
         return False
     files = {results_folder() / run / f"{name}-{table}.parquet": digest for table, digest in made["tables"].items()}
-    return all(path.exists() and _digest(path) == digest for path, digest in files.items())
+    if not all(path.is_file() for path in files):
+        return False
+    damaged = [path for path, digest in files.items() if _digest(path) != digest]
+    for path in damaged:
+        print(f"rebasin: {path} is not the table that {name}.json was written with", file=sys.stderr)
+    return not damaged
 
 
 def _digest(path: Path) -> str:
@@ -301,8 +356,15 @@ def _code_cells(name: str) -> list[dict[str, Any]]:
 
 def _assigned(source: str) -> dict[str, Any]:
     """Names and literal values that a cell of plain assignments sets."""
-    statements = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
-    return {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in statements}
+    values = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            target = ast.unparse(node.targets[0])
+            try:
+                values[target] = ast.literal_eval(node.value)
+            except ValueError as error:
+                raise ValueError(f"parameter {target!r} is no plain value: {ast.unparse(node.value)}") from error
+    return values
 
 
 def _version(package: str) -> str | None:
@@ -310,14 +372,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _hardware() -> dict[str, Any]:

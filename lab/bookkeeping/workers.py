@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lab.bookkeeping.notebook import error_of, execute
+from lab.bookkeeping.notebook import execute
 
 # A process begins as a copy of one that has loaded these, which takes seconds. This project's own modules are not among
 # them: each notebook runs the code that is there when it begins, and its provenance says so.
@@ -25,6 +27,14 @@ PRELOADED = [
     "matplotlib.pyplot",
 ]  # fmt: skip
 PATIENCE = 10  # seconds that an ended notebook has to leave its files whole
+LONGEST = 10_000  # letters of an error
+# What can be done about an error of the machine's, by what its message holds.
+ADVICE = {
+    r"No space left|quota exceeded|File too large": "make room there; then the same command goes on from here",
+    r"Permission denied|Read-only": "REBASIN_CACHE and REBASIN_RESULTS name other folders, that can be written to",
+    r"allocate|[Mm]emory": "fewer notebooks at once (-j 1) and smaller chunks (chunk, merge_chunk, attack_chunk) take "
+    "less memory",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +50,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Running:
-    """The process of a job, and when it began."""
+    """The process of a job, when it began, and where it tells what it fails with."""
 
     process: BaseProcess
     since: float
+    error: Connection
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | None) -> None:
@@ -62,16 +73,18 @@ def run_jobs(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | Non
     try:
         while waiting or running:
             for job in _ready(waiting, running)[: at_once - len(running)]:
-                process = context.Process(target=_work, args=(job, _copy(job, folder), threads, environment))
+                told, tell = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(job, _copy(job, folder), threads, environment, tell))
                 process.start()
-                running[job] = Running(process, time.monotonic())
+                tell.close()
+                running[job] = Running(process, time.monotonic(), told)
                 waiting.remove(job)
                 print(f"{job.label} ...", flush=True)
             wait([at_work.process.sentinel for at_work in running.values()])
             for job in [job for job, at_work in running.items() if not at_work.process.is_alive()]:
                 ended = running.pop(job)
                 if ended.process.exitcode:
-                    raise RuntimeError(_failure(job, ended.process.exitcode, _copy(job, folder), running))
+                    raise RuntimeError(_failure(job, ended, _copy(job, folder), running))
                 finished[job] = time.monotonic() - ended.since
                 so_far = f" ({duration(time.monotonic() - began)} so far"
                 left = seconds_left(waiting, running, finished, at_once)
@@ -117,19 +130,21 @@ def _environment(folder: Path, at_once: int) -> dict[str, str]:
     return {"REBASIN_PROGRESS": os.ttyname(2) if on_terminal else str(folder / "progress.log"), **os.environ}
 
 
-def _work(job: Job, copy: Path, threads: int | None, environment: Mapping[str, str]) -> None:
-    """Execute a job in a process of its own; what it fails with is told by the executed copy."""
+def _work(job: Job, copy: Path, threads: int | None, environment: Mapping[str, str], tell: Connection) -> None:
+    """Execute a job in a process of its own, and tell what it fails with."""
     # Ctrl-C reaches every process of the terminal: the first one decides, and ends the others once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, exit_on_signal)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
     if threads is not None:
         torch.set_num_threads(threads)
-    copy.unlink(missing_ok=True)
     try:
+        copy.unlink(missing_ok=True)
         execute(job.notebook, job.parameters, copy)
-    except Exception:
+    except Exception as error:
+        tell.send(f"{type(error).__name__}: {error}"[:LONGEST])
         sys.exit(1)
 
 
@@ -138,10 +153,30 @@ def exit_on_signal(number: int, _frame: Any) -> None:
     sys.exit(128 + number)
 
 
-def _failure(job: Job, exitcode: int, copy: Path, others: Mapping[Job, Running]) -> str:
-    reason = f"it was killed by signal {-exitcode}, perhaps for want of memory" if exitcode < 0 else error_of(copy)
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended, were it killed so that it could end nothing itself."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os._exit(1)
+
+
+def with_advice(message: str) -> str:
+    """A message, and what can be done about it where that is known: for a full disk, say, or too little memory."""
+    advice = [words for pattern, words in ADVICE.items() if re.search(pattern, message)]
+    return f"{message}: {advice[0]}" if advice else message
+
+
+def _failure(job: Job, failed: Running, copy: Path, others: Mapping[Job, Running]) -> str:
+    exitcode = failed.process.exitcode or 0
+    if exitcode < 0:
+        reason = f"it was killed by signal {-exitcode}, perhaps for want of memory"
+    else:
+        reason = failed.error.recv() if failed.error.poll() else f"it ended with status {exitcode}"
     ended = ", ".join(other.notebook for other in others)
-    message = f"notebooks/{job.notebook}.ipynb failed: {reason}\n({copy} has the whole story"
+    message = f"notebooks/{job.notebook}.ipynb failed: {with_advice(reason)}\n({copy} has the whole story"
     return message + (f"; ended with it: {ended})" if ended else ")")
 
 

@@ -20,10 +20,13 @@ def new_head(arena: Arena, size: float) -> Entry | None:
     It is the only method that needs the labels of the training images. Classes count alike, however many images they
     have, and the ridge's strength is chosen on every second image. Its outputs estimate indicators of the classes,
     between 0 and 1, so that they are no logits: accuracy alone is to be compared. None for networks that do not end in
-    a linear layer.
+    a linear layer with an output for each class: class codes come behind it.
     """
     last = {key.rpartition(".")[0] for key in output_keys(arena.program)}
-    if size != 1 or len(last) != 1 or not isinstance(arena.model.get_submodule(min(last)), nn.Linear):
+    if size != 1 or len(last) != 1:
+        return None
+    replaced = arena.model.get_submodule(min(last))
+    if not isinstance(replaced, nn.Linear) or replaced.out_features != arena.classes:
         return None
     network = copy.deepcopy(arena.model)
     network.load_state_dict(take(arena.parents, 0))

@@ -25,7 +25,7 @@ class Setting:
 
     ``tasks`` is ``"halves"``, where the two parents have a half of the classes and a head each, ``"coded"``, where they
     share one head of class codes, or ``"whole"``. Methods see so many ``images`` of each task's training set, and are
-    judged on at most ``test_images`` of its test set, of which ``attacked`` are attacked where all have one task.
+    judged on at most ``test_images`` of its test set, of which ``attacked`` are attacked.
     """
 
     name: str
@@ -67,9 +67,9 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
     """
     settings = []
     for entry in entries:
-        name = entry.get("setting")
+        name = entry.get("setting") if isinstance(entry, Mapping) else None
         if not isinstance(name, str):
-            raise ValueError(f"a setting of the arena lacks its name, 'setting': {dict(entry)!r}")
+            raise ValueError(f"a setting of the arena lacks its name, 'setting': {entry!r}")
         for key in ("methods", "networks"):
             if key not in entry:
                 raise ValueError(f"the setting {name!r} lacks {key!r}")

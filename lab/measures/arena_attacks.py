@@ -1,17 +1,17 @@
-"""Merges of the arena under attack: of networks of one task, those that have the shape of one network."""
+"""Merges of the arena under attack: of networks of one task the shape of one network, of two tasks both heads."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
 from lab.bookkeeping.vocabulary import GREY_LEVELS
 from lab.contestants import MENDINGS, Arena, Method
-from lab.contestants.arena import Together
+from lab.contestants.arena import Entry, Together
 from lab.measures.attacks import LOSSES, suite, surviving
 from rebasin.expanding.expanded import Expanded
 from rebasin.weights import Weights, stack
@@ -19,36 +19,73 @@ from rebasin.weights import Weights, stack
 
 @kept
 def under_attack(
-    arena: Arena, method: Method, images: int, epsilons: Sequence[float], steps: int
+    arena: Arena, method: Method, size: float, images: int, epsilons: Sequence[float], steps: int
 ) -> dict[str, list[float]]:
     """Which share of test images survives every attack, for each of ``epsilons`` (in grey levels), by mending.
 
-    Attacks are FGSM and PGD in so many steps, with cross-entropy and margin. Merges are of size 1, as they are
-    (``none``) and after REPAIR. Empty if the method makes none of that size. Raises ValueError where parents have heads
-    of their own.
+    Attacks are FGSM and PGD in so many steps, with cross-entropy and margin. Merges are attacked as they are (``none``)
+    and after REPAIR. Of networks of one task they have the shape of one network: empty for others. Heads side by side
+    are attacked together: so many ``images`` of each task, whose task nobody tells, and an attack follows the gradient
+    of the answer over all classes, through both heads. Empty if the method makes none of that size.
     """
-    if arena.heads != "shared":
-        raise ValueError("only networks of one task are attacked: what would mislead two heads is not defined")
-    entry = method(arena, 1.0)
-    if entry is None:
+    entry = method(arena, size)
+    if entry is None or (arena.heads == "shared" and _of_one_network(arena, entry) is None):
         return {}
-    split, radii = arena.test[0].sample(images), [epsilon / GREY_LEVELS for epsilon in epsilons]
+    splits, radii = [split.sample(images) for split in arena.test], [epsilon / GREY_LEVELS for epsilon in epsilons]
+    pixels = torch.cat([split.pixels for split in splits])
+    labels = torch.cat([split.labels + task * arena.classes for task, split in enumerate(splits)])
     shares = {}
-    for mended in ("none", "repair"):
+    for mended in ("none", "repair", "repair by task"):
         other = MENDINGS[mended](arena, entry)
         if other is None:
             continue
-        weights, worst = stack([_of_one_network(other.network)]), torch.ones(len(epsilons), len(split.labels)).bool()
+        network, weights = _attacked(arena, other)
+        worst = torch.ones(len(epsilons), len(labels)).bool()
         for _, attack in suite(LOSSES, steps=steps):
-            model = copy.deepcopy(arena.model)
-            worst &= surviving(model, weights, split.pixels, split.labels, radii, attack, arena.seed, "cpu", 1)[0]
+            model = copy.deepcopy(network)
+            worst &= surviving(model, weights, pixels, labels, radii, attack, arena.seed, "cpu", 1)[0]
         shares[mended] = worst.double().mean(-1).tolist()
     return shares
 
 
-def _of_one_network(network: Callable[[Tensor], Tensor]) -> Weights:
-    """The weights of an entry of size 1."""
+class SideBySide(nn.Module):
+    """Networks with a head each, or one with all heads: the logarithms of probabilities over all classes (m, classes).
+
+    Each head's softmax goes over its own classes, as where accuracy is measured: so the likeliest class of all heads is
+    the answer, and an attack may lower the right head or raise the other one.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], heads: int) -> None:
+        super().__init__()
+        self.networks, self.heads = nn.ModuleList(networks), heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.cat([network(x) for network in self.networks], 1)
+        return logits.unflatten(1, (self.heads, -1)).log_softmax(-1).flatten(1)
+
+
+def _attacked(arena: Arena, entry: Entry) -> tuple[nn.Module, Weights]:
+    """A module that answers as an entry, and its weights (1, ...)."""
+    own = _of_one_network(arena, entry) if arena.heads == "shared" else None
+    if own is not None:
+        return arena.model, stack([own])
+    if isinstance(entry.network, Together):
+        networks = [copy.deepcopy(arena.model) for _ in entry.network.weights]
+        for network, weights in zip(networks, entry.network.weights, strict=True):
+            network.load_state_dict(dict(weights))
+    else:
+        assert isinstance(entry.network, nn.Module)
+        networks = [entry.network]
+    module = SideBySide(networks, 1 if entry.one_head else len(arena.test)).eval()
+    return module, stack([module.state_dict()])
+
+
+def _of_one_network(arena: Arena, entry: Entry) -> Weights | None:
+    """The weights of an entry that has the shape of a parent; None for another."""
+    network = entry.network
     if isinstance(network, Expanded):
-        return network.weights
-    assert isinstance(network, Together) and len(network.weights) == 1
-    return network.weights[0]
+        weights = network.weights
+        alike = all(weights[key].shape == tensor.shape for key, tensor in arena.model.state_dict().items())
+        return weights if alike else None
+    assert isinstance(network, Together)
+    return network.weights[0] if len(network.weights) == 1 else None

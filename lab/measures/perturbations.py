@@ -47,7 +47,11 @@ def perturbed(split: Split, kind: str, severity: int, seed: int = 0) -> Split:
         found = f"{str(split.images.dtype).removeprefix('torch.')} {tuple(split.images.shape)}"
         raise ValueError(f"images must be uint8 (m, 1 or 3 channels, height, width), not {found}")
     rng = np.random.default_rng((seed, severity, *kind.encode()))
-    amount = PERTURBATIONS[kind][severity - 1]
+    return perturbed_by(split, kind, PERTURBATIONS[kind][severity - 1], rng)
+
+
+def perturbed_by(split: Split, kind: str, amount: float, rng: np.random.Generator) -> Split:
+    """The images (uint8) perturbed by ``kind`` as much as ``amount`` says, in uint8 again, with the same labels."""
     parts = (_changed(images, kind, amount, rng) for images in split.images.split(BATCH))
     return Split(torch.cat([(x * 255).round().clamp(0, 255).to(torch.uint8) for x in parts]), split.labels)
 

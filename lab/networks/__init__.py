@@ -44,6 +44,7 @@ ARCHITECTURES = {
     "resnet20_ln": Architecture(partial(resnet20, norm="layer"), "ResNet20", "LayerNorm", 16),
     "resnet20_bn": Architecture(partial(resnet20, norm="batch"), "ResNet20", "BatchNorm", 16),
     "mlp_codes": Architecture(partial(with_codes, mlp), "MLP with class codes", "none", 512, codes=True),
+    "vgg11_codes": Architecture(partial(with_codes, vgg11), "VGG-11 with class codes", "none", 64, codes=True),
     "resnet20_bn_codes": Architecture(
         partial(with_codes, resnet20, norm="batch"), "ResNet20 with class codes", "BatchNorm", 16, codes=True
     ),

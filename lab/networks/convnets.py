@@ -39,13 +39,14 @@ class PixelMean(nn.Module):
 NORMS = {"layer": LayerNorm2d, "batch": nn.BatchNorm2d}
 
 
-def vgg11(dataset: Dataset, width: int) -> nn.Sequential:
+def vgg11(dataset: Dataset, width: int, outputs: int | None = None) -> nn.Sequential:
     """VGG-11 without norms, with ``width`` channels in its first layer, 64 in the original, and one linear layer.
 
-    So ZipIt! has it (Stoica et al. 2024, table 11).
+    So ZipIt! has it (Stoica et al. 2024, table 11). The last layer gives a logit for each class, or so many
+    ``outputs``.
     """
     layers, features = _convolutions(VGG11, dataset, width, norm=None)
-    layers.update(flatten=nn.Flatten(), layer9=nn.Linear(features, dataset.classes))
+    layers.update(flatten=nn.Flatten(), layer9=nn.Linear(features, outputs or dataset.classes))
     return nn.Sequential(layers)
 
 

@@ -33,9 +33,11 @@ LINES = {"pleas_refitted": "--"}
 def halves(run: str) -> dict[str, pd.DataFrame]:
     """Accuracies over all classes of merges of networks that know half of them, by what a reader calls the networks.
 
-    They are those of the run's first data set, CIFAR-10 in the book.
+    They are those of the run's first data set, CIFAR-10 in the book, where one parent was measured, the floor of all.
     """
     entries = picked(results.read(run, "arena", "entries"), {"tasks": "halves", "task": "joint", "metric": "accuracy"})
+    with_floor = entries[entries["method"] == "parent"]["setting"]
+    entries = entries[entries["setting"].isin(with_floor)]
     entries = entries[entries["dataset"] == entries["dataset"].iloc[0]] if len(entries) else entries
     return {title_of(rows): rows for _, rows in entries.groupby("setting", sort=False)}
 

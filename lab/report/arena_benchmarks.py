@@ -1,4 +1,4 @@
-"""What the arena's benchmarks say: what least squares cost, and merges of networks that nobody here trained."""
+"""What the arena's benchmarks say: what least squares cost, memory, and merges of networks that nobody here trained."""
 
 from __future__ import annotations
 
@@ -74,3 +74,24 @@ def fitting() -> Facts:
         "left_averaged": decimal(100 * left["averaged"], 1),
     }
     return Facts(", ".join("met" if met else "missed" for met in bars), values)
+
+
+@reads()
+def memory() -> Facts:
+    """What Gram matrices, PLeaS and PLeaS refitted take at their peak, in MiB, by kind: ``pleas_mlp``, ``grams_mlp``.
+
+    The outcome is where the peak of PLeaS lies: ``pass``, where it is that of the pass over the images, or ``fit``:
+    ``mlp fit, vgg11 pass``.
+    """
+    taken, outcomes, values = memory_taken(), [], {}
+    for setting in dict.fromkeys(setting for setting, _ in taken):
+        kind = setting.split()[-1]
+        for method in ("grams", "pleas", "pleas_refitted"):
+            values[f"{method}_{kind}"] = taken[setting, method]
+        outcomes.append(f"{kind} {'pass' if taken[setting, 'pleas'] == taken[setting, 'grams'] else 'fit'}")
+    return Facts(", ".join(outcomes), values)
+
+
+def memory_taken() -> dict[tuple[str, str], str]:
+    """What each method of a setting takes at its peak, in MiB."""
+    return {(row["setting"], row["method"]): decimal(row["mebibytes"], 0) for row in measured("memory")["rows"]}

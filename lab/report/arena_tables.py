@@ -7,6 +7,7 @@ import pandas as pd
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import GREY_LEVELS, MENDINGS
 from lab.report.arena import ONE, accuracy, by_kind, halves, many, name_of, title_of
+from lab.report.arena_benchmarks import memory_taken
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
 from lab.report.facts import reads
 from lab.report.statistics import interval
@@ -57,8 +58,9 @@ def published_table(run: str) -> pd.DataFrame:
 
 @reads("arena")
 def cost_table(run: str) -> pd.DataFrame:
-    """What each method took in seconds at the size of one network, and what else was measured of its merge."""
+    """What each method took in seconds and memory at its smallest size, and what else was measured of its merge."""
     entries, times = (results.read(run, "arena", table) for table in ("entries", "times"))
+    took_memory = memory_taken()
     table = []
     for rows in halves(run).values():
         setting = rows["setting"].iloc[0]
@@ -77,6 +79,7 @@ def cost_table(run: str) -> pd.DataFrame:
                     "multiply-adds": decimal(own["structured"], 2),
                     "parameters": decimal(own["parameters"], 2),
                     "seconds": seconds(took.median()),
+                    "memory (MiB)": took_memory.get((setting, method), "–"),
                 }
             )
     return pd.DataFrame(table)
@@ -85,17 +88,22 @@ def cost_table(run: str) -> pd.DataFrame:
 @reads("arena")
 def attack_table(run: str) -> pd.DataFrame:
     """Accuracy under every attack by its radius, of merges of as many networks as there are eight groups of."""
-    rows = results.read(run, "arena", "attacks")
+    rows = picked(results.read(run, "arena", "attacks"), {"tasks": "whole"})
     groups = rows.groupby("parents")["node"].nunique()
     enough = groups[groups >= FEWEST_FOR_VERDICT]
     rows = rows[rows["parents"] == enough.index.max()] if len(enough) else rows
     table = []
     for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
-        row = {"method": name_of(method), "mending": mending(mended)}
-        for epsilon, at in own.groupby("epsilon"):
-            row["no attack" if epsilon == 0 else f"{epsilon:g}/{GREY_LEVELS}"] = cell(at)
-        table.append(row)
+        table.append({"method": name_of(method), "mending": mending(mended), **by_radius(own)})
     return pd.DataFrame(table)
+
+
+def by_radius(rows: pd.DataFrame) -> dict[str, str]:
+    """The accuracy of these rows under attack, by its radius."""
+    return {
+        "no attack" if epsilon == 0 else f"{epsilon:g}/{GREY_LEVELS}": cell(at)
+        for epsilon, at in rows.groupby("epsilon")
+    }
 
 
 def mending(mended: str) -> str:

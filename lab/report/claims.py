@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.report.statistics import Interval, interval, share_interval
+from lab.report.statistics import Interval, interval, p_value, share_interval, share_p_value
 
 FEWEST_FOR_VERDICT = 8
 REPLICATED, NOT_REPLICATED, PARTLY = "replicated", "not replicated", "partly"
@@ -22,6 +22,7 @@ INCONCLUSIVE, TOO_FEW, NOT_RUN = "inconclusive", "too few", "not run yet"
 class Condition:
     """One condition of a claim: its effect in ``unit``, the bound that it must lie above or below, and the verdict.
 
+    ``p`` is the two-sided p of the effect being the bound, NaN where there are too few nodes or nothing was sampled.
     ``id`` is what code knows it by, ``name`` what a reader sees. A claim whose ``decisive`` condition fails is not
     replicated, whatever its others say. ``needed`` is the fewest nodes with which the condition can hold. The effect is
     a ``difference`` if it compares several values, and a level if it is of one.
@@ -37,16 +38,22 @@ class Condition:
     needed: int
     difference: bool
     verdict: str
+    p: float = math.nan
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a paper with what this book says of it; ``missing`` are conditions that were not measured."""
+    """A claim of a paper with what this book says of it.
+
+    ``reported`` is the number that the paper has for it, as far as we know; ``missing`` are conditions that were not
+    measured.
+    """
 
     id: str
     paper: str
     source: str
     claim: str
+    reported: str
     statistic: str
     conditions: tuple[Condition, ...]
     missing: tuple[str, ...]
@@ -62,21 +69,22 @@ def stated_claims() -> list[dict[str, Any]]:
     return results.stated()["claims"]
 
 
-def decide(run: str | None, ids: Collection[str] | None = None) -> list[Claim]:
+def decide(run: str | None, ids: Collection[str] | None = None, rules: str = "claims") -> list[Claim]:
     """The claims with these ids, or all, with their verdicts on a run; with None, for no run, each is "not run yet".
 
-    A condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
+    ``rules`` are those of book/claims.yml that decide: ``claims``, or ``again`` for those of many more networks. A
+    condition that the run did not measure decides nothing: with others it leaves a claim replicated in part at most.
     Of several snapshots of a node the last one counts where a rule names no epochs.
     """
     decided = []
     book = results.stated()  # once: reading YAML is slow
-    for stated in book["claims"]:
+    for stated in book[rules]:
         if ids is not None and stated["id"] not in ids:
             continue
-        rules = stated.pop("conditions")
-        found = [None if run is None else _condition(run, rule, book["measures"][rule["measure"]]) for rule in rules]
+        each = stated.pop("conditions")
+        found = [None if run is None else _condition(run, rule, book["measures"][rule["measure"]]) for rule in each]
         conditions = tuple(condition for condition in found if condition is not None)
-        missing = tuple(rule["name"] for rule, condition in zip(rules, found, strict=True) if condition is None)
+        missing = tuple(rule["name"] for rule, condition in zip(each, found, strict=True) if condition is None)
         verdicts = [c.verdict for c in conditions] + [INCONCLUSIVE] * (len(missing) if conditions else 0)
         verdict = combine(verdicts, [c.decisive for c in conditions] + [False] * (len(verdicts) - len(conditions)))
         decided.append(Claim(**stated, conditions=conditions, missing=missing, verdict=verdict))
@@ -92,7 +100,7 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
     if "epsilon" in rule:
         where["epsilon"] = rule["epsilon"]
     if "block" in rule and measure["unit"] == "%":
-        where["metric"] = rule["measure"]
+        where["metric"] = measure.get("metric", rule["measure"])
     measured = picked(measured, where)
     if "block" in rule:
         if not _shared_blocks(measured, rule["contrast"], rule["block"]):
@@ -107,16 +115,18 @@ def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condi
     side = "above" if "above" in rule else "below"
     bound, needed = rule[side], FEWEST_FOR_VERDICT
     if measure.get("exact"):
-        effect, needed = Interval(*[float(values.mean())] * 3, len(values)), 1
+        effect, needed, p = Interval(*[float(values.mean())] * 3, len(values)), 1, math.nan
     elif measure.get("share"):
         effect, needed = share_of_nodes(values), fewest_for_share(side, bound)
+        p = share_p_value(int((values == 100).sum()), len(values), bound / 100)
     else:
-        effect = interval(values)
+        # What counts in percent is a logarithm still.
+        effect, p = interval(values), p_value(values, -math.log1p(-bound / 100) if measure["unit"] == "%" else bound)
     if measure["unit"] == "%":
         effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
     verdict, decisive = judge(effect, side, bound, needed), rule.get("decisive", False)
     unit, difference = "%" if measure.get("share") else measure["unit"], len(rule["contrast"]) > 1
-    return Condition(rule["id"], rule["name"], effect, unit, side, bound, decisive, needed, difference, verdict)
+    return Condition(rule["id"], rule["name"], effect, unit, side, bound, decisive, needed, difference, verdict, p)
 
 
 def share_of_nodes(values: np.ndarray) -> Interval:

@@ -16,6 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from lab.bookkeeping.vocabulary import ALGORITHMS, Drawn
 from lab.report.facts import reads
@@ -194,6 +195,14 @@ def shades(count: int) -> np.ndarray:
     """Colours (count, 4) in an order, told apart with any eyes, and to be seen on the page that is drawn for."""
     palest, strongest = (0.95, 0.5) if ink() == DARK_INK else (0.62, 0.0)
     return plt.get_cmap("plasma")(np.linspace(palest, strongest, count))
+
+
+def plain_log(axes: plt.Axes) -> None:
+    """A logarithmic axis whose ticks are plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
 def name_ends(axes: plt.Axes, ends: Sequence[tuple[float, str, str]]) -> None:

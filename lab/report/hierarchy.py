@@ -240,7 +240,11 @@ def accuracy_by_leaves(run: str) -> Figure:
     number of leaves has a strip of its own: where in a strip a dot stands has no meaning.
     """
     nodes = results.read(run, "accuracy", "nodes")
-    accuracy = picked(nodes, {"metric": "accuracy", "split": "test"})
+    return dots_by_leaves(picked(nodes, {"metric": "accuracy", "split": "test"}))
+
+
+def dots_by_leaves(accuracy: pd.DataFrame) -> Figure:
+    """The figure of test accuracies (shares), one of each node."""
     sizes = sorted(accuracy["n_leaves"].unique())
     figure, axes = plt.subplots(figsize=(width(), 4.2))
     for place in range(1, len(sizes), 2):

@@ -81,7 +81,9 @@ def _earlier(made: Mapping[str, Any]) -> dict[str, str]:
     words = []
     while "earlier" in made:
         made = made["earlier"]
-        words.append(f"{', '.join(made['entries'])}: commit {(made['commit'] or 'none')[:10]}, {made['date']}")
+        words.append(
+            f"{', '.join(map(str, made['entries']))}: commit {(made['commit'] or 'none')[:10]}, {made['date']}"
+        )
     return {"earlier rows": "; ".join(words)} if words else {}
 
 

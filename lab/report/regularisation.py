@@ -8,12 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, GREY_LEVELS, KIND, title_of
 from lab.report.claims import contrast, picked
-from lab.report.draw import interval_line, legend_below, name_ends, on_page, shades, width, word_colour
+from lab.report.draw import interval_line, legend_below, name_ends, on_page, plain_log, shades, width, word_colour
 from lab.report.facts import Facts, outcome, reads
 from lab.report.kinds import UNMERGED, Kind, by_kind, names, percent_by_node, sizes
 from lab.report.statistics import Interval, interval
@@ -153,7 +152,7 @@ def norms_by_leaves(run: str) -> Figure:
             ends.append((values[-1].mean, title.replace(" after", "\nafter"), word_colour(style.colour)))
         axes.set_ylabel(label)
         if metric == "lipschitz":
-            _plain_log(axes)
+            plain_log(axes)
         else:
             axes.set_ylim(bottom=0)
         name_ends(axes, ends)
@@ -182,7 +181,7 @@ def certified_by_stage(run: str) -> Figure:
     for (metric, label), marker in zip(RELATIVE.items(), "osv^", strict=True):
         values = [means[*kind, metric] for kind in (UNMERGED, *(Kind("hierarchy", n_leaves=size) for size in known))]
         panels[1].plot(np.array(values) / values[0], marker=marker, label=label)
-    _plain_log(panels[1])
+    plain_log(panels[1])
     panels[1].set_xticks(range(len(known) + 1), [1, *known])
     panels[1].set(xlabel="networks merged into one", ylabel="relative to the leaves")
     legend_below(figure, panels[1])
@@ -237,11 +236,3 @@ def _wide(run: str) -> pd.DataFrame:
 def _number(values: pd.Series, places: int) -> str:
     """The mean over nodes with its interval; nothing of what was not measured."""
     return in_words(interval(values.to_numpy()), places) if len(values) else ""
-
-
-def _plain_log(axes: plt.Axes) -> None:
-    """A logarithmic axis whose ticks are plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,18 +28,53 @@ def interval(values: np.ndarray) -> Interval:
     (MS_nodes + MS_images - MS_rest) / (n m), its degrees of freedom Satterthwaite's (1946). Nodes must be independent:
     made of disjoint leaves. Below four nodes there is no interval. Raises ValueError for no or non-finite values.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim not in (1, 2) or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"an interval needs finite values, (nodes,) or (nodes, images): got shape {values.shape}")
+    values = _checked(values)
     n, mean = len(values), float(values.mean())
     if n < FEWEST_FOR_INTERVAL:
         return Interval(mean, np.nan, np.nan, n)
-    if values.ndim == 1 or values.shape[1] == 1:
-        variance, freedom = float(values.reshape(n).var(ddof=1)) / n, n - 1.0
-    else:
-        variance, freedom = _crossed(values)
+    variance, freedom = _uncertainty(values)
     half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
     return Interval(mean, float(mean - half), float(mean + half), n)
+
+
+def p_value(values: np.ndarray, bound: float) -> float:
+    """The two-sided p of the mean of ``values`` being ``bound``, by the variance of ``interval``; NaN below four nodes.
+
+    It is below 0.05 exactly where the interval leaves the bound out.
+    """
+    values = _checked(values)
+    if len(values) < FEWEST_FOR_INTERVAL:
+        return np.nan
+    variance, freedom = _uncertainty(values)
+    distance = abs(float(values.mean()) - bound)
+    if variance == 0:
+        return float(distance == 0)
+    return float(2 * stats.t.sf(distance / np.sqrt(variance), freedom))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p corrected for their number (Holm, 1979); one that is NaN stays so, and does not count."""
+    known = sorted((p, place) for place, p in enumerate(p_values) if not np.isnan(p))
+    corrected, highest = [np.nan] * len(p_values), 0.0
+    for before, (p, place) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - before)))
+        corrected[place] = highest
+    return corrected
+
+
+def _checked(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim not in (1, 2) or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs finite values, (nodes,) or (nodes, images): got shape {values.shape}")
+    return values
+
+
+def _uncertainty(values: np.ndarray) -> tuple[float, float]:
+    """Variance of the mean of values, (n,) or (n, m), and its degrees of freedom."""
+    n = len(values)
+    if values.ndim == 1 or values.shape[1] == 1:
+        return float(values.reshape(n).var(ddof=1)) / n, n - 1.0
+    return _crossed(values)
 
 
 def share_interval(hits: int, n: int) -> Interval:
@@ -50,6 +86,11 @@ def share_interval(hits: int, n: int) -> Interval:
         raise ValueError("a share needs one trial at least")
     exact = stats.binomtest(hits, n).proportion_ci(0.95, "exact")
     return Interval(hits / n, float(exact.low), float(exact.high), n)
+
+
+def share_p_value(hits: int, n: int, bound: float) -> float:
+    """The two-sided exact p of a share being ``bound``."""
+    return float(stats.binomtest(hits, n, bound).pvalue)
 
 
 def _crossed(values: np.ndarray) -> tuple[float, float]:

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 
 from lab.bookkeeping import results
 from lab.report import page
-from lab.report.claims import Claim, decide, stated_claims
+from lab.report.claims import NOT_REPLICATED, REPLICATED, Claim, decide
 from lab.report.facts import Facts, outcome, reads
+from lab.report.statistics import holm
 from lab.report.words import points
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
 ZERO = {"accuracy": 0.5, "loss": 0.02}
 
 
-def claim(run: str, name: str) -> Claim:
-    """One claim with its verdict on a run."""
-    (decided,) = decide(run, [name])
+def claim(run: str, name: str, rules: str = "claims") -> Claim:
+    """One claim with its verdict on a run; ``rules`` as for ``decide``."""
+    (decided,) = decide(run, [name], rules)
     return decided
 
 
-def shown_claims(ids: Collection[str] | None = None) -> list[Claim]:
-    """The claims with these ids, or all, each decided on the run that the book shows of its notebook."""
-    measures = results.stated()["measures"]
+def shown_claims(ids: Collection[str] | None = None, rules: str = "claims") -> list[Claim]:
+    """The claims with these ids, or all, each decided on the run that the book shows of its notebook.
+
+    ``rules`` are those of book/claims.yml: ``claims``, or ``again``.
+    """
+    book = results.stated()
     decided = []
-    for stated in stated_claims():
+    for stated in book[rules]:
         if ids is None or stated["id"] in ids:
-            notebooks = [measures[rule["measure"]]["notebook"] for rule in stated["conditions"]]
+            notebooks = [book["measures"][rule["measure"]]["notebook"] for rule in stated["conditions"]]
             run = next((page.shown_run(notebook) for notebook in notebooks if page.runs(notebook)), None)
-            decided += decide(run, [stated["id"]])
+            decided += decide(run, [stated["id"]], rules)
     return decided
+
+
+def corrected_p(rules: str = "claims") -> dict[tuple[str, str], float]:
+    """The p of every condition of all claims, by claim and condition, corrected for their number."""
+    p_values = {(claim.id, each.id): each.p for claim in shown_claims(None, rules) for each in claim.conditions}
+    return dict(zip(p_values, holm(list(p_values.values())), strict=True))
+
+
+@reads()
+def after_correction() -> Facts:
+    """How many conditions are ``decided``, and how many of these have a corrected p of 0.05 or more, ``doubtful``.
+
+    The outcome is ``some`` or ``none`` of these.
+    """
+    corrected = corrected_p()
+    decided = [
+        corrected[claim.id, condition.id]
+        for claim in shown_claims()
+        for condition in claim.conditions
+        if condition.verdict in (REPLICATED, NOT_REPLICATED) and not math.isnan(condition.p)
+    ]
+    doubtful = sum(p >= 0.05 for p in decided)
+    return Facts("some" if doubtful else "none", {"decided": str(len(decided)), "doubtful": str(doubtful)})
 
 
 @reads()

@@ -48,6 +48,8 @@ def read_plan(entries: Sequence[Mapping[str, Any]]) -> list[Planned]:
     """The entries of a plan, each with its name under ``recipe``: see ``read_networks``."""
     plan = []
     for entry in entries:
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"an entry of the plan must be a dict, with its name under 'recipe': got {entry!r}")
         rest = dict(entry)
         name = rest.pop("recipe", None)
         if not isinstance(name, str):
@@ -94,9 +96,10 @@ def _check_ranges(name: str, entry: Mapping[str, Any]) -> None:
     for key, known in (("dataset", LOADERS), ("architecture", ARCHITECTURES)):
         if key in entry and entry[key] not in known:
             raise ValueError(f"unknown {key} {entry[key]!r} of {name!r}: there are {', '.join(known)}")
-    for key in ("models", "chunk", "width", "batch_size"):
-        if entry.get(key, 1) < 1:
-            raise ValueError(f"{key!r} of {name!r} must be 1 at least: got {entry[key]!r}")
+    for least, keys in ((1, ("models", "chunk", "width", "batch_size")), (0, ("held_out", "seed", "weight_decay"))):
+        for key in keys:
+            if entry.get(key, least) < least:
+                raise ValueError(f"{key!r} of {name!r} must be {least} at least: got {entry[key]!r}")
 
 
 def train_plan(

@@ -43,8 +43,9 @@ def train(
     snapshots: Iterable[int],
     device: str = "auto",
     chunk: int = 1,
+    first: int = 0,
 ) -> Trained:
-    """Train models 0 to ``n_models`` - 1 of a recipe, or read them from the cache.
+    """Train ``n_models`` of a recipe, those with the numbers from ``first`` on, or read them from the cache.
 
     ``snapshots`` are the epochs, ascending, whose weights are wanted; ``chunk`` models go through at once, always the
     same ones together. A finished chunk is kept on disk, and an unfinished one about once a minute, so that an
@@ -58,7 +59,8 @@ def train(
     size = sum(tensor.numel() for tensor in model.state_dict().values())
     # Weights, gradients, two moments and a temporary, in float32, and the data as they are.
     memory = (chunk * size * 4 * 5 + images.images.numel()) / 1e9
-    stacks = [tuple(range(first, min(first + chunk, n_models))) for first in range(0, n_models, chunk)]
+    numbers_of_all = range(first, first + n_models)
+    stacks = [tuple(numbers_of_all[start : start + chunk]) for start in range(0, n_models, chunk)]
 
     def missing(numbers: tuple[int, ...]) -> list[int]:
         return [e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rebasin.expanding.expansion import Heads
+from rebasin.expanding.expansion import Heads, output_keys
 from rebasin.expanding.slots import Slots
 from rebasin.tracing import Followed
 from rebasin.tracing.units import Labels, Value
@@ -148,9 +148,12 @@ class Axes:
 def output_units(followed: Followed) -> list[list[int]]:
     """The units of each output of a network, in their order.
 
-    Raises ValueError, naming it, for an output that is not made of units of its own, which nothing else holds in place.
+    Raises ValueError, naming it, for an output that is not made of units of its own, which nothing else holds in place,
+    and which other layers than the last have, as where a residual stream is an output.
     """
-    membership = followed.membership
+    membership, last = followed.membership, output_keys(followed.program)
+    inner = [value for key, value in followed.tensors.items() if key not in last]
+    within = {unit for value in inner for labels in value.labels for unit in membership.unit[labels.units].flat}
     (end,) = (node for node in followed.program.graph.nodes if node.op == "output")
     units_of = []
     for node in end.all_input_nodes:
@@ -158,7 +161,7 @@ def output_units(followed: Followed) -> list[list[int]]:
         for labels in followed.values[node].labels:
             units = membership.unit[labels.units]
             reasons = {membership.reasons.get(unit) for unit in units.ravel().tolist()}
-            if reasons == {"an output of the network"} and units.ndim == 1:
+            if reasons == {"an output of the network"} and units.ndim == 1 and within.isdisjoint(units.tolist()):
                 own.append(units.tolist())
         if len(own) != 1:
             raise ValueError(f"heads cannot stand side by side: the output {node.name!r} has no units of its own")

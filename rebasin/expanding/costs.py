@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rebasin.expanding.expansion import Heads, output_keys
 from rebasin.expanding.slots import Slots
 from rebasin.graph import AFFINE, NORMS, export, number, operator, weight_keys
+from rebasin.inputs import Inputs
 from rebasin.spec import PermutationSpec, check_spec
 
 Measure = Literal["structured", "dense", "parameters"]
@@ -42,7 +43,7 @@ class LayerCost:
 
 
 def layer_costs(
-    spec: PermutationSpec, model: nn.Module, example: Tensor | tuple[Tensor, ...], *, heads: Heads = "shared"
+    spec: PermutationSpec, model: nn.Module, example: Inputs, *, heads: Heads = "shared"
 ) -> tuple[LayerCost, ...]:
     """The costs of all layers of a model, in the order in which they run.
 
@@ -62,7 +63,7 @@ def layer_costs(
     0.bias 0 None 0 1
     """
     check_spec(spec, "layer_costs(spec, model, example)")
-    return graph_costs(spec, export(model, example if isinstance(example, tuple) else (example,)), heads=heads)
+    return graph_costs(spec, export(model, example), heads=heads)
 
 
 def graph_costs(

@@ -15,7 +15,8 @@ from rebasin.expanding.expansion import Heads, expand
 from rebasin.expanding.rewriting import Block, Rewriting, rewrite
 from rebasin.expanding.slots import Slots
 from rebasin.expanding.split_proof import prove_split
-from rebasin.graph import export, two_or_more
+from rebasin.graph import export, names_of, two_or_more
+from rebasin.inputs import Inputs, on_each
 from rebasin.merging.record import side_by_side
 from rebasin.spec import PermutationSpec
 from rebasin.tracing import Followed, double_inputs, follow_program
@@ -24,7 +25,7 @@ from rebasin.weights import Models, Weights, check_module
 
 
 def expand_network(
-    slots: Slots, model: nn.Module, models: Models, *, example: Tensor | tuple[Tensor, ...], heads: Heads = "shared"
+    slots: Slots, model: nn.Module, models: Models, *, example: Inputs, heads: Heads = "shared"
 ) -> Expanded:
     """The network of a merge with these slots, as a torch module.
 
@@ -56,7 +57,7 @@ def expand_network(
     if heads not in get_args(Heads):
         raise ValueError(f"heads are 'shared' or 'side by side', not {heads!r}")
     weights, _ = side_by_side(slots.spec, models, "expand_network(slots, model, models, example=...)")
-    inputs = two_or_more(example if isinstance(example, tuple) else (example,))
+    inputs = two_or_more(example)
     followed = _follow(model, inputs)
     rewriting = rewrite(followed, Axes(followed, slots, heads))
     if _in_any_format(followed.program):
@@ -67,7 +68,7 @@ def expand_network(
     return Expanded(rewriting, expand(slots, weights, followed.program, heads=heads), inputs)
 
 
-def _follow(model: nn.Module, inputs: tuple[Tensor, ...]) -> Followed:
+def _follow(model: nn.Module, inputs: Inputs) -> Followed:
     """The model's graph, for batches of any size, and the units in it."""
     return follow_program(export(model, inputs, RULES, any_batch=True))
 
@@ -91,13 +92,13 @@ class Expanded(nn.Module):
       another, as in attention, are not counted.
     """
 
-    def __init__(self, rewriting: Rewriting, dense: Weights, example: tuple[Tensor, ...]) -> None:
+    def __init__(self, rewriting: Rewriting, dense: Weights, example: Inputs) -> None:
         super().__init__()
         program = rewriting.followed.program
         self.slots, self.example = rewriting.axes.slots, example
         self.blocks = {**rewriting.blocks, **{key: Block(key) for key in rewriting.unused}}
         self.shapes = {key: tuple(tensor.shape) for key, tensor in dense.items()}
-        self.outputs = program.call_spec.out_spec
+        self.names, self.outputs = names_of(program), program.call_spec.out_spec
         self.only_batch = None if rewriting.any_batch else rewriting.batch
         self.network = rewriting.module(dense)
         self.macs = self.macs_dense = self.macs_parent = 0
@@ -111,11 +112,12 @@ class Expanded(nn.Module):
                 self.macs_dense += places * dense[key].numel()
                 self.macs_parent += places * parent[key].numel()
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """What the merge gives for the model's inputs.
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """What the merge gives for the model's inputs, by their names if the example gave names.
 
         Raises ValueError for another batch size than the example's if torch.export fixed it.
         """
+        inputs = tuple(named[name] for name in self.names) if named else inputs
         if self.only_batch and inputs[0].shape[0] != self.only_batch:
             raise ValueError(
                 f"torch.export fixed the batch size to {self.only_batch}, got {inputs[0].shape[0]}: "
@@ -172,13 +174,13 @@ class Expanded(nn.Module):
         ``torch.export.load(path).module()`` reads it.
         """
         device = next(self.parameters()).device
-        torch.export.save(export(self, tuple(x.to(device) for x in self.example), any_batch=True), path)
+        torch.export.save(export(self, on_each(lambda x: x.to(device), self.example), any_batch=True), path)
 
     def __repr__(self) -> str:
         return f"Expanded({repr(self.slots)[6:-1]}; size {self.size:.2f})"
 
 
-def kept_whole(spec: PermutationSpec, model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> dict[str, str]:
+def kept_whole(spec: PermutationSpec, model: nn.Module, example: Inputs) -> dict[str, str]:
     """The groups that must be merged whole, each with the reason: those that an operator of the model mixes.
 
     >>> class Attention(nn.Module):  # of one head, whose queries and keys are compared unit by unit
@@ -191,9 +193,7 @@ def kept_whole(spec: PermutationSpec, model: nn.Module, example: Tensor | tuple[
     >>> kept_whole(rebasin.trace(model, x), model, x)
     {'query': 'since matmul sums over its units'}
     """
-    followed = follow_program(
-        export(model, example if isinstance(example, tuple) else (example,), RULES, any_batch=True)
-    )
+    followed = follow_program(export(model, example, RULES, any_batch=True))
     index = dict(Slots.apart(spec, 2).index)
     reasons: dict[str, str] = {}
     while True:

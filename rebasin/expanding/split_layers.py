@@ -45,6 +45,8 @@ def _weighted(merge: Rewriting, node: Node, at: int, x: Node, weight: Node, bias
     rows, columns = merge.axis(weight, 0), merge.axis(weight, 1)
     if weight not in merge.keys and (rows.groups or columns.groups):
         raise CannotSplit((rows.groups + columns.groups)[0], f"since the weight of {operator(node)} is computed")
+    if merge.axis(x, at).size != columns.size:
+        raise CannotSplit(columns.groups[0], f"since {operator(node)} reads a constant of its size")
     products = _products(rows, columns)
     if len(products) == 1:
         new = merge.copied(node)

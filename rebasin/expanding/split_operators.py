@@ -10,19 +10,40 @@ import torch
 from rebasin.expanding.axes import Axis, CannotSplit
 from rebasin.expanding.rewriting import Node, Rewriting, becomes
 from rebasin.graph import operator
-from rebasin.tracing.rules import entries, products, shapes, sums
-from rebasin.tracing.units import RULES
+from rebasin.tracing.rules import entries, lookups, products, shapes, sums
+from rebasin.tracing.units import RULES, Value
 
 aten = torch.ops.aten
 
 
 @becomes(
-    entries.entrywise, entries.elementwise, entries.constant, shapes.permuted, shapes.transposed, shapes.turned,
-    shapes.item, shapes.joined, shapes.stacked, shapes.padded, shapes.indexed, shapes.embedded,
-    sums.normed_by_channel, sums.normed_for_good, RULES["max_pool1d"], RULES["max_pool2d"], RULES["max_pool3d"],
+    entries.entrywise, entries.constant, entries.counted, shapes.permuted, shapes.transposed, shapes.turned,
+    shapes.item, lookups.indexed, lookups.embedded, sums.normed_by_channel, sums.normed_for_good, RULES["max_pool1d"],
+    RULES["max_pool2d"], RULES["max_pool3d"],
 )  # fmt: skip
 def _copied(merge: Rewriting, node: Node, *_: Any, **__: Any) -> Node:
     """Operators that hold no sizes of axes with units, and mix no units."""
+    return merge.copied(node)
+
+
+@becomes(entries.elementwise, entries.clamped, shapes.joined, shapes.stacked)
+def _met(merge: Rewriting, node: Node, *_: Any, **__: Any) -> Node:
+    """The same, where tensors meet: one of equal entries keeps its size."""
+    axes = len(merge.value(node).shape)
+    for argument in node.all_input_nodes:
+        value = merge.followed.values[argument]
+        for axis in value.even if isinstance(value, Value) else ():
+            groups = merge.axis(node, axis + axes - len(value.shape)).groups if value.shape[axis] > 1 else ()
+            if groups:
+                raise CannotSplit(groups[0], f"since {operator(node)} takes a constant of its size")
+    return merge.copied(node)
+
+
+@becomes(shapes.padded)
+def _padded(merge: Rewriting, node: Node, x: Node, pad: Sequence[int], *_: Any, **__: Any) -> Node:
+    """Slices added to places."""
+    touched = [-1 - number // 2 for number, amount in enumerate(pad) if amount]
+    _need_whole(merge, node, touched, "pad adds slices to its units")
     return merge.copied(node)
 
 

@@ -12,16 +12,16 @@ from rebasin.expanding.axes import Axes
 from rebasin.expanding.expansion import Heads, expand, read_axes
 from rebasin.expanding.rewriting import rewrite
 from rebasin.expanding.slots import Slots
-from rebasin.graph import run
+from rebasin.graph import ordered, run
+from rebasin.inputs import Inputs
 from rebasin.spec import PermutationSpec, SpecError
 from rebasin.tracing import Followed
 from rebasin.tracing.proof import redrawn, same
-from rebasin.tracing.units import Value
 from rebasin.weights import stack
 
 
 @torch.no_grad()
-def prove_split(followed: Followed, slots: Slots, inputs: Sequence[Tensor], heads: Heads = "shared") -> None:
+def prove_split(followed: Followed, slots: Slots, inputs: Inputs, heads: Heads = "shared") -> None:
     """Raise CannotSplit, naming a group, or SpecError, unless the merge with these slots computes what it should.
 
     ``followed`` is the graph of a model on the CPU. Its weights and ``inputs`` are redrawn in float64, whole numbers
@@ -53,13 +53,14 @@ def prove_split(followed: Followed, slots: Slots, inputs: Sequence[Tensor], head
 class _Redrawn:
     """Models of one graph with redrawn weights, and what they and their merges compute."""
 
-    def __init__(self, followed: Followed, spec: PermutationSpec, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, followed: Followed, spec: PermutationSpec, inputs: Inputs) -> None:
         self.followed, self.program, self.spec = followed, followed.program, spec
         self.generator = torch.Generator().manual_seed(0)
-        self.inputs = []
-        for x in inputs:
-            drawn = torch.randn(x.shape, generator=self.generator, dtype=torch.float64)
-            self.inputs.append(drawn if x.is_floating_point() else x)
+        drawn = []
+        for x in ordered(self.program, inputs):
+            random = torch.randn(x.shape, generator=self.generator, dtype=torch.float64)
+            drawn.append(random if x.is_floating_point() else x)
+        self.inputs = tuple(drawn)
 
     def draw(self) -> dict[str, Tensor]:
         """A model; zeros where the graph does not use an entry."""
@@ -69,7 +70,7 @@ class _Redrawn:
     def draw_unlike(self, axes: Axes) -> list[dict[str, Tensor]]:
         """Two models that are alike only where a merge with these axes shares something; none if it shares units."""
         first, second = self.draw(), self.draw()
-        values = {value.key: value for value in self.followed.values.values() if isinstance(value, Value)}
+        values = self.followed.tensors
         reading = read_axes(self.spec, self.program)
         for key, shape in self.spec.shapes.items():
             if key not in values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rebasin.arguments import check_count, check_number, check_seed
 from rebasin.fitting.rows import alike_layers, draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export
-from rebasin.matching.batches import batches_of
+from rebasin.inputs import Inputs, batch_size, on_each, shapes_of
+from rebasin.matching.batches import Loader, batches_of
 from rebasin.merging.record import side_by_side
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, check_device, check_module, take
@@ -61,8 +62,8 @@ class Grams:
     program: torch.export.ExportedProgram
     layers: Mapping[str, LayerGram]
     images: int
-    loader: Iterable[Any] | Tensor
-    example: Tensor
+    loader: Loader
+    example: Inputs
 
     @property
     def n(self) -> int:
@@ -84,7 +85,7 @@ def check_grams(grams: Any, call: str) -> None:
 def collect(
     spec: PermutationSpec,
     models: Models,
-    loader: Iterable[Any] | Tensor,
+    loader: Loader,
     *,
     model: nn.Module | None = None,
     places: int | None = 16,
@@ -95,10 +96,11 @@ def collect(
 
     ``models`` is a list of modules, which are taken as in evaluation, or their weights (n, ...), in which case
     ``model`` is a module that they are weights of. ``loader`` gives batches of inputs, or tuples that begin with them;
-    one tensor is one batch. All models see the same inputs, and no labels are needed. Every second image is held back.
-    Of the places that a layer gives for an image, at most ``places`` are taken, drawn by ``seed`` anew for each image;
-    None takes all. The outputs of a layer are linear in what it reads, so that these matrices serve every permutation,
-    size and objective; nothing has to be read again. Products are made in the models' precision, and added in float64.
+    one tensor is one batch; several inputs are a tuple or a dict of tensors. All models see the same inputs, and no
+    labels are needed. Every second image is held back. Of the places that a layer gives for an image, at most
+    ``places`` are taken, drawn by ``seed`` anew for each image; None takes all. The outputs of a layer are linear in
+    what it reads, so that these matrices serve every permutation, size and objective; nothing has to be read again.
+    Products are made in the models' precision, and added in float64.
 
     Raises ValueError if the models do not fit, if the loader gives no tensors or fewer than two images, or, before any
     layer is run, if the matrices would take more than ``memory`` gibibytes; and if what a layer reads is not finite.
@@ -122,24 +124,25 @@ def collect(
     n = len(next(iter(weights.values())))
     alone = [take(weights, m) for m in range(n)]
     generator = torch.Generator().manual_seed(seed)
-    programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
+    programs: dict[Any, torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
     layers: dict[str, LayerGram] = {}
-    images, example = 0, torch.empty(0)
-    for drawn in batches_of(loader, weights, "Gram matrices"):
-        inputs = drawn[0] if isinstance(drawn, tuple | list) else drawn
-        if inputs.shape not in programs:
-            programs[inputs.shape] = export(model, (inputs,))
-        program = programs[inputs.shape]
+    images = 0
+    example: Inputs = torch.empty(0)
+    for inputs, *_ in batches_of(loader, weights, "Gram matrices"):
+        shapes = shapes_of(inputs)
+        if shapes not in programs:
+            programs[shapes] = export(model, inputs)
+        program = programs[shapes]
         if not layers:
-            example = inputs[:2]
+            example = on_each(lambda x: x[:2], inputs)
             layers = _empty(program, weights, memory)
-        held = (torch.arange(len(inputs)) + images) % 2 == 1
-        for of_models in zip(*(layer_inputs(program, one, (inputs,)) for one in alone), strict=True):
+        held = (torch.arange(batch_size(inputs)) + images) % 2 == 1
+        for of_models in zip(*(layer_inputs(program, one, inputs) for one in alone), strict=True):
             node, x = of_models[0]
             layer = layers[layers_of(program)[node][0]]
             at = draw_places(node, x, places, generator)
             _add(layer, [rows_at(node, x, at) for _, x in (of_models[:1] if layer.alike else of_models)], held)
-        images += len(inputs)
+        images += batch_size(inputs)
     if images < 2:
         raise ValueError(f"two images or more are needed, of which every second is held back: got {images}")
     for key, layer in layers.items():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rebasin.graph import export, run
-from rebasin.matching.batches import batches_of
+from rebasin.inputs import Inputs, batch_size, shapes_of
+from rebasin.matching.batches import Loader, batches_of
 from rebasin.merging.mending import norms_of
 from rebasin.weights import weights_of
 
@@ -18,7 +19,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @torch.no_grad()
-def measure_norms(model: Module, loader: Iterable[Any] | Tensor) -> Module:
+def measure_norms(model: Module, loader: Loader) -> Module:
     """A copy of a model whose batch norms have running statistics measured anew: the means of those of all batches.
 
     ``loader`` gives batches of two inputs or more, or tuples that begin with them. In each batch a norm sees what the
@@ -32,15 +33,15 @@ def measure_norms(model: Module, loader: Iterable[Any] | Tensor) -> Module:
     """
     weights = weights_of(model)
     totals: dict[str, Tensor] = {}
-    programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
+    programs: dict[Any, torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
     images = 0
-    for batch in batches_of(loader, weights, "norm statistics"):
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
-        if inputs.shape not in programs:
-            programs[inputs.shape] = export(model, (inputs,))
-        for key, value in _statistics(programs[inputs.shape], weights, inputs).items():
-            totals[key] = totals.get(key, 0) + len(inputs) * value.double()
-        images += len(inputs)
+    for inputs, *_ in batches_of(loader, weights, "norm statistics"):
+        shapes = shapes_of(inputs)
+        if shapes not in programs:
+            programs[shapes] = export(model, inputs)
+        for key, value in _statistics(programs[shapes], weights, inputs).items():
+            totals[key] = totals.get(key, 0) + batch_size(inputs) * value.double()
+        images += batch_size(inputs)
     measured = copy.deepcopy(model)
     buffers = dict(measured.named_buffers())
     for key, total in totals.items():
@@ -48,7 +49,7 @@ def measure_norms(model: Module, loader: Iterable[Any] | Tensor) -> Module:
     return measured
 
 
-def _statistics(program: torch.export.ExportedProgram, weights: dict[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
+def _statistics(program: torch.export.ExportedProgram, weights: dict[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
     """The mean and the variance that each norm with running statistics sees, by the keys of these."""
     norms = norms_of(program)
     statistics: dict[str, Tensor] = {}
@@ -59,7 +60,7 @@ def _statistics(program: torch.export.ExportedProgram, weights: dict[str, Tensor
             statistics.update(zip(norms[node], args[3:5], strict=True))
         return compute(*args)
 
-    run(program, weights, (inputs,), visit)
+    run(program, weights, inputs, visit)
     return statistics
 
 

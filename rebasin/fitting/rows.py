@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rebasin.graph import AFFINE, NORMS, given, operator, weight_keys
+from rebasin.graph import AFFINE, NORMS, compute, given, operator, weight_keys
+from rebasin.inputs import Inputs
 from rebasin.weights import Weights
 
 
@@ -52,7 +53,7 @@ def number_of_blocks(layer: torch.fx.Node) -> int:
 
 
 def layer_inputs(
-    program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]
+    program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Inputs
 ) -> Iterator[tuple[torch.fx.Node, Tensor]]:
     """The layers of a graph in order, each with what it reads; the graph is computed only as far as is asked for."""
     layers, values = layers_of(program), given(program, weights, inputs)
@@ -62,9 +63,7 @@ def layer_inputs(
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
             if node in layers:
                 yield node, args[0]
-            # A view was exported for strides that other inputs need not have.
-            target = torch.reshape if operator(node) == "view" else cast(Any, node.target)
-            values[node] = target(*args, **kwargs)
+            values[node] = compute(node, *args, **kwargs)
         for used in node.all_input_nodes:
             if last[used] is node:
                 del values[used]

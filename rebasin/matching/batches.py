@@ -8,24 +8,29 @@ from typing import Any
 
 from torch import Tensor
 
-from rebasin.arguments import check_inputs, only_dtype
+from rebasin.inputs import Inputs, check_inputs
 from rebasin.progress import track
 from rebasin.weights import Weights
 
+Loader = Iterable[Any] | Inputs
 
-def batches_of(loader: Iterable[Any] | Tensor, weights: Weights, what: str, epochs: int = 1) -> Iterator[Any]:
-    """The batches of a loader, ``epochs`` times over; one tensor is one batch.
+
+def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> Iterator[tuple[Any, ...]]:
+    """The batches of a loader, ``epochs`` times over, each a tuple that begins with the inputs.
+
+    A tensor or a dict of them is one batch. A batch is its inputs, a tensor or a dict, or a tuple or list that begins
+    with them: a tensor, a tuple of several, or a dict.
 
     Raises TypeError for a loader that gives no batches, ValueError if there are none, or if one lies on another device
-    than the weights, has another number format, or inputs that are not finite.
+    than the weights, or has inputs that are not finite.
     """
-    if isinstance(loader, Tensor):
+    if isinstance(loader, Tensor | Mapping):
         loader = [loader]
-    if not isinstance(loader, Iterable) or isinstance(loader, str | Mapping):
+    if not isinstance(loader, Iterable) or isinstance(loader, str):
         raise TypeError(
-            f"the loader must give batches, as a DataLoader, a list or one tensor does: got {type(loader).__name__}"
+            "the loader must give batches, as a DataLoader, a list, one tensor or a dict of tensors does: got "
+            f"{type(loader).__name__}"
         )
-    own = only_dtype(weights)
     device = next(iter(weights.values())).device
     total = epochs * len(loader) if isinstance(loader, Sized) else 0
     count = 0
@@ -37,8 +42,8 @@ def batches_of(loader: Iterable[Any] | Tensor, weights: Weights, what: str, epoc
                     raise ValueError(f"the loader gives batches on {part.device}, the weights are on {device}")
             if not parts:
                 raise ValueError("the loader gave a batch without inputs")
-            check_inputs(parts[0], "the loader's inputs", device, own)
-            yield batch
+            check_inputs(parts[0], "the loader's inputs", device)
+            yield tuple(parts)
             count += 1
             bar.update()
     if not count:

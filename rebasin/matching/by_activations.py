@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rebasin.arguments import check_choice
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
 from rebasin.inner_products import inner_product
-from rebasin.matching.batches import batches_of
+from rebasin.inputs import Inputs, shapes_of
+from rebasin.matching.batches import Loader, batches_of
 from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
 from rebasin.matching.scores import assign_all
 from rebasin.permutation import Permutation, flatten
@@ -29,14 +30,15 @@ def activation_matching(
     b: Models,
     *,
     model: nn.Module,
-    loader: Iterable[Any] | Tensor,
+    loader: Loader,
     similarity: Similarity = "inner product",
 ) -> Matching:
     """Match each ``b`` to its ``a`` by what their units answer to the same inputs (Git Re-Basin, section 3.1).
 
     ``a`` and ``b`` are those of ``weight_matching``; they are weights of ``model``, which is taken as in evaluation.
     ``loader`` gives batches of inputs, or tuples that begin with them, and is read once; one tensor is one batch.
-    Memory is bounded by the widths and by one batch.
+    Several inputs are a tuple of tensors, or a dict of them by their names. Memory is bounded by the widths and by one
+    batch.
 
     The score of two units is the inner product, or the correlation, of their values over all inputs and places: the
     values that the layers after them read, or where no layer reads a group, as inside attention, those that the layer
@@ -68,17 +70,17 @@ def _match_values(
     b: Weights,
     identity: dict[str, Tensor],
     model: nn.Module,
-    loader: Iterable[Any] | Tensor,
+    loader: Loader,
     similarity: Similarity,
 ) -> Solution:
     """Activation matching for weights (pairs, ...), all pairs side by side."""
     sums: Sums = {}
-    programs: dict[tuple[int, ...], torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
-    for batch in batches_of(loader, a, "activations"):
-        inputs = batch[0] if isinstance(batch, tuple | list) else batch
-        if inputs.shape not in programs:
-            programs[inputs.shape] = export(model, (inputs,))
-        for group, of_batch in _sums(spec, programs[inputs.shape], a, b, inputs).items():
+    programs: dict[Any, torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
+    for inputs, *_ in batches_of(loader, a, "activations"):
+        shapes = shapes_of(inputs)
+        if shapes not in programs:
+            programs[shapes] = export(model, inputs)
+        for group, of_batch in _sums(spec, programs[shapes], a, b, inputs).items():
             total = sums.setdefault(group, {})
             for name, value in of_batch.items():
                 total[name] = total.get(name, 0) + value
@@ -94,7 +96,7 @@ def _match_values(
     return Solution(index, objective[1], sweeps, torch.stack(objective, -1), torch.stack(worth, -1))
 
 
-def _sums(spec: PermutationSpec, program: torch.export.ExportedProgram, a: Weights, b: Weights, inputs: Tensor) -> Sums:
+def _sums(spec: PermutationSpec, program: torch.export.ExportedProgram, a: Weights, b: Weights, inputs: Inputs) -> Sums:
     """For each group, sums over inputs and places of a batch, (pairs, ...) in float64.
 
     ``ab`` (units, units) of products of a's and b's values, ``a``, ``b``, ``aa`` and ``bb`` (units, 1) of the values
@@ -114,7 +116,7 @@ def _sums(spec: PermutationSpec, program: torch.export.ExportedProgram, a: Weigh
                 seen[part.group].append(wide.index_select(0, positions).reshape(len(part.positions), -1))
             return value
 
-        run(program, weights, (inputs,), visit)
+        run(program, weights, inputs, visit)
         return {group: torch.cat(answers, 1) for group, answers in seen.items()}
 
     def of_pair(a: dict[str, Tensor], b: dict[str, Tensor]) -> Sums:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from rebasin.arguments import check_count, check_number, check_seed, check_tensor
-from rebasin.graph import each_model
+from rebasin.graph import each_model, first_line, without_cache
 from rebasin.inner_products import inner_product
+from rebasin.inputs import Inputs, arguments_of
 from rebasin.matching.batches import batches_of
 from rebasin.matching.by_weights import weight_matching
 from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
@@ -26,24 +28,24 @@ def straight_through_matching(
     b: Models,
     *,
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Inputs, Tensor]],
     epochs: int = 1,
     learning_rate: float = 1e-2,
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
+    loss: Callable[[Any, Tensor], Tensor] = nn.functional.cross_entropy,
     seed: int = 0,
     chunk: int = 1,
 ) -> Matching:
     """Match each ``b`` to its ``a`` such that the midpoint's loss is low (Git Re-Basin, Algorithm 2).
 
     ``a`` and ``b`` are those of ``weight_matching``; they are weights of ``model``, which is taken as in evaluation.
-    ``loader`` gives batches of inputs and targets, ``epochs`` times over. A free point starts at ``a``. On every batch
-    ``b`` is weight-matched to it, the loss of the midpoint of ``a`` and the permuted ``b`` is taken, and its gradient
-    moves the free point (SGD, momentum 0.9). The permutation of the batch with the lowest loss is kept. ``chunk``
-    gradients are taken at once.
+    ``loader`` gives batches of inputs and targets, ``epochs`` times over; several inputs are a tuple or a dict, and
+    ``loss`` takes whatever the model gives. A free point starts at ``a``. On every batch ``b`` is weight-matched to it,
+    the loss of the midpoint of ``a`` and the permuted ``b`` is taken, and its gradient moves the free point (SGD,
+    momentum 0.9). The permutation of the batch with the lowest loss is kept. ``chunk`` gradients are taken at once.
 
     ``maximised_by_sweep`` is minus the loss of the best midpoint so far; before the first batch it is minus infinity.
     Raises ValueError if the weights do not fit, lie on another device than model or data, if the loader gives nothing,
-    or if inputs or the loss of a midpoint are not finite.
+    if the model cannot take the inputs, or if these or the loss of a midpoint are not finite.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> spec = rebasin.trace(model, torch.ones(1, 3))
@@ -74,28 +76,35 @@ def _descend(
     b: Weights,
     best: dict[str, Tensor],
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Inputs, Tensor]],
     epochs: int,
     learning_rate: float,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Any, Tensor], Tensor],
     seed: int,
     chunk: int,
 ) -> Solution:
     """Algorithm 2 for weights (pairs, ...), all pairs side by side; ``best`` are the indices so far."""
-    model = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}).eval()
+    own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    model = without_cache(copy.deepcopy(model, own).eval())
     free = {key: a[key].clone() for key in spec.weights}
     speed = over(free, torch.zeros_like)
     basin = Permutation(spec, over(best, Tensor.clone))
     objective = [inner_product(spec, a, b)]
     history = [torch.full_like(objective[0], -torch.inf)]
 
-    def midpoint_loss(weights: dict[str, Tensor], statistics: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        # A tensor of two names is passed under both.
-        return loss(functional_call(model, {**weights, **statistics}, (x,), tie_weights=False), y)
+    def midpoint_loss(weights: dict[str, Tensor], statistics: dict[str, Tensor], x: Inputs, y: Tensor) -> Tensor:
+        try:
+            # A tensor of two names is passed under both.
+            outputs = functional_call(model, {**weights, **statistics}, *arguments_of(x), tie_weights=False)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(f"the model cannot be computed for the loader's inputs: {first_line(error)}") from error
+        return loss(outputs, y)
 
     gradient_and_loss = each_model(grad_and_value(midpoint_loss), (0, 0, None, None), chunk)
     for batch in batches_of(loader, a, "straight-through matching", epochs):
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
+        if len(batch) != 2:
             raise ValueError("straight-through matching needs batches of inputs and targets: (inputs, targets)")
         x, y = batch
         basin = weight_matching(spec, {**a, **free}, b, seed=seed, start=basin).permutation

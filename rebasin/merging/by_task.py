@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from rebasin.inputs import Inputs
 from rebasin.merging.mending import mender
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Kind, Models, check_module, like, take, weights_of
 
 
-def repair_by_task(model: nn.Module, merged: Kind, parents: Models, inputs: Sequence[Tensor]) -> list[Kind]:
+def repair_by_task(model: nn.Module, merged: Kind, parents: Models, inputs: Sequence[Inputs]) -> list[Kind]:
     """Mend a merge of models of different tasks once for each task, with the statistics of that task's own model.
 
     ``merged`` is a module, a dict of tensors (*batch, ...) or a list of either, and ``parents`` has one more axis,

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rebasin.arguments import check_batch, check_inputs, only_dtype
 from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
+from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs
 from rebasin.spec import PermutationSpec
 from rebasin.weights import (
     Kind,
@@ -35,13 +35,14 @@ MOVING = ("movedim", "permute", "transpose", "t")  # axes change places, and val
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
-def mender(model: nn.Module, inputs: Tensor) -> Mend:
+def mender(model: nn.Module, inputs: Inputs) -> Mend:
     """What mends a merge: ``mend(merged, parents)`` by REPAIR on these inputs, as ``merge`` and its methods take it.
 
-    ``model`` is one of the models and ``inputs`` (m, ...) go into it, with m >= 2; ``merged`` is (*batch, ...) and
-    ``parents`` (*batch, n, ...). Running statistics of batch norms are measured anew first. In a merge they are the
-    means of the parents', too wide for units that vary less: REPAIR would make up for that by a factor in the norm's
-    weight, and the next stage would average this factor with another merge's.
+    ``model`` is one of the models and ``inputs`` (m, ...) go into it, with m >= 2: a tensor, or several in a tuple, or
+    a dict by their names. ``merged`` is (*batch, ...) and ``parents`` (*batch, n, ...). Running statistics of batch
+    norms are measured anew first. In a merge they are the means of the parents', too wide for units that vary less:
+    REPAIR would make up for that by a factor in the norm's weight, and the next stage would average this factor with
+    another merge's.
 
     Raises TypeError unless ``model`` is a module; the mending raises what ``repair`` does.
 
@@ -72,7 +73,7 @@ def mended_by(mend: Mend, merged: Weights, parents: Weights) -> dict[str, Tensor
     return mended
 
 
-def _mend(model: nn.Module, inputs: Tensor, merged: Weights, parents: Weights) -> Weights:
+def _mend(model: nn.Module, inputs: Inputs, merged: Weights, parents: Weights) -> Weights:
     norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
     if any(norm.running_var is not None for norm in norms):
         merged = reset_norms(model, merged, inputs)
@@ -80,14 +81,15 @@ def _mend(model: nn.Module, inputs: Tensor, merged: Weights, parents: Weights) -
 
 
 @torch.no_grad()
-def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> Kind:
+def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Inputs) -> Kind:
     """Rescale and shift the units of merged networks (REPAIR: Jordan et al. 2023, section 4), of any architecture.
 
     ``merged`` is a module, a dict of tensors (*batch, ...) or a list of either, and comes back as what it is.
     ``parents`` has one more axis, (*batch, n, ...), and is in the merge's basin already: unit i of each parent is unit
-    i of the merge. ``inputs`` (m, ...) go into ``model``. Layer by layer, each unit that comes out of a linear layer, a
-    convolution or a norm is given the parents' average mean and average standard deviation over inputs and places; the
-    output layers stay. Units that never vary in the merge are only shifted.
+    i of the merge. ``inputs`` (m, ...) go into ``model``: a tensor, a tuple or a dict of them. Layer by layer, each
+    unit that comes out of a linear layer, a convolution or a norm is given the parents' average mean and average
+    standard deviation over inputs and places; the output layers stay. Units that never vary in the merge are only
+    shifted.
 
     Raises ValueError for fewer than two inputs, a layer that is used twice, has no bias and no norm after it, or cannot
     be rescaled, and weights that do not fit or lie elsewhere.
@@ -102,13 +104,13 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> K
     """
     check_module(model, "repair(model, merged, parents, inputs)")
     check_batch(inputs, "the inputs")
-    if len(inputs) < 2:
-        raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {len(inputs)}")
+    if batch_size(inputs) < 2:
+        raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {batch_size(inputs)}")
     weights, parents = weights_of(merged, "the merge"), weights_of(parents, "the parents")
     batch = _leading(model, weights, "the merge", inputs)
     if len(_leading(model, parents, "the parents", inputs)) != len(batch) + 1:
         raise ValueError("the parents need one leading axis more than the merge: the models that it was made of")
-    program = export(model, (inputs,))
+    program = export(model, inputs)
     layers = _layers(program)
 
     def statistics(weights: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -120,7 +122,7 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> K
                 moments[layers[node][0]] = _moments(value, LAYERS[operator(node)][0])
             return value
 
-        run(program, weights, (inputs,), visit)
+        run(program, weights, inputs, visit)
         return moments
 
     def repaired(weights: dict[str, Tensor], goals: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -144,7 +146,7 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> K
             args[at_bias] = weights[bias]
             return compute(*args)
 
-        run(program, weights, (inputs,), visit)
+        run(program, weights, inputs, visit)
         return weights
 
     # One model at a time: its activations on all inputs are the largest thing in memory.
@@ -157,11 +159,12 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Tensor) -> K
 
 
 @torch.no_grad()
-def reset_norms(model: nn.Module, weights: Kind, inputs: Tensor) -> Kind:
+def reset_norms(model: nn.Module, weights: Kind, inputs: Inputs) -> Kind:
     """Measure the running means and variances of batch norms anew over ``inputs``.
 
     ``weights`` is a module, a dict of tensors (*batch, ...) or a list of either, and comes back as what it is;
-    ``inputs`` (m, ...) go into ``model``. Each norm sees what the norms before it give with their new statistics.
+    ``inputs`` (m, ...) go into ``model``: a tensor, a tuple or a dict of them. Each norm sees what the norms before it
+    give with their new statistics.
 
     Raises ValueError for fewer than two inputs, a model without running statistics, and weights that do not fit the
     model or lie elsewhere.
@@ -173,11 +176,11 @@ def reset_norms(model: nn.Module, weights: Kind, inputs: Tensor) -> Kind:
     """
     check_module(model, "reset_norms(model, weights, inputs)")
     check_batch(inputs, "the inputs")
-    if len(inputs) < 2:
-        raise ValueError(f"a variance needs two inputs or more, got {len(inputs)}")
+    if batch_size(inputs) < 2:
+        raise ValueError(f"a variance needs two inputs or more, got {batch_size(inputs)}")
     given = weights_of(weights, "the weights")
     batch = _leading(model, given, "the weights", inputs)
-    program = export(model, (inputs,))
+    program = export(model, inputs)
     norms = norms_of(program)
     if not norms:
         raise ValueError("the model has no norm with running statistics")
@@ -193,7 +196,7 @@ def reset_norms(model: nn.Module, weights: Kind, inputs: Tensor) -> Kind:
                     weights[key] = statistic
             return compute(*args)
 
-        run(program, weights, (inputs,), visit)
+        run(program, weights, inputs, visit)
         return weights
 
     return like(weights, unflat(each_model(measured)(flat(given, len(batch))), batch))
@@ -269,11 +272,11 @@ def _moments(value: Any, axis: int) -> tuple[Tensor, Tensor]:
     return rows.mean(0), rows.std(0)
 
 
-def _leading(model: nn.Module, weights: Weights, what: str, inputs: Tensor) -> torch.Size:
+def _leading(model: nn.Module, weights: Weights, what: str, inputs: Inputs) -> torch.Size:
     """The leading axes of weights of this model.
 
     Raises ValueError, naming the first key, if they do not fit, or if model, weights and inputs lie on different
-    devices, have different number formats or are not finite.
+    devices or are not finite.
     """
     state = model.state_dict()
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
@@ -282,5 +285,5 @@ def _leading(model: nn.Module, weights: Weights, what: str, inputs: Tensor) -> t
         if is_whole(weights[key]) and not is_whole(tensor):
             raise ValueError(f"{what}: {key!r} is {weights[key].dtype}, the model's is {tensor.dtype}")
     check_device(model, weights)
-    check_inputs(inputs, "the inputs", next(iter(weights.values())).device, only_dtype(weights))
+    check_inputs(inputs, "the inputs", next(iter(weights.values())).device)
     return batch

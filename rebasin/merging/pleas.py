@@ -42,8 +42,8 @@ class Fitted:
     fits: Mapping[str, Fit]
     budget: Budget | None = None
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        return self.model(*inputs)
+    def __call__(self, *inputs: Tensor, **named: Tensor) -> Any:
+        return self.model(*inputs, **named)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the merged network to a ``.pt2`` file, which runs without this package: see ``Expanded.save``."""

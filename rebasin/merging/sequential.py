@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rebasin.arguments import check_batch, check_count, check_inputs, check_seed, only_dtype
+from rebasin.arguments import check_count, check_seed
 from rebasin.expanding.layout import blocks_of, places_as_given, whole
 from rebasin.fitting.grams import Grams, halves
 from rebasin.fitting.least_squares import Fit, solve
@@ -19,6 +19,7 @@ from rebasin.fitting.norm_statistics import batch_statistics
 from rebasin.fitting.normal_equations import Equations, Layout
 from rebasin.fitting.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export, run
+from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs
 from rebasin.merging.mending import norms_of
 from rebasin.merging.pleas import Fitted
 from rebasin.weights import take, weights_of
@@ -28,15 +29,16 @@ ROUNDING_OF_SINGLES = 1e-10
 
 
 @torch.no_grad()
-def refit(merge: Fitted, grams: Grams, inputs: Tensor, *, places: int | None = 16, seed: int = 0) -> Fitted:
+def refit(merge: Fitted, grams: Grams, inputs: Inputs, *, places: int | None = 16, seed: int = 0) -> Fitted:
     """Fit the layers of a merge once more, in order, each to what the merge itself reads by then.
 
-    ``merge`` is what ``pleas`` or ``fit_slots`` made of ``grams``, and ``inputs`` (m, ...) go into it, all at once. In
-    ``fit_slots`` a layer reads what the models' layers read; here it reads what the layers before it give, so that it
-    makes up for their errors. Its targets are the same: the mean of what the models' layers give for the units of a
-    slot. The ridge pulls towards the weights that the merge has. Running statistics are those of ``inputs``. ``places``
-    and ``seed`` are those of ``collect``; every second image is held back. Sources: RegMean++ (Nguyen et al. 2025) and
-    the least squares of neuron interpolation (2025), which differ in their targets. The ``fits`` are by parameter.
+    ``merge`` is what ``pleas`` or ``fit_slots`` made of ``grams``, and ``inputs`` (m, ...) go into it, all at once: a
+    tensor, a tuple or a dict of them. In ``fit_slots`` a layer reads what the models' layers read; here it reads what
+    the layers before it give, so that it makes up for their errors. Its targets are the same: the mean of what the
+    models' layers give for the units of a slot. The ridge pulls towards the weights that the merge has. Running
+    statistics are those of ``inputs``. ``places`` and ``seed`` are those of ``collect``; every second image is held
+    back. Sources: RegMean++ (Nguyen et al. 2025) and the least squares of neuron interpolation (2025), which differ in
+    their targets. The ``fits`` are by parameter.
 
     Raises ValueError for fewer than two inputs, and for a layer that is used twice.
 
@@ -58,11 +60,11 @@ def refit(merge: Fitted, grams: Grams, inputs: Tensor, *, places: int | None = 1
         check_count(places, "places")
     check_seed(seed)
     check_batch(inputs, "the inputs")
-    if len(inputs) < 2:
-        raise ValueError(f"two inputs or more are needed, of which every second is held back: got {len(inputs)}")
-    check_inputs(inputs, "the inputs", next(iter(grams.weights.values())).device, only_dtype(grams.weights))
+    if batch_size(inputs) < 2:
+        raise ValueError(f"two inputs or more are needed, of which every second is held back: got {batch_size(inputs)}")
+    check_inputs(inputs, "the inputs", next(iter(grams.weights.values())).device)
     network = copy.deepcopy(merge.model)
-    program = export(network, (inputs,))
+    program = export(network, inputs)
     layers, norms, weights = layers_of(program), norms_of(program), weights_of(network)
     for name, times in Counter(weight for weight, _ in layers.values()).items():
         if times > 1:
@@ -70,7 +72,7 @@ def refit(merge: Fitted, grams: Grams, inputs: Tensor, *, places: int | None = 1
                 f"{name!r} is used {times} times, and reads something else each time: it cannot be refitted"
             )
     targets = _Targets(grams, merge, inputs, places, seed)
-    held = torch.arange(len(inputs)) % 2 == 1
+    held = torch.arange(batch_size(inputs)) % 2 == 1
     fits: dict[str, Fit] = {}
 
     def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
@@ -91,7 +93,7 @@ def refit(merge: Fitted, grams: Grams, inputs: Tensor, *, places: int | None = 1
                 weights[bias] = args[2] = own_bias
         return compute(*args)
 
-    run(program, weights, (inputs,), visit)
+    run(program, weights, inputs, visit)
     network.load_state_dict(weights)
     return replace(merge, model=network, fits=fits)
 
@@ -99,13 +101,13 @@ def refit(merge: Fitted, grams: Grams, inputs: Tensor, *, places: int | None = 1
 class _Targets:
     """What the layers of a merge should give: the mean of what the models' layers give for the units of a slot."""
 
-    def __init__(self, grams: Grams, merge: Fitted, inputs: Tensor, places: int | None, seed: int) -> None:
+    def __init__(self, grams: Grams, merge: Fitted, inputs: Inputs, places: int | None, seed: int) -> None:
         self.grams, self.merge, self.places = grams, merge, places
         self.generator = torch.Generator().manual_seed(seed)
-        self.program = export(grams.model, (inputs,))
+        self.program = export(grams.model, inputs)
         alone = [take(grams.weights, m) for m in range(grams.n)]
         # The models are computed only as far as the merge has come.
-        self.coming: Iterator[Any] = zip(*(layer_inputs(self.program, one, (inputs,)) for one in alone), strict=True)
+        self.coming: Iterator[Any] = zip(*(layer_inputs(self.program, one, inputs) for one in alone), strict=True)
         self.known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def of(self, key: str) -> tuple[Tensor, Tensor]:
@@ -122,7 +124,8 @@ class _Targets:
             total = torch.zeros(())
             for m, (_, read) in enumerate(of_models):
                 matrix = whole(self.grams.weights[weight][m], number_of_blocks(node)).flatten(1)
-                given = rows_at(node, read, at) @ matrix.T
+                rows = rows_at(node, read, at)
+                given = rows @ matrix.T.to(rows)
                 given = given if bias is None else given + self.grams.weights[bias][m]
                 total = total + given.new_zeros(*at.shape, height).index_add_(2, index[m].to(given.device), given)
             self.known[weight] = at, total / torch.bincount(index.flatten(), minlength=height).to(total)

@@ -11,35 +11,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rebasin.arguments import check_tensor, only_dtype
+from rebasin.arguments import only_dtype
 from rebasin.graph import export, number, operator, place_of, weight_keys
+from rebasin.inputs import Inputs, check_kind, on_each
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
 from rebasin.tracing.left_out import UNUSED, warn_of_left_out
+from rebasin.tracing.other_sizes import prove_other_sizes
 from rebasin.tracing.proof import Memory, memory_of, prove
-from rebasin.tracing.rules import entries, products, shapes, sums  # noqa: F401  each adds its rules to RULES
+from rebasin.tracing.rules import (  # noqa: F401  each adds its rules to RULES
+    entries,
+    lookups,
+    products,
+    recurrent,
+    repeats,
+    shapes,
+    sums,
+)
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
 from rebasin.weights import check_module, is_whole
 
-Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
-
-def trace(model: nn.Module, example: Example) -> PermutationSpec:
+def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     """The permutation groups of a model: which units can change places without changing what it computes.
 
     ``example`` is an input of the model, with a batch axis, the tuple of its inputs, or a dict of them by their names,
-    as a tokenizer gives it; one or two are enough, of the size that the model is used at. The model is taken as in
-    evaluation, without a cache of what it has computed, and nothing of it is modified. Its graph
-    is exported by ``torch.export``, and axes are followed through it operator by operator. What no rule in
-    ``rebasin/tracing/rules`` can follow stays where it is, and ``spec.pinned`` tells the reason. So does what the
-    example does not reach, such as the end of a table that is cut to the input's length; a warning names it if others
-    of its axis move. Another one names entries that are not used, but have an axis as long as one that moves. Before
-    the spec is returned it is proved: all weights are redrawn, and inputs, tokens within their vocabulary; each group
-    is permuted at random, and the outputs must stay what they were.
+    as a tokenizer gives it; one or two are enough, of the size that the model is used at. A list holds several
+    examples: of other sizes, or other inputs, if the model computes something else for them. The model is taken as in
+    evaluation, without a cache of what it has computed, and nothing of it is modified. Its graph is exported by
+    ``torch.export``, and axes are followed through it operator by operator. What no rule in ``rebasin/tracing/rules``
+    can follow stays where it is, and ``spec.pinned`` tells the reason. So does what the example does not reach, such as
+    the end of a table that is cut to the input's length; a warning names it if others of its axis move. Another one
+    names entries that are not used, but have an axis as long as one that moves. Before the spec is returned it is
+    proved: all weights are redrawn, and inputs, tokens within their vocabulary; each group is permuted at random, and
+    the outputs must stay what they were. This goes for all examples, and then for inputs of another batch size, and of
+    other lengths or resolutions where the model takes them; ``spec.proof`` says which.
 
     Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if an operator
     cannot be followed at all or cannot be computed in float64 (it is named, with its line), or if outputs are not
-    finite, and SpecError, naming a group, if permuting it changes the outputs.
+    finite, and SpecError, naming a group, if permuting it changes the outputs, or if inputs of another size need
+    another spec: then examples of both are needed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> spec = trace(model, torch.randn(1, 3, 8, 8))
@@ -49,13 +60,19 @@ def trace(model: nn.Module, example: Example) -> PermutationSpec:
     'an output of the network'
     """
     check_module(model, "trace(model, example)")
-    copied = without_cache(emptied(model))
-    inputs = inputs_for(copied, example)
-    program = export(copied, inputs, RULES)
-    followed = follow_program(program)
-    prove(followed.spec, program, tuple(inputs.values()) if isinstance(inputs, Mapping) else inputs)
-    spec = _completed(followed.spec, model)
-    warn_of_left_out(spec, followed.membership, followed.tensors)
+    if isinstance(example, list) and not example:
+        raise ValueError("no example is given: the list is empty")
+    copied = emptied(model)
+    examples = [inputs_for(copied, inputs) for inputs in (example if isinstance(example, list) else [example])]
+    programs = [export(copied, inputs, RULES) for inputs in examples]
+    several = follow_programs(programs)
+    followed = several[0]
+    for program, inputs in zip(programs, examples, strict=True):
+        prove(followed.spec, program, inputs)
+    proof = prove_other_sizes(followed.spec, copied, programs, examples)
+    spec = replace(_completed(followed.spec, model), proof=proof)
+    tensors = {key: value for one in several for key, value in one.tensors.items()}
+    warn_of_left_out(spec, followed.membership, tensors)
     return spec
 
 
@@ -76,53 +93,43 @@ class Followed:
     @property
     def tensors(self) -> dict[str, Value]:
         """What is known of the parameters and buffers that the graph uses, by their keys."""
-        return _tensors(self.values)
+        nodes = (node for node in self.values if node.op == "placeholder")
+        return {value.key: value for value in map(self.values.__getitem__, nodes) if value.key}
 
 
 def follow_program(program: torch.export.ExportedProgram) -> Followed:
     """Follow the units of a graph that ``rebasin.graph.export`` gave, operator by operator."""
-    relations, values = _relate(program)
-    return Followed(program, values, *find_groups(relations, _tensors(values)))
+    return follow_programs([program])[0]
 
 
-def _tensors(values: Mapping[torch.fx.Node, Any]) -> dict[str, Value]:
-    return {value.key: value for node, value in values.items() if node.op == "placeholder" and value.key}
+def follow_programs(programs: Sequence[torch.export.ExportedProgram]) -> list[Followed]:
+    """Follow the units of several graphs of one model: they have the groups that suit all of them."""
+    relations = Relations()
+    tensors: dict[str, Value] = {}
+    values = [_relate(program, relations, tensors) for program in programs]
+    spec, membership = find_groups(relations, tensors)
+    return [Followed(program, known, spec, membership) for program, known in zip(programs, values, strict=True)]
 
 
-def double_inputs(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def double_inputs(inputs: Inputs) -> Inputs:
     """The inputs of a model in float64 on the CPU; whole numbers as they are."""
-    return tuple(x.cpu().double() if x.is_floating_point() else x.cpu() for x in inputs)
+    return on_each(lambda x: x.cpu().double() if x.is_floating_point() else x.cpu(), inputs)
 
 
-def inputs_for(model: nn.Module, example: Example) -> tuple[Tensor, ...] | dict[str, Tensor]:
+def inputs_for(model: nn.Module, example: Inputs) -> Inputs:
     """The inputs on the CPU, in the number format of the parameters if they have but one.
 
     Raises TypeError for anything but a tensor, a tuple or a dict of tensors, and ValueError for what has no values.
     """
     own = only_dtype(dict(model.named_parameters()))
+    check_kind(example, "the example")
 
-    def fitting(x: Any, what: str) -> Tensor:
-        check_tensor(x, what)
+    def fitting(x: Tensor) -> Tensor:
         if x.is_meta:
-            raise ValueError(f"{what} is on the device 'meta', and has no values")
+            raise ValueError("the example is on the device 'meta', and has no values")
         return x.cpu().to(own or x.dtype) if x.is_floating_point() else x.cpu()
 
-    if isinstance(example, Mapping):
-        return {name: fitting(x, f"the example: {name!r}") for name, x in example.items()}
-    if not isinstance(example, Tensor | tuple):
-        raise TypeError(
-            f"the example is a tensor, or a tuple or dict of the model's inputs: got {type(example).__name__}"
-        )
-    return tuple(fitting(x, "the example") for x in (example if isinstance(example, tuple) else (example,)))
-
-
-def without_cache(model: nn.Module) -> nn.Module:
-    """The model, told to keep no cache of what it has computed, as those of the package transformers do by default."""
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "use_cache", False):
-            config.use_cache = False
-    return model
+    return on_each(fitting, example)
 
 
 def emptied(model: nn.Module) -> nn.Module:
@@ -142,12 +149,15 @@ def emptied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).cpu()
 
 
-def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torch.fx.Node, Any]]:
-    """What the graph demands of the units along the axes of its tensors, and what is known of each node's."""
-    relations = Relations()
+def _relate(
+    program: torch.export.ExportedProgram, relations: Relations, tensors: dict[str, Value]
+) -> dict[torch.fx.Node, Any]:
+    """What is known of each node's tensor. What the graph demands of the units is added to the relations.
+
+    ``tensors`` are the parameters and buffers that other graphs of the model have used; those of this one are added.
+    """
     keys, fleeting = weight_keys(program), program.graph_signature.non_persistent_buffers
     known: dict[torch.fx.Node, Any] = {}
-    tensors: dict[str, Value] = {}
     same: dict[Memory, str] = {}
     shared = Counter(map(memory_of, program.state_dict.values()))
     entangled = _entangled(program.state_dict)
@@ -184,7 +194,7 @@ def _relate(program: torch.export.ExportedProgram) -> tuple[Relations, dict[torc
             for value in node.all_input_nodes:
                 for labels in known[value].labels:
                     relations.pin(labels.units, "an output of the network")
-    return relations, known
+    return known
 
 
 def _entangled(state: Mapping[str, Tensor]) -> set[str]:
@@ -221,7 +231,17 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
         statistics=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if name in state),
         pinned={**spec.pinned, **left_out},
+        ties=_ties(state),
     )
+
+
+def _ties(state: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
+    """The names of entries that are one tensor."""
+    names: dict[Memory, list[str]] = {}
+    for key, tensor in state.items():
+        if tensor.numel() and tensor.layout == torch.strided:
+            names.setdefault(memory_of(tensor), []).append(key)
+    return tuple(tuple(own) for own in names.values() if len(own) > 1)
 
 
 def _check_sizes(node: torch.fx.Node) -> None:

@@ -43,7 +43,8 @@ class Membership:
 
 def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> tuple[PermutationSpec, Membership]:
     """The groups of the units that lie along the axes of ``tensors``, as the relations among them allow."""
-    unit_of, children = _unify(relations)
+    unit_of, rows = _unify(relations)
+    children = {head: set().union(*sets) for head, sets in rows.items()}
     tied, count = unit_of, int(unit_of.max(initial=-1)) + 1
     reasons: dict[int, str] = {}
     for units, why in relations.pins:
@@ -52,14 +53,16 @@ def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> tuple[Per
     for unit in _unreached(relations, tensors, unit_of, children):
         reasons.setdefault(unit, UNREACHED)
     uses = [unit_of[units[units != FIXED]] for units in relations.uses]
-    uses += _pin_blocks(children, reasons)
+    marks = [(unit_of[units[units != FIXED]], places[units != FIXED]) for units, places in relations.marks]
+    marks += _several_rows(relations, rows, unit_of)
+    uses += _pin_blocks(rows, reasons, _refine(count, [], uses, marks) if _overlap(children) else unit_of)
     fixed = np.zeros(count + 1, bool)
     fixed[list(reasons)] = True
     unit_of = np.where(fixed[unit_of], FIXED, unit_of)
     children = {head: units for head, units in children.items() if not fixed[head]}
 
     places = _places(relations, tensors, unit_of)
-    kind = _refine(count, [place.units for place in places], uses)
+    kind = _refine(count, [place.units for place in places], uses, marks)
     groups = _grouped(children, kind, places)
     owner, number = np.full(count + 1, FIXED), np.zeros(count + 1, np.int64)
     for position, units in enumerate(groups.units):
@@ -152,27 +155,49 @@ def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_P
     return groups
 
 
-def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[int]]]:
-    """Each label's unit once ties are taken into account, and the units in each block."""
+def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[frozenset[int]]]]:
+    """Each label's unit once ties are taken into account, and the sets of units that each block is made of.
+
+    There are several where blocks of different tensors are tied: a unit of one cannot take the place of one of another.
+    """
     ties = [(np.zeros(0, int), np.zeros(0, int)), *relations.ties]
     while True:
         a, b = (np.concatenate([tie[side] for tie in ties]) for side in (0, 1))
         graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(relations.count, relations.count))
         unit_of = connected_components(graph, directed=False)[1].astype(np.int64)
-        children: dict[int, set[int]] = defaultdict(set)
-        same: dict[tuple[int, ...], int] = {}
+        children: dict[int, set[frozenset[int]]] = defaultdict(set)
+        same: dict[frozenset[int], int] = {}
         twins = []
         for rows, heads in relations.blocks:
             for row, label in zip(unit_of[rows], heads.tolist(), strict=True):
-                head = int(unit_of[label])
-                children[head].update(row.tolist())
+                head, units = int(unit_of[label]), frozenset(row.tolist())
+                children[head].add(units)
                 # Blocks of the same units are the same block.
-                twin = same.setdefault(tuple(sorted(set(row.tolist()))), label)
+                twin = same.setdefault(units, label)
                 if unit_of[twin] != head:
                     twins.append((twin, label))
         if not twins:
             return unit_of, dict(children)
         ties.append(tuple(np.array(twins).T))
+
+
+def _several_rows(
+    relations: Relations, rows: Mapping[int, set[frozenset[int]]], unit_of: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Marks that keep apart the sets of units of blocks which have several, each the same in all of its blocks."""
+    marks = []
+    for block_rows, heads in relations.blocks:
+        if all(len(rows[head]) == 1 for head in unit_of[heads].tolist()):
+            continue
+        seen: dict[int, list[frozenset[int]]] = defaultdict(list)
+        numbers = []
+        for row, head in zip(unit_of[block_rows], unit_of[heads].tolist(), strict=True):
+            units = frozenset(row.tolist())
+            if units not in seen[head]:
+                seen[head].append(units)
+            numbers.append(seen[head].index(units))
+        marks.append((unit_of[block_rows].ravel(), np.repeat(numbers, block_rows.shape[1])))
+    return marks
 
 
 def _unreached(
@@ -187,17 +212,28 @@ def _unreached(
     return [unit for unit in unread.tolist() if unit not in children]
 
 
-def _pin_blocks(children: Mapping[int, set[int]], reasons: dict[int, str]) -> list[np.ndarray]:
-    """Pin the blocks that cannot move as wholes; their units, each of which keeps to its block."""
-    heads_of: dict[int, set[int]] = defaultdict(set)
+def _overlap(children: Mapping[int, set[int]]) -> bool:
+    return len(set().union(*children.values())) < sum(map(len, children.values()))
+
+
+def _pin_blocks(rows: Mapping[int, set[frozenset[int]]], reasons: dict[int, str], kind: np.ndarray) -> list[np.ndarray]:
+    """Pin the blocks that cannot move as wholes; their units, each of which keeps to its block.
+
+    Of blocks that overlap, as those along one axis and those along another do, those move that are more alike, by
+    ``kind``, or smaller, of which there are more.
+    """
+    children = {head: set().union(*sets) for head, sets in rows.items()}
+    if _overlap(children):
+        alike = {head: len(blocks) for blocks in _alike_blocks(children, kind) for head in blocks}
+        children = dict(sorted(children.items(), key=lambda block: (-alike[block[0]], len(block[1]), block[0])))
+    taken: set[int] = set()
     for head, units in children.items():
-        for unit in units:
-            heads_of[unit].add(head)
-    for head, units in children.items():
-        stays = next((reasons[unit] for unit in units if unit in reasons), None)
-        if stays or any(len(heads_of[unit]) > 1 or unit in children for unit in units):
+        stays = next((reasons[unit] for unit in sorted(units) if unit in reasons), None)
+        if stays or not taken.isdisjoint(units) or not children.keys().isdisjoint(units):
             reasons.setdefault(head, stays or "blocks that overlap or lie within blocks")
-    return [np.array(sorted(units)) for head, units in children.items() if head in reasons]
+        elif head not in reasons:
+            taken |= units
+    return [np.array(sorted(row)) for head, sets in rows.items() if head in reasons for row in sets]
 
 
 def _places(relations: Relations, tensors: Mapping[str, Value], unit_of: np.ndarray) -> list[_Place]:
@@ -211,13 +247,26 @@ def _places(relations: Relations, tensors: Mapping[str, Value], unit_of: np.ndar
     return [place for place in places if (place.units != FIXED).any()]
 
 
-def _refine(count: int, places: Iterable[np.ndarray], uses: Iterable[np.ndarray]) -> np.ndarray:
-    """A number per unit: two have the same if they lie equally often in each place and each use."""
+def _refine(
+    count: int,
+    places: Iterable[np.ndarray],
+    uses: Iterable[np.ndarray],
+    marks: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """A number per unit: two have the same if they lie equally often in each place and use, and have the same marks."""
     kind = np.zeros(count, np.int64)
     for units in [*places, *uses]:
         lying, times = np.unique(units[units != FIXED], return_counts=True)
         _, new = np.unique(kind[lying] * (times.max(initial=0) + 1) + times, return_inverse=True)
         kind[lying] = kind.max() + 1 + new
+    random = np.random.default_rng(0)
+    for units, marked in marks:
+        # What a unit is marked with, in any order, as a sum of random numbers.
+        lying, place = np.unique(units, return_inverse=True)
+        total = np.zeros(len(lying), np.uint64)
+        np.add.at(total, place, random.integers(2**63, size=int(marked.max(initial=0)) + 1, dtype=np.uint64)[marked])
+        _, new = np.unique(np.stack([kind[lying].astype(np.uint64), total]), axis=1, return_inverse=True)
+        kind[lying] = kind.max() + 1 + new.ravel()
     return kind
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
 
-from rebasin.graph import given, operator, place_of, weight_keys
+from rebasin.graph import first_line, given, operator, ordered, place_of, weight_keys
+from rebasin.inputs import Inputs
 from rebasin.permutation import flatten, permute
 from rebasin.spec import PermutationSpec, SpecError
 
@@ -24,7 +25,7 @@ WIDE = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float
 WIDE |= dict.fromkeys((torch.complex32, torch.complex64), torch.complex128)
 
 
-def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]) -> None:
+def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: Inputs) -> None:
     """Raise SpecError, naming the group, unless permuting the groups leaves the network's outputs as they are.
 
     The network is computed in float64 from end to end, whatever number formats it asks for on the way. All weights,
@@ -36,12 +37,12 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
     generator = torch.Generator().manual_seed(0)
     together = {name: [name] for name in spec.sizes}
     together["all groups together"] = list(spec.sizes)
-    index = {name: _derangements(spec, name, generator) for name in spec.sizes}
-    with torch.no_grad(), _computing_in(torch.float64):
+    index = {name: derangements(spec, name, generator) for name in spec.sizes}
+    with torch.no_grad(), computing_in(torch.float64):
         replays = []
         for _ in range(2):
             weights = redrawn(program, generator)
-            replays.append(_Replay(program, weights, _inputs_like(program, inputs, generator)))
+            replays.append(_Replay(program, weights, inputs_like(program, inputs, generator)))
             if not replays[-1].finite():
                 raise ValueError("nothing can be proved: for random weights and inputs, the outputs are not finite")
         for name, moving in together.items():
@@ -52,7 +53,7 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
 
 
 @contextmanager
-def _computing_in(number_format: torch.dtype) -> Iterator[None]:
+def computing_in(number_format: torch.dtype) -> Iterator[None]:
     """What is made of no tensor, or of whole numbers, is made in this format."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(number_format)
@@ -64,7 +65,11 @@ def _computing_in(number_format: torch.dtype) -> Iterator[None]:
 
 def redrawn(program: torch.export.ExportedProgram, generator: torch.Generator) -> dict[str, Tensor]:
     """Random float64 values for all parameters, buffers and constants of a graph; whole numbers stay."""
-    tensors = {**program.state_dict, **program.constants}
+    return drawn_like({**program.state_dict, **program.constants}, generator)
+
+
+def drawn_like(tensors: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """Random float64 values for these tensors; whole numbers stay."""
     drawn: dict[Memory, Tensor] = {}  # a tensor of two names is drawn once
     for tensor in tensors.values():
         if memory_of(tensor) not in drawn:
@@ -96,7 +101,7 @@ def permuted(spec: PermutationSpec, weights: Mapping[str, Tensor], index: Mappin
 class _Replay:
     """A graph's values for one input and one set of weights, and what becomes of them when some weights change."""
 
-    def __init__(self, program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Sequence[Tensor]):
+    def __init__(self, program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Inputs):
         calls = (node for node in program.graph.nodes if node.op == "call_function")
         self.nodes = [node for node in calls if node.meta.get("val") is not None]  # assertions give nothing
         (output,) = (node for node in program.graph.nodes if node.op == "output")
@@ -121,34 +126,37 @@ class _Replay:
         for node in self.nodes:
             if any(argument in new for argument in node.all_input_nodes):
                 value = self._call(node, lambda argument: new.get(argument, self.values[argument]))
-                if not _stays(value, self.values[node], other.values[node]):
+                if not stays(value, self.values[node], other.values[node]):
                     new[node] = value
         return not any(node in new for node in self.outputs)
 
     @staticmethod
     def _call(node: torch.fx.Node, value_of: Callable[[torch.fx.Node], Any]) -> Any:
-        args, kwargs = map_aggregate(
-            torch.fx.map_arg((node.args, node.kwargs), value_of),
-            lambda argument: WIDE.get(argument, argument) if isinstance(argument, torch.dtype) else argument,
-        )
+        args, kwargs = widened(torch.fx.map_arg((node.args, node.kwargs), value_of))
         try:
             return cast(Callable[..., Any], node.target)(*args, **kwargs)
         except Exception as error:
-            first, *_ = str(error).splitlines() or [repr(error)]
             raise ValueError(
                 f"nothing can be proved: the operator {operator(node)} cannot be computed in float64{place_of(node)}: "
-                f"{first}. Replace it by others, or write the spec by hand with PermutationSpec.from_axes"
+                f"{first_line(error)}. Replace it by others, or write the spec by hand with PermutationSpec.from_axes"
             ) from error
 
 
-def _stays(new: Any, old: Any, other: Any) -> bool:
+def widened(arguments: Any) -> Any:
+    """The arguments of operators, with wide number formats in place of others."""
+    return map_aggregate(
+        arguments, lambda argument: WIDE.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+    )
+
+
+def stays(new: Any, old: Any, other: Any) -> bool:
     """Whether a value is the old one but for rounding. ``other`` is what it is in a network that has nothing in common.
 
     How far an entry is from that in the other network tells the size of what the weights do to it, which its own size
     does not: a mask of -1e9 or a time stamp may be added to it.
     """
     if isinstance(old, list | tuple):
-        return all(_stays(*values) for values in zip(new, old, other, strict=True))
+        return all(stays(*values) for values in zip(new, old, other, strict=True))
     if not isinstance(old, Tensor):
         return bool(new == old)
     if not (old.is_floating_point() or old.is_complex()):
@@ -182,7 +190,7 @@ def same(a: Any, b: Any) -> bool:
     )
 
 
-def _derangements(spec: PermutationSpec, group: str, generator: torch.Generator) -> Tensor:
+def derangements(spec: PermutationSpec, group: str, generator: torch.Generator) -> Tensor:
     """Random permutations that leave no unit in its place, one for each block: cycles through all."""
     cycle = torch.rand(spec.index_shape(group), generator=generator).argsort(-1)
     return torch.empty_like(cycle).scatter_(-1, cycle, cycle.roll(1, -1))
@@ -201,14 +209,14 @@ def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return drawn.uniform_(-bound, bound, generator=generator)
 
 
-def _inputs_like(
-    program: torch.export.ExportedProgram, inputs: Sequence[Tensor], generator: torch.Generator
-) -> list[Tensor]:
+def inputs_like(
+    program: torch.export.ExportedProgram, inputs: Inputs, generator: torch.Generator
+) -> tuple[Tensor, ...]:
     """Random inputs: numbers in float64, and tokens within their vocabulary; other whole numbers as they are."""
     user_inputs = set(program.graph_signature.user_inputs)
     places = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
     drawn = []
-    for node, x in zip(places, inputs, strict=True):
+    for node, x in zip(places, ordered(program, inputs), strict=True):
         # Tokens choose rows of a table.
         tables = [user.args[0] for user in node.users if operator(user) == "embedding" and user.args[1] is node]
         if tables:
@@ -218,4 +226,4 @@ def _inputs_like(
             drawn.append(torch.randn(x.shape, generator=generator, dtype=WIDE.get(x.dtype, x.dtype)))
         else:
             drawn.append(x)
-    return drawn
+    return tuple(drawn)

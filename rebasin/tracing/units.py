@@ -29,12 +29,14 @@ class Labels:
 class Value:
     """What is known of a tensor: its shape, and labels on disjoint sets of axes. Other axes are places.
 
-    ``key`` names the parameter or buffer that the tensor is, as it is.
+    ``key`` names the parameter or buffer that the tensor is, as it is, or each entry scaled where it stands. All slices
+    along the axes ``even`` are equal.
     """
 
     shape: tuple[int, ...]
     labels: tuple[Labels, ...] = ()
     key: str | None = None
+    even: frozenset[int] = frozenset()
 
     def on(self, axis: int) -> Labels | None:
         """The labels that cover an axis."""
@@ -50,6 +52,7 @@ class Relations:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     blocks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     uses: list[np.ndarray] = field(default_factory=list)
+    marks: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     read: list[np.ndarray] = field(default_factory=list)
     columns: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)  # of grouped convolutions
 
@@ -78,6 +81,14 @@ class Relations:
     def part(self, units: np.ndarray) -> None:
         """An operator passes on these units as a set, and may leave out others."""
         self.uses.append(units.ravel())
+
+    def tell_apart(self, units: np.ndarray, axes: Iterable[int]) -> None:
+        """An operator tells these units apart by their places along ``axes`` of the array, and alike along others."""
+        places = np.zeros(units.shape, np.int64)
+        for axis in axes:
+            own = np.arange(units.shape[axis]).reshape([-1 if i == axis else 1 for i in range(units.ndim)])
+            places = places * units.shape[axis] + own
+        self.marks.append((units.ravel(), places.ravel()))
 
     def reach(self, units: np.ndarray) -> None:
         """What is computed depends on these units. Those that nothing depends on stay: another input may tell them."""
@@ -159,12 +170,27 @@ def outer(relations: Relations, labels: Labels, axes: tuple[int, ...], why: str)
 
 
 def placed(relations: Relations, x: Value, axes: Iterable[int], why: str) -> Value:
-    """The value where these axes are places: units along them are pinned."""
+    """The value where these axes are places: units along them are pinned; of blocks of places, the heads are left."""
     axes = {axis % len(x.shape) for axis in axes}
-    touched = [labels for labels in x.labels if axes & set(labels.axes)]
-    for labels in touched:
+    out = []
+    for labels in x.labels:
+        left = tuple(axis for axis in labels.axes if axis not in axes)
+        if left == labels.axes:
+            out.append(labels)
+        elif told_apart(relations, labels, axes, why):
+            out.append(Labels(left, outer(relations, labels, left, why)))
+    return replace(x, labels=tuple(out), even=x.even - axes)
+
+
+def told_apart(relations: Relations, labels: Labels, places: Iterable[int], why: str) -> bool:
+    """Note that the axes ``places`` are such for an operator. Units along them alone are pinned: False is returned."""
+    own = [number for number, axis in enumerate(labels.axes) if axis in places]
+    if len(own) == len(labels.axes):
         relations.pin(labels.units, why)
-    return replace(x, labels=tuple(labels for labels in x.labels if labels not in touched))
+        return False
+    if own:
+        relations.tell_apart(labels.units, own)
+    return True
 
 
 def within(relations: Relations, x: Value, axes: Sequence[int], why: str) -> None:
@@ -194,7 +220,7 @@ def along(relations: Relations, value: Value, axis: int, why: str) -> np.ndarray
 
 
 def broadcast(relations: Relations, value: Value, shape: tuple[int, ...], why: str) -> Value:
-    """The value with its axes moved to where they meet ``shape``; ones that are broadcast keep size 1."""
+    """The value with its axes moved to where they meet ``shape``; ones that are broadcast, or even, have size 1."""
     shift = len(shape) - len(value.shape)
     lifted = []
     for labels in value.labels:
@@ -202,7 +228,8 @@ def broadcast(relations: Relations, value: Value, shape: tuple[int, ...], why: s
             relations.pin(labels.units, why)
         else:
             lifted.append(Labels(tuple(axis + shift for axis in labels.axes), labels.units))
-    return Value((1,) * shift + value.shape, tuple(lifted))
+    own = tuple(1 if axis in value.even else size for axis, size in enumerate(value.shape))
+    return Value((1,) * shift + own, tuple(lifted))
 
 
 def meet(relations: Relations, values: Sequence[Value], why: str) -> tuple[Labels, ...]:
@@ -211,10 +238,8 @@ def meet(relations: Relations, values: Sequence[Value], why: str) -> tuple[Label
     for value in values:
         others = [other for other in values if other is not value]
         for labels in value.labels:
-            strange = any(other.shape[axis] > 1 and other.on(axis) is None for other in others for axis in labels.axes)
-            if strange:
-                relations.pin(labels.units, why)
-            else:
+            places = {axis for axis in labels.axes for other in others if other.shape[axis] > 1 and not other.on(axis)}
+            if told_apart(relations, labels, places, why):
                 kept.append(labels)
     return join(relations, kept, why)
 

@@ -18,7 +18,7 @@ from lab.contestants.arena import with_own_heads
 from lab.contestants.whole import by_weights, matched_by_weights, repaired_by_task
 from lab.images import Split
 from lab.measures.arena import Tried, answers, scores, tried, try_method
-from lab.measures.arena_attacks import under_attack
+from lab.measures.arena_attacks import SideBySide, under_attack
 from lab.measures.attacks import suite, surviving
 from lab.networks import build
 from lab.tasks import halves, tasks_of
@@ -279,7 +279,7 @@ def test_the_hierarchy_is_that_of_the_library(four):
 
 
 def test_under_attack_survives_what_the_attacks_leave_of_the_merge(four):
-    shares = under_attack(four, METHODS["weights"], 40, [0, 8], 3)
+    shares = under_attack(four, METHODS["weights"], 1.0, 40, [0, 8], 3)
     assert set(shares) == {"none", "repair"}
     entry, split = METHODS["weights"](four, 1.0), four.test[0].sample(40)
     right = answers(entry.network, split, 40).argmax(1) == split.labels
@@ -291,13 +291,46 @@ def test_under_attack_survives_what_the_attacks_leave_of_the_merge(four):
         ]
     assert shares["none"] == worst.double().mean(-1).tolist()
     # What was fitted is attacked by its dense weights; what makes no merge of one network's size is not.
-    assert set(under_attack(four, METHODS["pleas"], 40, [0], 1)) == {"none"}
-    assert under_attack(four, METHODS["ensemble"], 40, [0], 1) == {}
+    assert set(under_attack(four, METHODS["pleas"], 1.0, 40, [0], 1)) == {"none"}
+    assert under_attack(four, METHODS["pleas"], 1.5, 40, [0], 1) == {}
+    assert under_attack(four, METHODS["ensemble"], 4.0, 40, [0], 1) == {}
 
 
-def test_networks_with_heads_of_their_own_are_not_attacked(apart):
-    with pytest.raises(ValueError, match="only networks of one task are attacked"):
-        under_attack(apart, METHODS["weights"], 10, [0], 1)
+@pytest.mark.parametrize(
+    ("method", "size", "mended"),
+    [
+        ("weights", 1.0, {"none", "repair", "repair by task"}),
+        ("pleas", 1.0, {"none"}),
+        ("pleas_refitted", 1.5, {"none"}),
+        ("head", 1.0, {"none"}),
+        ("ensemble", 2.0, {"none"}),
+    ],
+)
+def test_both_heads_are_attacked_together(apart, method, size, mended):
+    shares = under_attack(apart, METHODS[method], size, 60, [0, 8], 5)
+    assert set(shares) == mended
+    splits = tuple(split.sample(60) for split in apart.test)
+    for kind, reached in try_method(replace(apart, test=splits), METHODS[method], size).items():
+        if kind in mended:
+            task, metric, accuracy = scores(reached, splits)[0]
+            assert (task, metric) == ("joint", "accuracy")
+            assert shares[kind][0] == pytest.approx(accuracy), "without an attack it is the joint accuracy"
+            assert shares[kind][1] < shares[kind][0]
+
+
+def test_an_attack_goes_through_the_head_of_the_other_task():
+    """The right head answers alike whatever it sees; the other one grows surer the brighter the image."""
+    own, other = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)), nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    for network, weight, bias in ((own, [0.0, 0.0], [2.0, 0.0]), (other, [10.0, 0.0], [-4.0, 0.0])):
+        head = {"1.weight": torch.tensor(weight).unsqueeze(1), "1.bias": torch.tensor(bias)}
+        network.load_state_dict(head)
+    heads = SideBySide([own, other], 2).eval()
+    image, label = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    torch.testing.assert_close(heads(image).exp(), torch.tensor([[[2.0, 0.0], [1.0, 0.0]]]).softmax(-1).flatten(1))
+    # The other head is as sure as the right one where 10 x - 4 = 2, at x = 0.6.
+    for _, attack in suite(("margin",), steps=5):
+        survives = surviving(heads, stack([heads.state_dict()]), image, label, [0, 0.05, 0.15], attack, 0, "cpu", 1)
+        assert survives.flatten().tolist() == [True, True, False]
 
 
 def test_two_are_no_tree(apart):

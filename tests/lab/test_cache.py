@@ -1,6 +1,7 @@
 """What was computed is read again for the same call alone; a file in the cache is whole, or named and made anew."""
 
 import errno
+import hashlib
 import importlib.util
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.bookkeeping.cache import KEPT, kept, read, write, write_together
+from lab.bookkeeping.cache import DIGEST, KEPT, kept, read, remove_leftovers, write, write_together
 from lab.bookkeeping.code import PACKAGES, ROOT, imported_modules, module_path, module_source
 from lab.bookkeeping.content import content, function_fingerprint
 from lab.bookkeeping.same_code import cache_folder
@@ -264,9 +266,12 @@ def damaged_files(data):
     yield data + b"\0"
     yield data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
     yield bytes([data[0] ^ 1]) + data[1:]
+    yield bytes(len(data))
+    # Saved by something else, behind a digest that is right.
+    yield hashlib.sha256(b"a text").hexdigest().encode() + b"a text"
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(8))
 def test_a_damaged_file_is_named_and_computed_again(number, capsys):
     squares(torch.arange(3.0))
     (path,) = files()
@@ -282,9 +287,78 @@ def test_a_damaged_file_is_named_and_computed_again(number, capsys):
     assert len(CALLS) == 2 and not capsys.readouterr().err
 
 
+def test_a_folder_in_the_place_of_a_file_is_named_and_gives_way(capsys):
+    squares(torch.arange(3.0))
+    (path,) = files()
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+    assert squares(torch.arange(3.0)).tolist() == [0, 1, 4]
+    assert capsys.readouterr().err == f"rebasin: {path} is damaged, and is computed again\n"
+    assert path.is_file() and len(CALLS) == 2
+
+
+def test_another_call_s_file_under_this_one_s_name_is_not_believed(capsys):
+    squares(torch.arange(3.0))
+    squares(torch.arange(4.0))
+    mine, other = (squares.path(torch.arange(n)) for n in (3.0, 4.0))
+    shutil.copy(other, mine)
+    assert squares(torch.arange(3.0)).tolist() == [0, 1, 4]
+    assert capsys.readouterr().err == f"rebasin: {mine} is damaged, and is computed again\n"
+
+
+def test_what_was_kept_before_names_were_in_the_digest_is_read(capsys):
+    path = squares.path(torch.arange(3.0))
+    write(path, torch.tensor([7.0]))
+    data = path.read_bytes()[DIGEST:]
+    path.write_bytes(hashlib.sha256(data).hexdigest().encode() + data)
+    assert squares(torch.arange(3.0)).tolist() == [7]
+    assert not CALLS and not capsys.readouterr().err
+
+
+def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
+    """A power cut after a rename may leave an empty file, unless its content was waited for."""
+    events = []
+    monkeypatch.setattr(os, "fsync", lambda number: events.append(Path(f"/proc/self/fd/{number}").resolve().name))
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, to: (events.append(f"rename {path.name}"), replace(path, to)))
+    write_together({tmp_path / "table": lambda partial: partial.write_text("rows")})
+    assert len(events) == 2 and events[0].startswith(".table.") and events[1] == f"rename {events[0]}"
+
+
+def test_what_killed_runs_left_is_taken_away_in_time_and_nothing_else(tmp_path):
+    write(tmp_path / "snapshot" / "kept.pt", torch.ones(2))
+    child = multiprocessing.get_context("fork").Process(target=die_while_writing, args=(tmp_path / "a" / "kept.pt",))
+    child.start()
+    child.join()
+    (leftover,) = (tmp_path / "a").iterdir()
+    others = [tmp_path / name for name in (".hidden", ".other.txt", "table.0123456789ab", "snapshot/kept.pt")]
+    for path in others:
+        path.touch()
+        os.utime(path, (0, 0))
+    remove_leftovers(tmp_path)
+    assert leftover.exists(), "somebody may be writing it now"
+    an_age_ago = time.time() - 2 * 24 * 3600
+    os.utime(leftover, (an_age_ago, an_age_ago))
+    remove_leftovers(tmp_path)
+    assert not leftover.exists() and all(path.exists() for path in others)
+    remove_leftovers(tmp_path / "nowhere")
+
+
 def write_half(path):
     path.write_text("ha")
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    def fill(partial):
+        partial.symlink_to("/dev/full")
+        with partial.open("wb") as file:
+            file.write(bytes(100_000))
+
+    with pytest.raises(OSError, match=re.escape(f"[Errno 28] No space left on device: '{tmp_path / 'kept.pt'}'")):
+        write_together({tmp_path / "kept.pt": fill})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("before", ["old", None])

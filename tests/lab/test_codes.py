@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lab.contestants import Arena, contestants
+from lab.contestants import METHODS, Arena, contestants
 from lab.contestants.settings import read_settings, train_parents
 from lab.measures.arena import scores, try_method
 from lab.networks import build
@@ -28,7 +28,7 @@ def test_a_class_has_the_same_code_in_every_network(digits):
     assert torch.equal(torch.cat([first, second]), whole)
 
 
-@pytest.mark.parametrize("architecture", ["mlp_codes", "resnet20_bn_codes"])
+@pytest.mark.parametrize("architecture", ["mlp_codes", "vgg11_codes", "resnet20_bn_codes"])
 def test_the_last_layer_is_in_no_group_and_all_hidden_units_are(digits, architecture):
     model = build(architecture, digits, 4)
     plain = build(architecture.removesuffix("_codes"), digits, 4)
@@ -50,6 +50,7 @@ def test_parents_of_different_classes_merge_under_one_head(digits):
     (task,) = tasks_of(digits, "coded")
     spec = trace(model, digits.example)
     arena = Arena(model, spec, parents, (task.train.sample(600),), (task.test,))
+    assert METHODS["head"](arena, 1.0) is None, "behind the last layer come the codes"
     accuracy = {}
     for method, function in contestants(list(methods)).items():
         for size in methods[method]:

@@ -1,13 +1,18 @@
 """The loaders give the pixels that are in the files, set some aside, name what is corrupt, and fingerprint it all."""
 
+import io
+import os
+import shutil
 import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lab import data, image_files
 from lab.data import CIFAR10_CLASSES, Split, load
 
 
@@ -57,6 +62,7 @@ def mnist(monkeypatch, tmp_path):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, n, 28, 28) + images.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + labels.tobytes())
     monkeypatch.setenv("REBASIN_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(data, "MNIST_IMAGES", {"train": 20, "test": 10})
     return raw / "train-images-idx3-ubyte", images
 
 
@@ -164,6 +170,7 @@ def cifar10(monkeypatch, tmp_path):
                 pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     monkeypatch.setenv("REBASIN_DATA", str(folder.parent))
+    monkeypatch.setattr(data, "CIFAR10_IMAGES", {"train": 2, "test": 1})
     return folder
 
 
@@ -209,7 +216,7 @@ def test_cifar10_is_the_same_from_a_folder_and_from_an_archive(cifar10):
 
 def test_cifar10_is_decoded_once(cifar10, monkeypatch):
     before = load("cifar10")
-    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded again"))
     assert load("cifar10").fingerprint == before.fingerprint
 
 
@@ -273,8 +280,145 @@ def test_a_stray_file_at_the_top_of_an_archive_is_named(cifar10):
         load("cifar10")
 
 
-def test_a_folder_without_test_images_is_refused(cifar10):
-    for path in cifar10.glob("test/*/*"):
+def refused(message):
+    return pytest.raises(RuntimeError, match=message)
+
+
+EXPECTED = "expected are 2 of each class under train/ and 1 under test/"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("test/*/*", "test/airplane/ has 0 images where CIFAR-10 has 1"),
+        ("train/dog/*", "train/dog/ has 0 images where CIFAR-10 has 2"),
+        ("train/cat/1.png", "train/cat/ has 1 images where CIFAR-10 has 2"),
+    ],
+)
+def test_images_that_are_missing_are_counted_by_class(cifar10, packed, missing, message):
+    for path in cifar10.glob(missing):
         path.unlink()
-    with pytest.raises(RuntimeError, match="no images under train/ and test/"):
+    if packed:
+        pack(cifar10)
+    with refused(f"{message}: {EXPECTED}"):
         load("cifar10")
+
+
+def test_images_too_many_are_counted_by_class(cifar10):
+    shutil.copy(cifar10 / "test" / "ship" / "0.png", cifar10 / "test" / "ship" / "1.png")
+    with refused(f"test/ship/ has 2 images where CIFAR-10 has 1: {EXPECTED}"):
+        load("cifar10")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_macos_leaves_beside_files_changes_nothing(cifar10, packed):
+    before = load("cifar10")
+    for name in (".DS_Store", "._0.png"):
+        (cifar10 / "train" / "cat" / name).write_bytes(b"of a finder")
+    if packed:
+        (cifar10 / ".DS_Store").write_bytes(b"of a finder")
+        pack(cifar10)
+    after = load("cifar10")
+    assert torch.equal(after.train.images, before.train.images)
+    assert packed or after.fingerprint == before.fingerprint
+
+
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 32 32
+(/tmp/written by postscript) (w) file closefile
+showpage
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_image_starts_another_program(cifar10, packed, monkeypatch):
+    """An EPS file is a program, which the image library hands to Ghostscript where that is installed."""
+    path = cifar10 / "train" / "cat" / "1.png"
+    path.write_bytes(POSTSCRIPT)
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    if packed:
+        pack(cifar10)
+    with refused("the image '.*train/cat/1.png' is corrupt, or no PNG or JPEG"):
+        load("cifar10")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
+def test_only_png_and_jpeg_are_opened(cifar10, kind):
+    path = cifar10 / "train" / "cat" / "1.png"
+    Image.open(path).save(path, format=kind)
+    with refused("the image '.*train/cat/1.png' is corrupt, or no PNG or JPEG"):
+        load("cifar10")
+
+
+def test_an_image_without_colours_is_named(cifar10):
+    path = cifar10 / "train" / "cat" / "1.png"
+    Image.open(path).convert("L").save(path)
+    with refused("the image 'train/cat/1.png' has the mode 'L', not the colours 'RGB'"):
+        load("cifar10")
+
+
+def test_an_image_of_very_many_pixels_is_not_decoded(cifar10):
+    path = cifar10 / "train" / "cat" / "1.png"
+    content = path.read_bytes()
+    for side, message in ((30_000, "is corrupt .*exceeds limit"), (9_000, "is 9000 x 9000, not 32 x 32")):
+        header = b"IHDR" + struct.pack(">2i5B", side, side, 8, 2, 0, 0, 0)
+        path.write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+        with refused(f"the image 'train/cat/1.png' {message}"):
+            load("cifar10")
+
+
+def archive_of(cifar10, *members):
+    """The archive of all images with these members, each a name, a kind and a content, behind them."""
+    with tarfile.open(pack(cifar10), "w:xz") as tar:
+        tar.add(cifar10, "")
+        for name, kind, content in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.size, member.linkname = kind, len(content), "train/cat/0.png"
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_a_link_or_device_in_an_archive_is_refused(cifar10, kind):
+    archive_of(cifar10, ("train/cat/9.png", kind, b""))
+    with refused("'train/cat/9.png' is no plain file, but a link, a device or a folder"):
+        load("cifar10")
+
+
+def test_a_device_in_a_folder_is_refused_and_not_waited_for(cifar10):
+    os.mkfifo(cifar10 / "train" / "cat" / "9.png")
+    with refused("'train/cat/9.png' is no plain file, but a link, a device or a folder"):
+        load("cifar10")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train/cat/0.png", "has the file 'train/cat/0.png' twice"),
+        ("../train/cat/9.png", "has the file '../train/cat/9.png', which leads out of the archive"),
+        ("/train/cat/9.png", "has the file '/train/cat/9.png', which leads out of the archive"),
+    ],
+)
+def test_a_name_that_is_there_twice_or_leads_elsewhere_is_refused(cifar10, name, message):
+    archive_of(cifar10, (name, tarfile.REGTYPE, (cifar10 / "train" / "cat" / "0.png").read_bytes()))
+    with refused(message):
+        load("cifar10")
+
+
+def test_an_archive_that_unpacks_to_very_much_ends_early(cifar10, monkeypatch):
+    archive_of(cifar10, ("train/cat/9.png", tarfile.REGTYPE, bytes(3_000_000)))
+    with refused("'train/cat/9.png' has 3 MB, too much for an image of so few pixels"):
+        load("cifar10")
+    archive_of(cifar10, *((f"train/cat/{n}.png", tarfile.REGTYPE, bytes(600_000)) for n in range(10, 14)))
+    monkeypatch.setattr(image_files, "LARGEST_IN_ALL", 2_000_000)
+    with refused("unpacks to more than 0.002 GB: it is no archive of images"):
+        load("cifar10")
+
+
+@pytest.mark.parametrize(("images", "labels"), [(20, 15), (20, 25), (12, 20), (12, 12)])
+def test_images_or_labels_that_mnist_has_not_are_counted(mnist, images, labels):
+    path, pixels = mnist
+    path.write_bytes(struct.pack(">4i", 2051, images, 28, 28) + pixels[:images].tobytes())
+    path.with_name("train-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, labels) + bytes(labels))
+    with refused(f"has {images} images and {labels} labels where MNIST has 20 of each"):
+        load("mnist")

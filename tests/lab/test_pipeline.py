@@ -1,5 +1,6 @@
 """The pipeline runs what is stale, skips what is current, resumes what was interrupted, and repeats itself exactly."""
 
+import os
 import platform
 import re
 import shutil
@@ -121,6 +122,19 @@ def times(folder):
         (["smok"], "there is no preset 'smok': there are cpu, gpu, smoke"),
         (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
         (["cpu", "-p", "steps", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
+        (["smoke", "-p", "run", "cpu"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
+        (["cpu", "-p", "run", "gpu"], "results/gpu is for the preset as it is: name a run of your own, -p run NAME"),
+        (
+            ["smoke", "-p", "run", "/some/where"],
+            "run must be a plain folder name, of letters, digits, '_', '.' and '-'",
+        ),
+        (["smoke", "-p", "run", ""], "run must be a plain folder name, of letters, digits, '_', '.' and '-': got ''"),
+        (["smoke", "-p", "steps", "[1"], "'[1' is no YAML: while parsing a flow sequence"),
+        (["smoke", "-p", "barrier_images", "-1"], "parameter 'barrier_images' must be at least 1: got -1"),
+        (
+            ["smoke", "-p", "seed", str(2**70)],
+            "parameter 'seed' must be at most 4294967295: got 118059",
+        ),
         (["smoke", "-p", "network", "3"], "unknown parameter 'network': the notebooks have arena_epsilons, arena"),
     ],
 )
@@ -147,6 +161,38 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
 def test_a_number_on_the_command_line_is_a_number_however_it_is_written(home, given, value):
     main(["smoke", "autoattack", "-p", "auto_epsilon", value])
     assert given == {"autoattack": {"run": "smoke", "auto_epsilon": float(value)}}
+
+
+@pytest.mark.parametrize("name", ["2024", "2024-11-24", "on", "1e3"])
+def test_a_run_has_the_name_that_was_written(home, given, name):
+    main(["smoke", "train", "-p", "run", name])
+    assert given == {"train": {"run": name}}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "words", "{threads: 1}", "run: 3", "run: [1"])
+def test_a_preset_that_is_none_is_named(home, given, monkeypatch, text):
+    (home / "own.yaml").write_text(text)
+    monkeypatch.setattr(pipeline, "PRESETS", home)
+    with pytest.raises(SystemExit, match="^rebasin: .*(is no preset|is no YAML)"):
+        main(["own"])
+    assert given == {}
+
+
+def test_a_run_begins_by_taking_away_what_killed_ones_left(home, given):
+    leftovers = [home / "cache" / "snapshot" / ".a.pt.0123456789ab", home / "results" / "x" / ".a.json.0123456789ab"]
+    for path in leftovers:
+        path.parent.mkdir(parents=True)
+        path.write_text("half")
+        os.utime(path, (0, 0))
+    run_steps(TINY, ["train"])
+    assert not any(path.exists() for path in leftovers)
+
+
+@pytest.mark.parametrize("entry", [1, None, "a", []])
+def test_an_entry_of_a_plan_that_is_no_dict_is_named(home, entry):
+    for notebook, name in (("barriers", "barrier_recipes"), ("arena", "arena_settings")):
+        with pytest.raises(ValueError, match=f"{re.escape(repr(entry))}$"):
+            execute(notebook, {"run": "mine", name: [entry]})
 
 
 def test_the_steps_may_be_named_after_the_parameters(home, given):
@@ -185,7 +231,7 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
         ({"mnist_networks": {"epochs": [1]}}, ["mnist", "many"]),
         ({"plane_points": 4}, ["plane"]),
         ({"half_sizes": [4]}, ["many"]),
-        ({"arena_settings": []}, ["arena"]),
+        ({"arena_settings": [TINY["arena_settings"][0] | {"images": 90}]}, ["arena"]),
         ({"barrier_test_images": 60}, ["barriers"]),
         ({"merges": {"hierarchy": [2]}}, ["merge", "accuracy", *COMPARED]),
         ({"varied": {"width": [8]}}, ["conditions"]),
@@ -305,9 +351,11 @@ def test_the_steps_are_the_notebooks_of_the_book_in_their_order():
     assert list(STEPS) == pages
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ending_the_pipeline_ends_its_notebooks(home, number):
-    command = [sys.executable, "-m", "lab.bookkeeping.pipeline", "smoke", "train", "conditions", "-p", "run", "ended"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("at_once", ["1", "2"])
+def test_ending_the_pipeline_ends_its_notebooks(home, number, at_once):
+    command = [sys.executable, "-m", "lab.bookkeeping.pipeline", "smoke", "conditions", "train"]
+    command += ["-p", "run", "ended", "-j", at_once]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # What runs in the background begins with Ctrl-C ignored, and hands that on.
     with subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as process:
@@ -316,7 +364,9 @@ def test_ending_the_pipeline_ends_its_notebooks(home, number):
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         _, complaint = process.communicate(timeout=60)
-    assert process.returncode != 0 and "Traceback" not in complaint
+    assert process.returncode != 0
+    if number != signal.SIGKILL:
+        assert complaint == "rebasin: interrupted; the same command goes on from here\n"
     gone, alive = psutil.wait_procs(started, timeout=10)
     assert len(gone) >= 2 and not alive
     assert not list((home / "results").rglob("conditions*")), "nothing half done"

@@ -11,12 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lab.bookkeeping import code, results
+from lab.bookkeeping import checkout, code, results
 from lab.bookkeeping.code import ROOT
-from lab.bookkeeping.pipeline import STEPS
+from lab.bookkeeping.pipeline import STEPS, load_preset
 from lab.bookkeeping.results import (
     begin,
     check_known,
+    completed,
     declared_parameters,
     finish,
     is_current,
@@ -178,7 +179,46 @@ def test_the_provenance_names_the_commit_and_whether_all_was_committed(folder):
     made = provenance("mine", "train")
     assert made["commit"] == git("rev-parse", "HEAD")
     changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
-    assert made["clean"] == (made["commit"] is not None and changed is None)
+    added = git("status", "--porcelain", "-uall", "--", "lab", "rebasin", "notebooks")
+    assert made["clean"] == (made["commit"] is not None and changed is None and added is None)
+
+
+def committed(folder):
+    """A repository of one commit in a folder, with a file of code."""
+    own = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+    (folder / "lab").mkdir(parents=True)
+    (folder / "lab" / "code.py").write_text("x = 1\n")
+    for arguments in (["init", "-q"], ["add", "-A"], [*own, "commit", "-qm", "all"]):
+        subprocess.run(["git", "-C", str(folder), *arguments], check=True)
+
+
+def test_code_that_was_added_is_not_as_committed(tmp_path, monkeypatch):
+    committed(tmp_path)
+    monkeypatch.setattr(checkout, "ROOT", tmp_path)
+    assert checkout.commit() and checkout.is_clean()
+    (tmp_path / "notes.txt").write_text("not code")
+    assert checkout.is_clean()
+    (tmp_path / "lab" / "more.py").write_text("x = 2\n")
+    assert not checkout.is_clean()
+
+
+def test_another_repository_around_an_unpacked_archive_is_not_its_commit(tmp_path, monkeypatch):
+    committed(tmp_path)
+    unpacked = tmp_path / "unpacked"
+    (unpacked / "lab").mkdir(parents=True)
+    monkeypatch.setattr(checkout, "ROOT", unpacked)
+    assert checkout.commit() is None and not checkout.is_clean()
+
+
+def test_a_repository_that_a_hook_of_git_names_is_not_believed(tmp_path, monkeypatch):
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        committed(tmp_path / name)
+    monkeypatch.setattr(checkout, "ROOT", tmp_path / "mine")
+    before = checkout.commit()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert checkout.commit() == before is not None
 
 
 def test_the_provenance_has_the_rules_that_its_tables_decide_as_they_were(folder, monkeypatch, tmp_path):
@@ -255,6 +295,38 @@ def test_a_run_is_current_for_the_key_it_was_made_with_and_no_other(folder):
     assert not is_current("yours", "train", key)
 
 
+@pytest.mark.parametrize("spoil", [lambda text: text[: len(text) // 2], lambda _: "", lambda _: "[]", lambda _: "{}"])
+def test_a_damaged_provenance_counts_as_none_and_is_named(folder, capsys, spoil):
+    key = write()
+    path = folder / "train.json"
+    path.write_text(spoil(path.read_text()))
+    assert not is_current("mine", "train", key)
+    assert capsys.readouterr().err == f"rebasin: {path} is damaged, and counts as none: run the notebook again\n"
+    with pytest.raises(FileNotFoundError, match="no table 'first' of notebook 'train' in run 'mine'"):
+        read("mine", "train", "first")
+    write()
+    assert is_current("mine", "train", key)
+
+
+def test_a_table_with_a_flipped_bit_is_named_and_not_current(folder, capsys):
+    key = write()
+    path = folder / "train-first.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert not is_current("mine", "train", key)
+    assert capsys.readouterr().err == f"rebasin: {path} is not the table that train.json was written with\n"
+
+
+@pytest.mark.parametrize("run", ["cpu", "gpu"])
+def test_the_committed_results_are_written_by_their_preset_alone(run, monkeypatch):
+    monkeypatch.delenv("REBASIN_RESULTS", raising=False)
+    with pytest.raises(ValueError, match=f"results/{run} is for the preset as it is: name a run of your own"):
+        begin("mnist", declared_parameters("mnist") | {"run": run})
+    declared, preset = declared_parameters("mnist"), load_preset(run)
+    begin("mnist", completed(declared, {name: preset[name] for name in preset if name in declared}))
+
+
 def test_a_run_that_lost_a_table_is_not_current(folder):
     key = write()
     (folder / "train-second.parquet").unlink()
@@ -308,6 +380,36 @@ def test_a_list_that_has_nothing_of_the_one_before_costs_only_its_own(folder):
     made = provenance("mine", "arena")
     assert "earlier" not in made and made["training_seconds"] == 10.0
     assert "earlier rows" not in page.measured_on("mine", "arena")
+
+
+def grow(trees, **changed):
+    """Let run "mine" have a row of each of so many trees; gives which it had already, and how many there are."""
+    experiment = begin("trees", given("trees", trees=trees, **changed))
+    kept = kept_rows(experiment, "trees", "tree")
+    rows = pd.DataFrame({"tree": [number for number in range(trees) if number not in kept.entries]})
+    finish(experiment, load("digits"), {"nodes": kept.followed_by("nodes", rows)}, kept=kept)
+    return kept.entries, read("mine", "trees", "nodes")["tree"].tolist()
+
+
+def test_a_number_lists_what_is_below_it(folder):
+    assert grow(2) == ((), [0, 1])
+    assert grow(3) == ((0, 1), [0, 1, 2])
+    assert page.measured_on("mine", "trees")["earlier rows"].startswith("0, 1: commit ")
+    assert grow(1) == ((0,), [0])
+    assert grow(2, attack_steps=7) == ((), [0, 1])
+
+
+def test_two_entries_of_one_name_are_refused(folder):
+    measure("mlp")
+    with pytest.raises(ValueError, match="two entries have the same 'setting'"):
+        measure("mlp", "vgg", "vgg")
+
+
+def test_rows_of_a_notebook_that_had_other_parameters_are_not_kept(folder):
+    grow(2)
+    path = folder / "trees.json"
+    path.write_text(path.read_text().replace('"attack_steps"', '"steps_of_attack"'))
+    assert grow(2)[0] == ()
 
 
 def test_rows_of_a_damaged_table_are_not_kept(folder):
@@ -399,7 +501,7 @@ def test_a_key_does_not_change_with_modules_that_the_notebook_does_not_use(key_w
     assert key_with_edited("rebasin.merging.mending", added, "conditions") != plain
 
 
-@pytest.mark.parametrize("run", ["cpu", "gpu"])
+@pytest.mark.parametrize("run", ["first", "cpu", "gpu"])
 def test_a_committed_run_is_whole_and_was_made_from_a_clean_tree(run, monkeypatch):
     monkeypatch.delenv("REBASIN_RESULTS", raising=False)
     made = sorted((ROOT / "results" / run).glob("*.json"))

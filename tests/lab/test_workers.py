@@ -8,7 +8,7 @@ import pytest
 
 from lab.bookkeeping import pipeline
 from lab.bookkeeping.pipeline import run_steps
-from lab.bookkeeping.workers import Job, Running, duration, seconds_left
+from lab.bookkeeping.workers import Job, Running, duration, seconds_left, with_advice
 
 TINY = {
     "run": "tiny", "networks": {"models": 2, "epochs": [1], "width": 8},
@@ -56,9 +56,9 @@ def test_what_is_left_is_shared_out_at_the_pace_so_far():
     assert seconds_left([first, second, third], {}, {}, at_once=1) == 60
     assert seconds_left([first, second, third], {}, {}, at_once=2) == 30
     assert seconds_left([second, third], {}, {first: 20.0}, at_once=1) == 100, "twice as slow as last time"
-    running = {second: Running(None, time.monotonic() - 5)}
+    running = {second: Running(None, time.monotonic() - 5, None)}
     assert seconds_left([], running, {}, at_once=2) == pytest.approx(15, abs=1)
-    assert seconds_left([], {second: Running(None, time.monotonic() - 50)}, {}, at_once=2) == 0
+    assert seconds_left([], {second: Running(None, time.monotonic() - 50, None)}, {}, at_once=2) == 0
     assert seconds_left([], {}, {first: 1.0}, at_once=2) == 0
 
 
@@ -67,3 +67,38 @@ def test_what_is_left_is_shared_out_at_the_pace_so_far():
 )
 def test_a_time_is_told_in_words(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        ("OSError: [Errno 28] No space left on device: '/cache/snapshot/a.pt'", "make room there"),
+        ("OSError: [Errno 122] Disk quota exceeded", "make room there"),
+        (
+            "PermissionError: [Errno 13] Permission denied: '/cache'",
+            "name other folders",
+        ),
+        (
+            "OSError: [Errno 30] Read-only file system: '/results'",
+            "name other folders",
+        ),
+        ("RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "smaller chunks"),
+        ("MemoryError: Unable to allocate 8 GiB for an array", "smaller chunks"),
+        ("OutOfMemoryError: CUDA out of memory.", "smaller chunks"),
+        ("it was killed by signal 9, perhaps for want of memory", "smaller chunks"),
+    ],
+)
+def test_what_can_be_done_about_the_machine_is_said(message, advice):
+    assert with_advice(message).startswith(f"{message}: ") and advice in with_advice(message)
+
+
+def test_of_other_errors_nothing_is_said_besides():
+    assert with_advice("ValueError: 'models' must be 1 at least") == "ValueError: 'models' must be 1 at least"
+
+
+def test_a_notebook_that_cannot_write_says_where_and_what_to_do(home, monkeypatch):
+    (home / "file").write_text("no folder")
+    monkeypatch.setenv("REBASIN_CACHE", str(home / "file"))
+    with pytest.raises(RuntimeError, match=r"notebooks/train.ipynb failed: \w+Error: .* '.*/file"):
+        run_steps(TINY, ["train"], at_once=1)
+    assert not (home / "results").exists()

@@ -227,7 +227,13 @@ FUNCTIONS = {
         {"model": A, "example": X},
         {
             "model": MODELS,
-            "example": {"None": None, "a list": [X], "another width": torch.ones(2, 7), "a text": "x"}
+            "example": {
+                "None": None,
+                "an empty list": [],
+                "a list of text": ["x"],
+                "another width": torch.ones(2, 7),
+                "a text": "x",
+            }
             | {"an array": X.numpy(), "without values": X.to("meta"), "sparse": X.to_sparse()},
         },
     ),

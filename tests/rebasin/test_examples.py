@@ -21,9 +21,9 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_an_example_gives_what_it_shows(example):
+def test_an_example_gives_what_it_shows(example, tmp_path):
     torch.manual_seed(0)
-    example.globs.update(torch=torch, nn=nn, rebasin=rebasin)
+    example.globs.update(torch=torch, nn=nn, rebasin=rebasin, folder=tmp_path)
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
 
 

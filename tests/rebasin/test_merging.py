@@ -157,6 +157,19 @@ def test_merge_many_ends_where_no_model_gets_closer_to_the_mean_of_the_others(sp
         assert again.objective - again.objective_by_sweep[0] < 1e-10
 
 
+def test_to_match_the_mean_of_models_is_to_match_all_of_them_on_average(spec, random_weights):
+    """So it does not matter to MergeMany what the mean of the others computes."""
+    others, model = random_weights(5, seed=1), random_weights(seed=2)
+    target = mean(others)
+    matching = weight_matching(spec, target, model)
+    drawn = Permutation.random(spec, generator=torch.Generator().manual_seed(0))
+    for permutation in (matching.permutation, drawn, Permutation.identity(spec)):
+        permuted = permutation.apply(model)
+        each = torch.stack([inner_product(entry(others, j), permuted) for j in range(5)])
+        torch.testing.assert_close(inner_product(target, permuted), each.mean())
+    torch.testing.assert_close(matching.objective, inner_product(target, matching.apply(model)))
+
+
 def test_merge_many_brings_models_closer_together(spec, random_weights):
     models = random_weights(6, 4, seed=1)
     aligned = merge_many(spec, models).permutation.apply(models)

@@ -384,8 +384,8 @@ def test_what_is_computed_in_float32_on_the_way_is_proved_in_float64(number_form
     torch.manual_seed(0)
     model = Decoder().to(number_format)
     spec = trace(model, torch.tensor([[3, 1, 4, 1, 5, 0]]))
-    assert {part.group for part in spec.parts["words.weight"]} == {part.group for part in spec.parts["o.weight"]}
-    assert {spec.sizes[group] for group in spec.sizes} == {8, 6}
+    assert {part.group for part in spec.parts["words.weight"]} == {spec.parts["o.weight"][0].group}
+    assert sorted(spec.sizes.values()) == [2, 4, 6, 8], "heads, the values in each, the hidden units, the stream"
     exact = with_statistics(model)
     words = torch.tensor([[2, 7, 1, 8, 2, 8, 1, 8], [10, 9, 3, 3, 1, 0, 0, 0]])
     moved = Permutation.random(spec, generator=torch.Generator().manual_seed(0)).apply(exact)
@@ -416,13 +416,13 @@ class Strange(nn.Module):
         self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)
 
     def forward(self, x):
-        return self.c(self.b(self.a(x).cumsum(-1)).relu())
+        return self.c(self.b(self.a(x).logcumsumexp(-1)).relu())
 
 
 def test_what_cannot_be_followed_is_pinned_with_its_reason():
     groups = trace(Strange(), torch.randn(4, 3))
     assert groups.sizes == {"b": 5}
-    assert groups.pinned["a.weight"] == groups.pinned["a.bias"] == "the operator cumsum is not followed"
+    assert groups.pinned["a.weight"] == groups.pinned["a.bias"] == "the operator logcumsumexp is not followed"
 
 
 class Picky(nn.Module):
@@ -584,7 +584,7 @@ class InPlace(nn.Module):
         return self.c(x)
 
 
-@pytest.mark.parametrize("half, sizes", [(False, {"a": 6, "b": 6}), (True, {"a": 6})])
+@pytest.mark.parametrize("half, sizes", [(False, {"a": 6, "b": 6}), (True, {"a": 6, "b": 3, "b 2": 3})])
 def test_what_is_written_in_place_is_as_in_the_model(half, sizes):
     model, inputs = InPlace(half), torch.randn(4, 3)
     groups = trace(model, inputs)

@@ -6,9 +6,8 @@ import transformers
 from torch import nn
 
 from rebasin import Permutation, trace
-from rebasin.graph import export
-from rebasin.tracing import without_cache
-from rebasin.tracing.proof import _inputs_like
+from rebasin.graph import export, without_cache
+from rebasin.tracing.proof import inputs_like
 
 WORDS = 64
 DEEP = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -128,7 +127,7 @@ def test_tokens_are_drawn_from_their_whole_vocabulary_and_other_whole_numbers_st
     model = without_cache(Named())
     inputs = (torch.zeros(2, 400, dtype=torch.int64), torch.ones(2, 400, dtype=torch.int64))
     program = export(model, dict(zip(("tokens", "scale"), inputs, strict=True)))
-    tokens, scale = _inputs_like(program, inputs, torch.Generator().manual_seed(0))
+    tokens, scale = inputs_like(program, inputs, torch.Generator().manual_seed(0))
     assert set(tokens.flatten().tolist()) == set(range(20))
     assert torch.equal(scale, inputs[1])
 
@@ -137,7 +136,7 @@ def test_tokens_are_drawn_from_their_whole_vocabulary_and_other_whole_numbers_st
     ("example", "said"),
     [
         ({"tokens": [[1, 2]]}, "the example: 'tokens' must be a tensor, got list"),
-        ([torch.zeros(1)], "the example is a tensor, or a tuple or dict of the model's inputs: got list"),
+        ((torch.zeros(2, 3), None), "the example: number 1 must be a tensor, got NoneType"),
     ],
 )
 def test_what_is_no_example_is_named(example, said):

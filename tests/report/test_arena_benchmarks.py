@@ -48,3 +48,14 @@ def test_each_bar_of_speed_is_told_as_met_or_missed(figures, adam, runs, outcome
     facts = arena_benchmarks.fitting()
     assert facts.outcome == outcome
     assert (facts.values["took"], facts.values["left_by_adam"], facts.values["solution"]) == ("100", "12.5", "40.4")
+
+
+def test_the_peak_of_pleas_is_that_of_the_pass_or_of_the_fit(figures):
+    rows = []
+    for kind, pleas in (("mlp", 480.2), ("vgg11", 470.6)):
+        for method, mebibytes in (("grams", 470.6), ("pleas", pleas), ("pleas_refitted", 600.0)):
+            rows.append({"setting": f"cifar10 halves {kind}", "method": method, "mebibytes": mebibytes})
+    figures("memory", {"rows": rows})
+    facts = arena_benchmarks.memory()
+    assert facts.outcome == "mlp fit, vgg11 pass"
+    assert facts.values["pleas_mlp"] == "480" and facts.values["grams_vgg11"] == "471"

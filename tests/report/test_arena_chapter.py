@@ -1,5 +1,6 @@
 """The arena in the book: facts, tables and figures are those of the tables that were planted."""
 
+import json
 import sys
 
 import matplotlib.pyplot as plt
@@ -7,7 +8,8 @@ import pandas as pd
 import pytest
 from planting import plant
 
-from lab.report import arena, arena_elsewhere, arena_one_size, arena_tables
+from lab.bookkeeping import results
+from lab.report import arena, arena_attacked, arena_elsewhere, arena_one_size, arena_tables, library
 
 NETS = {"mlp": ("mlp", 512), "vgg11": ("vgg11", 16)}
 # Accuracy of each (method, size, mended).
@@ -27,6 +29,9 @@ MANY = {
     ("parent", 1.0, "none"): 0.5, ("weights", 1.0, "none"): 0.4, ("weights", 1.0, "repair"): 0.45,
     ("pleas", 1.0, "none"): 0.48, ("pleas_refitted", 1.0, "none"): 0.47, ("regmean_refitted", 1.0, "none"): 0.42,
 }  # fmt: skip
+
+
+ATTACKED = {("ensemble", 2.0): 0.6, ("correlation", 1.0): 0.3, ("pleas_refitted", 1.0): 0.5}
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +64,20 @@ def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY, elsewhe
         other |= {"setting": f"{dataset} {tasks}", "architecture": "mlp_codes" if tasks == "coded" else "mlp"}
         for (method, size, mended), value in elsewhere.items():
             entries += planted(other, method, size, mended, value, pairs)
-    frame = pd.DataFrame(entries)
-    times = frame[frame["metric"] == "accuracy"].drop(columns="task").assign(metric="seconds", value=2.5)
     attacks = []
     for method, value in (("parent", 0.3), ("weights", 0.1), ("pleas_refitted", 0.2)):
         for epsilon in (0, 2):
             survive = planted(kind, method, 1.0, "none", value - 0.01 * epsilon, pairs)
             attacks += [{**row, "epsilon": epsilon} for row in survive if row["metric"] == "accuracy"]
+    # Merges of halves that are attacked: without one parent, which has no answer for half of the images.
+    halves = {**kind, "setting": "cifar10 halves attacked", "tasks": "halves", "parents": 2}
+    for (method, size), value in ATTACKED.items():
+        entries += planted(halves, method, size, "none", value, pairs)
+        for epsilon in (0, 2):
+            survive = planted(halves, method, size, "none", value / (1 + epsilon), pairs)
+            attacks += [{**row, "epsilon": epsilon} for row in survive if row["metric"] == "accuracy"]
+    frame = pd.DataFrame(entries)
+    times = frame[frame["metric"] == "accuracy"].drop(columns="task").assign(metric="seconds", value=2.5)
     plant("mine", {"entries": frame, "times": times, "attacks": pd.DataFrame(attacks)}, "arena")
 
 
@@ -161,6 +173,37 @@ def test_attacks_are_told_against_one_parent_and_against_merge_many_by_their_rad
     table = arena_tables.attack_table("mine").set_index("method")
     assert table.loc["PLeaS, refitted on its own inputs", "no attack"].startswith("20.0")
     assert table.loc["PLeaS, refitted on its own inputs", "2/255"].startswith("18.0")
+
+
+def test_merges_of_halves_under_attack_are_told_beside_the_ensemble_and_the_average():
+    plant_arena()
+    facts = arena_attacked.halves("mine")
+    assert facts.outcome == "ensemble_0 below, matched_0 above, ensemble_2 below, matched_2 above"
+    assert facts.values["refitted_0"].startswith("50.0") and facts.values["ensemble_2"].startswith("20.0")
+    assert facts.values["beside_ensemble_0"].startswith("−10.0") and facts.values["n"] == "8"
+    table = arena_attacked.table("mine").set_index("method")
+    assert table.loc["ensemble", "size"] == "2" and table.loc["correlation matching", "2/255"].startswith("10.0")
+    # They are no kind of networks beside those that all methods were tried on, and none of many networks.
+    assert list(arena.by_kind("mine")) == ["mlp", "vgg11"]
+    assert "ensemble" not in set(arena_tables.attack_table("mine")["method"])
+
+
+def test_a_run_that_attacked_no_halves_says_so():
+    plant_arena()
+    frame = results.read("mine", "arena", "attacks")
+    plant("mine", {"attacks": frame[frame["tasks"] == "whole"]}, "arena")
+    assert arena_attacked.halves("mine").outcome == "not measured" and not len(arena_attacked.table("mine"))
+
+
+def test_memory_stands_beside_the_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "ROOT", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    row = {"setting": "cifar10 halves mlp", "method": "pleas", "mebibytes": 471.4}
+    (tmp_path / "benchmarks" / "memory.json").write_text(json.dumps({"rows": [row]}))
+    plant_arena()
+    costs = arena_tables.cost_table("mine").set_index(["networks", "method"])
+    assert costs.loc[("MLP", "PLeaS"), "memory (MiB)"] == "471"
+    assert costs.loc[("VGG-11, 1/4", "PLeaS"), "memory (MiB)"] == "–", "it was not measured"
 
 
 def test_the_recipe_is_told_by_kind():

@@ -20,6 +20,7 @@ from planting import (
 
 from lab.bookkeeping import results
 from lab.bookkeeping.pipeline import PRESETS, load_preset
+from lab.measures.trees import BY_IMAGE, FOOLED
 from lab.report.claims import (
     FEWEST_FOR_VERDICT,
     INCONCLUSIVE,
@@ -492,20 +493,44 @@ def test_what_every_measure_is_read_from_is_written_by_its_notebook():
         assert measure["unit"] in ("points", "%", "nats", "sweeps")
 
 
-def test_every_claim_is_stated_in_full_and_once():
-    stated = stated_claims()
+@pytest.mark.parametrize("rules", ["claims", "again"])
+def test_every_claim_is_stated_in_full_and_once(rules):
+    stated = results.stated()[rules]
     for claim in stated:
-        assert set(claim) == {"id", "paper", "source", "claim", "statistic", "conditions"}, claim["id"]
+        assert set(claim) == {"id", "paper", "source", "claim", "reported", "statistic", "conditions"}, claim["id"]
         assert all(isinstance(claim[key], str) and claim[key] for key in set(claim) - {"conditions"}), claim["id"]
         for condition in claim["conditions"]:
             assert ("above" in condition) != ("below" in condition), claim["id"]
             required = {"id", "name", "measure", "contrast"} | {"above", "below"} & set(condition)
-            attacked = {"epsilon"} if condition["measure"] == "worst_case" else set()
+            attacked = {"epsilon"} if condition["measure"].endswith("worst_case") else set()
             compared = {"block", "where"} & set(condition)
             assert set(condition) - {"decisive"} == required | attacked | compared, claim["id"]
             assert condition.get("decisive", True) is True, "told only where it is so"
     ids = [claim["id"] for claim in stated]
     assert len(ids) == len(set(ids))
+
+
+def test_what_is_decided_again_are_claims_in_the_same_words():
+    first = {claim["id"]: claim for claim in stated_claims()}
+    for claim in results.stated()["again"]:
+        for field in ("paper", "source", "claim", "reported"):
+            assert claim[field] == first[claim["id"]][field]
+
+
+def test_every_contrast_that_decides_again_is_of_kinds_that_the_trees_have():
+    measured = {*FOOLED, *((control, 8) for control in ("early_stopped", "noise", "l2"))}
+    of_table = {
+        "tree_accuracy": set(BY_IMAGE), "tree_worst_case": measured, "tree_retained": measured,
+        "tree_norm": {("unmerged", 1), *(("hierarchy", 2**stage) for stage in range(1, 6))},
+    }  # fmt: skip
+    of_table["tree_bound"] = of_table["tree_norm"]
+    epsilons = load_preset("paper")["tree_epsilons"]
+    for rule in [rule for claim in results.stated()["again"] for rule in claim["conditions"]]:
+        kinds = {(part["algorithm"], part["n_leaves"]) for part in rule["contrast"]}
+        assert kinds <= of_table[rule["measure"]] and rule.get("epsilon", epsilons[0]) in epsilons
+        assert sum(part["weight"] for part in rule["contrast"]) == 0
+        bound = 0.29 if rule["id"] == "at_4" else 0.0  # points that Git Re-Basin lost with five networks
+        assert rule["above"] == bound and not rule.get("decisive")
 
 
 def test_every_contrast_is_of_nodes_that_an_experiment_makes():

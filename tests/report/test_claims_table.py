@@ -1,15 +1,18 @@
 """The claims in the book: each with its verdict, its effects, their bounds and how many networks they rest on."""
 
+import html
 import re
 
 import pandas as pd
 import pytest
 from planting import REGULAR, ROBUST, TREE_WINS, plant, plant_accuracy, plant_attack, plant_regularisation
 
+from lab.bookkeeping import results
 from lab.report.claims import NOT_RUN, stated_claims
 from lab.report.claims_table import claims_frame, claims_table, formulas
+from lab.report.statistics import holm
 from lab.report.tables import with_half_width
-from lab.report.verdicts import claim, shown_claims
+from lab.report.verdicts import after_correction, claim, corrected_p, shown_claims
 from lab.report.words import points
 
 
@@ -30,7 +33,7 @@ def shown(ids=None):
 
 
 def said(text):
-    return " ".join(re.sub(r"<[^>]*>", "", text).split())
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", text)).split())
 
 
 def test_formulas_of_claims_are_set():
@@ -53,7 +56,7 @@ def test_a_verdict_stands_beside_its_effect_its_bound_and_n():
     assert {verdict for _, verdict, _ in rows.values()} == {"✓ replicated"}
     effect = with_half_width(points(claim("mine", "H3").condition("at_8").effect, signed=True))
     assert "±" in effect
-    assert rows["H3"][2] == [f"drop at 8 leaves above 1 point {effect} points above 1, n = 8 ✓ replicated"]
+    assert rows["H3"][2] == [f"drop at 8 leaves above 1 point {effect} points above 1, n = 8, p < 0.001 ✓ replicated"]
 
 
 def test_a_level_has_no_sign_and_a_share_is_in_percent():
@@ -76,15 +79,34 @@ def test_too_few_networks_are_called_so_with_how_many_are_needed():
     assert verdict == "? too few" and measured.endswith("above 1, n = 7, 8 are needed ? too few")
 
 
+def test_p_is_corrected_for_all_conditions_of_the_table_and_decides_nothing():
+    plant_accuracy("mine", TREE_WINS, 8)
+    by_itself = {(one.id, each.id): each.p for one in shown_claims() for each in one.conditions}
+    corrected = corrected_p()
+    assert corrected == dict(zip(by_itself, holm(list(by_itself.values())), strict=True)) and len(corrected) == 4
+    facts = after_correction()
+    assert facts.outcome == "none" and facts.values == {"decided": "4", "doubtful": "0"}
+
+
+def test_what_the_paper_reports_stands_beside_the_claim():
+    assert shown()["G2"][0].endswith("In the paper: 3 to 4 sweeps")
+    assert all(stated["reported"] for stated in stated_claims())
+
+
+def test_claims_that_are_decided_again_have_a_table_of_their_own():
+    assert re.findall(r'"claim-id">(\w+)<', claims_table(["H2", "H6"], "again")) == ["H2", "H6"]
+    assert "norm falls from 16 to 32" in {rule["name"] for rule in results.stated()["again"][-1]["conditions"]}
+
+
 def test_what_is_decisive_and_what_is_in_percent_is_said():
     plant_attack("mine", ROBUST | {("early_stopped", 8): 0.9}, 8)
     plant_regularisation("mine", REGULAR, 8, noise=0)
     rows = shown()
     assert rows["H4"][1] == "✗ not replicated"
     assert ["(decisive)" in measured for measured in rows["H4"][2]] == [False, False, True, True, False]
-    expected = r"above unmerged networks of its accuracy at 2/255 \(decisive\) −\d+\.\d.* points above 0, n = 8 "
-    assert re.match(expected + "✗ not replicated$", rows["H4"][2][2])
-    assert rows["H6"][2][0] == "norm below its leaves' +40.0 ± 0.0 % above 0, n = 8 ✓ replicated"
+    expected = r"above unmerged networks of its accuracy at 2/255 \(decisive\) −\d+\.\d.* points "
+    assert re.match(expected + "above 0, n = 8, p < 0.001 ✗ not replicated$", rows["H4"][2][2])
+    assert rows["H6"][2][0] == "norm below its leaves' +40.0 ± 0.0 % above 0, n = 8, p < 0.001 ✓ replicated"
     assert {row[1] for name, row in rows.items() if name not in ("H4", "H6")} == {f"… {NOT_RUN}"}
 
 
@@ -105,7 +127,7 @@ def test_only_all_claims_have_what_a_reader_chooses_by():
 def test_for_machines_each_condition_is_a_row():
     plant_accuracy("mine", TREE_WINS, 8)
     claims = shown_claims()
-    frame = claims_frame(claims)
+    frame = claims_frame(claims, corrected_p())
     assert len(frame) == sum(len(claim.conditions) + len(claim.missing) for claim in claims)
     row = frame[frame["claim"] == "H3"].iloc[0]
     effect = claim("mine", "H3").condition("at_8").effect

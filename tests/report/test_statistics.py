@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lab.report.statistics import FEWEST_FOR_INTERVAL, interval, share_interval
+from lab.report.statistics import FEWEST_FOR_INTERVAL, holm, interval, p_value, share_interval, share_p_value
 
 # Both sides are the same few sums in float64, taken in another order.
 ROUNDING = 1e-10
@@ -141,3 +141,38 @@ def test_eight_of_eight_are_not_all_there_could_be():
     assert (found.mean, found.high) == (1, 1) and round(100 * found.low) == 63
     with pytest.raises(ValueError, match="one trial"):
         share_interval(0, 0)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=12), st.floats(-5, 5))
+def test_p_is_that_of_students_test_and_below_five_percent_where_the_interval_leaves_the_bound_out(values, bound):
+    values = np.array(values)
+    if values.std() < 1e-3:
+        return  # Student's test divides by it
+    p, found = p_value(values, bound), interval(values)
+    assert p == pytest.approx(stats.ttest_1samp(values, bound).pvalue, rel=1e-6, abs=1e-12)
+    nearest = min(abs(found.low - bound), abs(found.high - bound))
+    if nearest > ROUNDING * 10:
+        assert (p < 0.05) == (bound < found.low or bound > found.high)
+
+
+def test_p_of_nodes_and_images_goes_by_the_interval_of_both():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(8, 1)) + rng.normal(size=(1, 200)) + rng.normal(size=(8, 200))
+    found = interval(values)
+    for bound in (found.low, found.high):
+        assert p_value(values, bound) == pytest.approx(0.05)
+
+
+def test_p_of_values_that_are_all_alike_is_certain():
+    assert p_value(np.full(8, 2.0), 0.0) == 0.0 and p_value(np.full(8, 2.0), 2.0) == 1.0
+    assert np.isnan(p_value(np.ones(3), 0.0))
+
+
+def test_p_of_a_share_is_exact():
+    assert share_p_value(8, 8, 0.5) == pytest.approx(2 / 2**8)
+
+
+def test_holm_corrects_the_smallest_most_and_keeps_the_order():
+    # The example: 0.005 x 4, 0.01 x 3, then max(0.03, 0.03 x 2), max(0.06, 0.04 x 1).
+    assert holm([0.01, 0.04, np.nan, 0.03, 0.005]) == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []

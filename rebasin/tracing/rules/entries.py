@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rebasin.tracing.units import Relations, Value, broadcast, meet, rule
@@ -10,26 +11,60 @@ from rebasin.tracing.units import Relations, Value, broadcast, meet, rule
 @rule(
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid",
     "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "log_sigmoid", "neg", "abs", "exp", "log", "log1p", "sqrt",
-    "rsqrt", "square", "reciprocal", "clamp", "erf", "sin", "cos", "bitwise_not", "logical_not", "isnan", "clone",
+    "rsqrt", "square", "reciprocal", "erf", "floor", "ceil", "round", "sign", "tan", "atan", "acos", "asin", "sinh",
+    "cosh", "exp2", "expm1", "log2", "log10", "trunc", "erfc", "sinc", "nan_to_num", "logit", "softshrink", "threshold",
+    "tanhshrink", "softsign", "isinf", "isfinite", "sin", "cos", "bitwise_not", "logical_not", "isnan", "clone",
     "detach", "alias", "_to_copy", "to", "type_as", "lift_fresh_copy", "contiguous", "dropout", "real", "imag", "conj",
     "_conj", "resolve_conj",
 )  # fmt: skip
 def entrywise(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """Functions of one entry at a time."""
-    return Value(shape, x.labels)
+    return Value(shape, x.labels, x.key, x.even)
 
 
 @rule("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "where", "masked_fill", "fill", "eq", "ne", "lt",
-      "le", "gt", "ge", "logical_and", "logical_or", "addcmul", "lerp", "copy")  # fmt: skip
+      "le", "gt", "ge", "logical_and", "logical_or", "addcmul", "lerp", "copy", "logical_xor", "bitwise_and",
+      "bitwise_or", "bitwise_xor", "addcdiv", "atan2", "fmod", "remainder", "floor_divide", "fmax", "fmin", "hypot",
+      "logaddexp", "xlogy", "polar", "complex")  # fmt: skip
 def elementwise(relations: Relations, shape: tuple[int, ...], *values: Any, **_: Any) -> Value:
     """Functions of entries at the same place, broadcast: what meets there is tied."""
     why = "added to or multiplied with something that stays"
-    lifted = [broadcast(relations, value, shape, why) for value in values if isinstance(value, Value)]
-    return Value(shape, meet(relations, lifted, why))
+    values = tuple(value for value in values if isinstance(value, Value))
+    lifted = [broadcast(relations, value, shape, why) for value in values]
+    even = (axis for axis in range(len(shape)) if all(value.shape[axis] == 1 for value in lifted))
+    return Value(shape, meet(relations, lifted, why), _scaled(values, lifted, shape), frozenset(even))
 
 
-@rule("new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "arange",
-      "empty")  # fmt: skip
+def _scaled(values: Sequence[Value], lifted: Sequence[Value], shape: tuple[int, ...]) -> str | None:
+    """The key of a tensor of which all others scale or shift whole rows."""
+    for value, own in zip(values, lifted, strict=True):
+        others = [other for other in lifted if other is not own]
+        if value.key and value.shape == shape and all(other.shape[1:2] == (1,) for other in others):
+            return value.key
+    return None
+
+
+@rule("clamp", "clamp_min", "clamp_max")
+def clamped(relations: Relations, shape: tuple[int, ...], *values: Any, **bounds: Any) -> Value:
+    """Entries kept within bounds, which may be tensors."""
+    return elementwise(relations, shape, *values, *bounds.values())
+
+
+@rule("new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like")
 def constant(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -> Value:
+    """A tensor of equal entries."""
+    return Value(shape, even=frozenset(range(len(shape))))
+
+
+@rule("arange", "empty", "linspace", "scalar_tensor")
+def counted(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -> Value:
     """A tensor whose content depends on no other's."""
     return Value(shape)
+
+
+@rule("prelu")
+def bent(relations: Relations, shape: tuple[int, ...], x: Value, slope: Value) -> Value:
+    """Entries below zero times a slope, which may be one of each channel."""
+    if slope.shape == (1,) or len(shape) < 2:
+        return elementwise(relations, shape, x, slope)
+    return elementwise(relations, shape, x, Value((*slope.shape, *[1] * (len(shape) - 2)), slope.labels))

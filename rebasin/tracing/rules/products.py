@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from rebasin.tracing.rules.entries import elementwise
+from rebasin.tracing.rules.repeats import interleaved
 from rebasin.tracing.rules.sums import compared, normed_by_channel
 from rebasin.tracing.units import (
+    FIXED,
     Labels,
     Relations,
     Value,
@@ -19,7 +23,10 @@ from rebasin.tracing.units import (
     renumbered,
     rule,
     tie_axes,
+    told_apart,
 )
+
+COMPUTED = "a computed weight of a grouped convolution"
 
 
 def product(relations: Relations, shape: tuple[int, ...], a: Value, b: Value, formula: str) -> Value:
@@ -62,27 +69,66 @@ def product(relations: Relations, shape: tuple[int, ...], a: Value, b: Value, fo
 def _numbered(
     relations: Relations, value: Value, letters: str, other: Value, others: str, number: dict[str, int], why: str
 ) -> list[Labels]:
-    """A factor's labels with the axes that their letters stand for; pinned where the other factor has none."""
+    """A factor's labels with the axes that their letters stand for; told apart where the other factor has none."""
+    strange = {
+        axis for axis, letter in enumerate(letters) if letter in others and _is_place(other, others.index(letter))
+    }
     numbered = []
     for labels in value.labels:
-        meets = [others.index(letters[axis]) for axis in labels.axes if letters[axis] in others]
-        if any(other.on(axis) is None and other.shape[axis] > 1 for axis in meets):
-            relations.pin(labels.units, why)
-        else:
+        if told_apart(relations, labels, strange, why):
             numbered.append(renumbered(labels, {axis: number[letters[axis]] for axis in labels.axes}))
     return numbered
 
 
+def _is_place(value: Value, axis: int) -> bool:
+    return value.on(axis) is None and value.shape[axis] > 1 and axis not in value.even
+
+
 @rule("einsum")
 def einsum(relations: Relations, shape: tuple[int, ...], formula: str, values: Sequence[Value], **_: Any) -> Value:
-    """A sum of products of two tensors, as the formula tells."""
-    formula = formula.replace(" ", "")
-    inputs = formula.split("->")[0].split(",")
-    plain = "->" in formula and "." not in formula and all(len(set(letters)) == len(letters) for letters in inputs)
-    if len(values) != 2 or not plain:
+    """A sum of products of tensors, as the formula tells: of the first two, then of that and the third, and so on."""
+    inputs, out = _written_out(formula.replace(" ", ""), values)
+    if any(len(set(letters)) < len(letters) for letters in [*inputs, out]):
         return follow(relations, f"einsum of {formula!r}", shape, values, {})
-    a, b = values
-    return product(relations, shape, a, b, formula)
+    sizes = {
+        letter: size
+        for letters, value in zip(inputs, values, strict=True)
+        for letter, size in zip(letters, value.shape, strict=True)
+    }
+    result, letters = values[0], inputs[0]
+    for number, (value, others) in enumerate(zip(values[1:], inputs[1:], strict=True), 2):
+        needed = set(out).union(*inputs[number:])
+        left = "".join(letter for letter in dict.fromkeys(letters + others) if letter in needed)
+        left = out if number == len(values) else left
+        between = tuple(sizes[letter] for letter in left)
+        result, letters = product(relations, between, result, value, f"{letters},{others}->{left}"), left
+    if len(values) == 1:
+        return follow(relations, f"einsum of {formula!r}", shape, values, {})
+    return result
+
+
+def _written_out(formula: str, values: Sequence[Value]) -> tuple[list[str], str]:
+    """The letters of each factor and of the result, where the formula may leave them out or write dots."""
+    named, arrow, out = formula.partition("->")
+    inputs = named.split(",")
+    counts = [len(value.shape) - len(letters.replace(".", "")) for letters, value in zip(inputs, values, strict=True)]
+    spare = [letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in formula]
+    dots = ["".join(spare[max(counts) - count : max(counts)]) for count in counts]
+    inputs = [letters.replace("...", own) for letters, own in zip(inputs, dots, strict=True)]
+    every = "".join(inputs)
+    if not arrow:
+        longest = max(dots, key=len)
+        out = longest + "".join(sorted(letter for letter in set(every) - set(longest) if every.count(letter) == 1))
+    return inputs, out.replace("...", max(dots, key=len))
+
+
+@rule("bilinear")
+def bilinear(
+    relations: Relations, shape: tuple[int, ...], a: Value, b: Value, weight: Value, bias: Value | None = None
+) -> Value:
+    """Units of two tensors, pair by pair, times a number of each pair."""
+    out = einsum(relations, shape, "...i,oij,...j->...o", [a, weight, b])
+    return out if bias is None else elementwise(relations, shape, out, bias)
 
 
 @rule("linear")
@@ -99,11 +145,31 @@ def addmm(relations: Relations, shape: tuple[int, ...], bias: Value, a: Value, b
     return elementwise(relations, shape, product(relations, shape, a, b, "nk,km->nm"), bias)
 
 
+@rule("baddbmm")
+def batched(relations: Relations, shape: tuple[int, ...], bias: Value, a: Value, b: Value, **_: Any) -> Value:
+    """A bias plus products of two matrices each."""
+    return elementwise(relations, shape, product(relations, shape, a, b, "bnk,bkm->bnm"), bias)
+
+
+@rule("outer")
+def crossed(relations: Relations, shape: tuple[int, ...], a: Value, b: Value) -> Value:
+    """Each entry of one vector times each of another."""
+    return product(relations, shape, a, b, "n,m->nm")
+
+
+@rule("dot", "vdot", "mv")
+def with_vector(relations: Relations, shape: tuple[int, ...], a: Value, b: Value) -> Value:
+    """A matrix, or a vector, times a vector."""
+    return matmul(relations, shape, a, b)
+
+
 @rule("matmul", "bmm", "mm")
 def matmul(relations: Relations, shape: tuple[int, ...], a: Value, b: Value) -> Value:
     """Matrix products over the last two axes, batch axes broadcast."""
     if len(b.shape) == 1 or len(a.shape) == 1:
-        return follow(relations, "matmul with a vector", shape, [a, b], {})
+        rows, columns = _letters(len(a.shape) - 1), "stuvwxy"[: max(len(b.shape) - 2, 0)]
+        last = "M" if len(b.shape) > 1 else ""
+        return product(relations, shape, a, b, f"{rows}K,{columns}K{last}->{rows}{columns}{last}")
     places = _letters(len(shape) - 2)
     names = []
     for value, ends in ((a, "NK"), (b, "KM")):
@@ -128,7 +194,7 @@ def attention(
 ) -> Value:
     """Softmax of queries times keys, times values."""
     if enable_gqa:
-        return follow(relations, "attention with fewer heads of keys than of queries", shape, [q, k, v, attn_mask], {})
+        k, v = (interleaved(relations, _heads_of(x, q), x, q.shape[-3] // x.shape[-3], -3) for x in (k, v))
     places = _letters(len(shape) - 2)
     scores = (*shape[:-2], q.shape[-2], k.shape[-2])
     weights = product(relations, scores, q, k, f"{places}QD,{places}KD->{places}QK")
@@ -136,6 +202,10 @@ def attention(
         weights = elementwise(relations, scores, weights, attn_mask)
     weights = compared(relations, scores, weights, -1)
     return product(relations, shape, weights, v, f"{places}QK,{places}KE->{places}QE")
+
+
+def _heads_of(x: Value, q: Value) -> tuple[int, ...]:
+    return (*x.shape[:-3], q.shape[-3], *x.shape[-2:])
 
 
 def _letters(count: int) -> str:
@@ -172,9 +242,52 @@ def convolution(
         relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)
         if weight.shape[1] > 1:
             relations.reach(channels)
-            if weight.key is None or weight.key in relations.columns:
-                relations.pin(channels, "a computed weight of a grouped convolution")
+            if weight.key is None:
+                relations.pin(channels, COMPUTED)
+                placed(relations, weight, [1], COMPUTED)
             else:
-                relations.columns[weight.key] = channels, groups
+                first, _ = relations.columns.setdefault(weight.key, (channels, groups))
+                relations.tie(first, channels, why)
+    value = Value(shape, (Labels((1,), out),))
+    return value if bias is None else normed_by_channel(relations, shape, value, bias)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(
+    relations: Relations,
+    shape: tuple[int, ...],
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    *_: Any,
+    **__: Any,
+) -> Value:
+    """Channels mixed within groups and spread over windows of places. The weight has a row for each channel read."""
+    if len(x.shape) != len(weight.shape):
+        return follow(relations, "transposed convolution without a batch", shape, [x, weight, bias], {})
+    why = "the places of a convolution"
+    x = placed(relations, x, range(2, len(x.shape)), why)
+    weight = placed(relations, weight, range(2, len(weight.shape)), why)
+    channels = along(relations, x, 1, why)
+    relations.tie(channels, along(relations, weight, 0, why), "fed by the input or by something that stays")
+    relations.reach(channels)
+    out = along(relations, weight, 1, why)
+    if groups > 1:
+        why = "blocks of channels of which some stay"
+        inside = relations.heads(channels.reshape(groups, -1), 1, why)
+        if weight.shape[1] == 1:
+            out = inside
+        elif weight.key is None:
+            relations.pin(channels, COMPUTED)
+            relations.pin(out, COMPUTED)
+            out = np.full(shape[1], FIXED)
+        else:
+            fresh = relations.fresh(shape[1])
+            out, _ = relations.columns.setdefault(weight.key, (fresh, groups))
+            relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)
     value = Value(shape, (Labels((1,), out),))
     return value if bias is None else normed_by_channel(relations, shape, value, bias)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,18 +33,21 @@ def reshaped(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **
     new = [axis for axis, size in enumerate(shape) if size != 1]
     at: dict[int, tuple[int, ...]] = {}
     done: list[Labels] = []
+    even: set[int] = set()
     for before, after in _runs([x.shape[axis] for axis in old], [shape[axis] for axis in new]):
         here, there = [old[i] for i in before], [new[i] for i in after]
         at.update(dict.fromkeys(here, tuple(there)))
+        if x.even.issuperset(here):
+            even.update(there)
         touching = [labels for labels in out if set(labels.axes) & set(here)]
         if len(here) == len(there) == 1 or not touching:
             continue
-        if len(touching) > 1:
-            for labels in touching:
-                relations.pin(labels.units, "reshaped together with another group")
-            out = [labels for labels in out if labels not in touching]
-            continue
-        (labels,) = touching
+        # Pairs of units of two groups are no units: the group that has more of them is kept.
+        touching.sort(key=lambda labels: np.unique(labels.units).size)
+        *fewer, labels = touching
+        for other in fewer:
+            relations.pin(other.units, "reshaped together with another group")
+            out.remove(other)
         out.remove(labels)
         out.append(_spread(labels, here, there, x.shape, shape))
     for labels in out:
@@ -54,7 +59,7 @@ def reshaped(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **
                 axes += at[axis]
         units = labels.units.reshape([shape[axis] for axis in axes])
         done.append(tidy(axes, units))
-    return Value(shape, tuple(labels for labels in done if labels.axes))
+    return Value(shape, tuple(labels for labels in done if labels.axes), even=frozenset(even))
 
 
 def _spread(labels: Labels, here: list[int], there: list[int], old: tuple[int, ...], new: tuple[int, ...]) -> Labels:
@@ -91,7 +96,8 @@ def _runs(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[list[int], l
 def permuted(relations: Relations, shape: tuple[int, ...], x: Value, dims: Sequence[int], **_: Any) -> Value:
     """Axes in another order."""
     place = {dim % len(x.shape): new for new, dim in enumerate(dims)}
-    return Value(shape, tuple(renumbered(labels, place) for labels in x.labels))
+    labels = tuple(renumbered(labels, place) for labels in x.labels)
+    return Value(shape, labels, even=frozenset(place[axis] for axis in x.even))
 
 
 @rule("transpose", "swapaxes")
@@ -111,7 +117,8 @@ def turned(relations: Relations, shape: tuple[int, ...], x: Value) -> Value:
 @rule("expand")
 def expanded(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """Axes of size 1 repeated."""
-    return Value(shape, broadcast(relations, x, shape, "repeated").labels)
+    lifted = broadcast(relations, x, shape, "repeated")
+    return Value(shape, lifted.labels, even=frozenset(axis for axis, size in enumerate(lifted.shape) if size == 1))
 
 
 @rule("slice")
@@ -149,7 +156,7 @@ def _taken(relations: Relations, x: Value, shape: tuple[int, ...], dim: int, win
             relations.part(labels.units[at])
             labels = tidy(labels.axes, labels.units[at]) if shape[dim] > 1 else Labels(labels.axes, labels.units[at])
         out.append(labels)
-    return Value(shape, tuple(labels for labels in out if labels.axes))
+    return Value(shape, tuple(labels for labels in out if labels.axes), even=x.even)
 
 
 def without(x: Value, dims: Sequence[int], shape: tuple[int, ...]) -> Value:
@@ -161,7 +168,7 @@ def without(x: Value, dims: Sequence[int], shape: tuple[int, ...]) -> Value:
         if axes:
             units = labels.units.squeeze(tuple(i for i, axis in enumerate(labels.axes) if axis in dims))
             out.append(Labels(tuple(place[axis] for axis in axes), units))
-    return Value(shape, tuple(out))
+    return Value(shape, tuple(out), even=frozenset(place[axis] for axis in x.even - set(dims)))
 
 
 @rule("split", "split_with_sizes", "chunk")
@@ -195,16 +202,20 @@ def joined(relations: Relations, shape: tuple[int, ...], values: Sequence[Value]
     rest = []
     for value in values:
         across = tuple(labels for labels in value.labels if dim not in labels.axes)
-        full = tuple(1 if axis == dim else size for axis, size in enumerate(value.shape))
+        full = tuple(1 if axis == dim or axis in value.even else size for axis, size in enumerate(value.shape))
         rest.append(Value(full, across))
     out = list(meet(relations, rest, why))
+    even = frozenset(axis for axis in range(len(shape)) if axis != dim and all(axis in value.even for value in values))
     if len(along) == 1:
         (axes,) = along
         parts = []
         for value in values:
             labels = value.on(dim)
             size = [value.shape[axis] for axis in axes]
-            parts.append(np.full(size, FIXED) if labels is None else labels.units)
+            if labels is None:
+                parts.append(_alike(relations, size) if value.even.issuperset(axes) else np.full(size, FIXED))
+            else:
+                parts.append(labels.units)
         out = [labels for labels in out if not set(labels.axes) & set(axes)]
         out.append(Labels(axes, np.concatenate(parts, axes.index(dim))))
     elif along:
@@ -212,7 +223,14 @@ def joined(relations: Relations, shape: tuple[int, ...], values: Sequence[Value]
             for labels in value.labels:
                 if dim in labels.axes:
                     relations.pin(labels.units, why)
-    return Value(shape, tuple(out))
+    return Value(shape, tuple(out), even=even)
+
+
+def _alike(relations: Relations, shape: Sequence[int]) -> np.ndarray:
+    """New units for slices that are all equal, such as zeros."""
+    units = relations.fresh(math.prod(shape)).reshape(shape)
+    relations.part(units)
+    return units
 
 
 @rule("stack")
@@ -249,28 +267,19 @@ def flipped(relations: Relations, shape: tuple[int, ...], x: Value, dims: Sequen
     return Value(shape, tuple(out))
 
 
-@rule("pad")
-def padded(relations: Relations, shape: tuple[int, ...], x: Value, pad: Sequence[int], *_: Any, **__: Any) -> Value:
-    """Places added at the ends of axes."""
-    touched = [len(shape) - 1 - i // 2 for i, amount in enumerate(pad) if amount]
-    return Value(shape, placed(relations, x, touched, "padded").labels)
-
-
-@rule("index")
-def indexed(relations: Relations, shape: tuple[int, ...], x: Value, indices: Sequence[Value | None]) -> Value:
-    """Slices looked up by number along one axis, or along several that follow one another."""
-    axes = [axis for axis, index in enumerate(indices) if index is not None]
-    x = placed(relations, x, axes, "looked up by number")
-    grown = len(shape) - (len(x.shape) - len(axes))
-    place = {axis: axis if axis < axes[0] else axis - len(axes) + grown for axis in range(len(x.shape))}
-    if axes != list(range(axes[0], axes[0] + len(axes))):
-        x = placed(relations, x, range(len(x.shape)), "looked up by number")
-    return Value(shape, tuple(renumbered(labels, place) for labels in x.labels))
-
-
-@rule("embedding")
-def embedded(relations: Relations, shape: tuple[int, ...], weight: Value, indices: Value, *_: Any, **__: Any) -> Value:
-    """Rows of a matrix looked up by number."""
-    weight = placed(relations, weight, [0], "looked up by number")
-    out = tuple(Labels((len(shape) - 1,), labels.units) for labels in weight.labels)
-    return Value(shape, out)
+@rule("pad", "constant_pad_nd")
+def padded(relations: Relations, shape: tuple[int, ...], x: Value, pad: Sequence[int], mode: Any = "constant",
+           *_: Any, **__: Any) -> Value:  # fmt: skip
+    """Slices added at the ends of axes: of one number, which may change places, or of others."""
+    for i in range(0, len(pad), 2):
+        axis, ends = len(shape) - 1 - i // 2, pad[i : i + 2]
+        if not any(ends):
+            continue
+        labels = x.on(axis)
+        full = (*x.shape[:axis], shape[axis], *x.shape[axis + 1 :])
+        if labels is None or labels.axes != (axis,) or min(ends) < 0 or isinstance(mode, str) and mode != "constant":
+            x = replace(placed(relations, x, [axis], "padded"), shape=full)
+            continue
+        units = np.concatenate([_alike(relations, ends[:1]), labels.units, _alike(relations, ends[1:])])
+        x = Value(full, tuple(Labels((axis,), units) if own is labels else own for own in x.labels))
+    return Value(shape, x.labels)

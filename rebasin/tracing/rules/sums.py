@@ -7,7 +7,7 @@ from typing import Any
 
 from rebasin.tracing.rules.entries import elementwise
 from rebasin.tracing.rules.shapes import without
-from rebasin.tracing.units import Labels, Relations, Value, outer, placed, rule, tie_axes, within
+from rebasin.tracing.units import RULES, Labels, Relations, Value, outer, placed, rule, tie_axes, within
 
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "prod")
@@ -30,7 +30,15 @@ def reduced(relations: Relations, shape: tuple[int, ...], x: Value, *arguments: 
     return whole if keep else without(whole, sorted(dims), shape)
 
 
-@rule("softmax", "log_softmax")
+@rule("std_mean", "var_mean")
+def reduced_twice(
+    relations: Relations, shapes: Sequence[tuple[int, ...]], x: Value, *given: Any, **options: Any
+) -> Any:
+    """The deviation and the mean over axes."""
+    return [reduced(relations, shape, x, *given, **options) for shape in shapes]
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax")
 def compared(relations: Relations, shape: tuple[int, ...], x: Value, dim: int, *_: Any, **__: Any) -> Value:
     """Entries weighed against the others along an axis."""
     within(relations, x, [dim % len(x.shape)], "weighed against one another")
@@ -40,13 +48,58 @@ def compared(relations: Relations, shape: tuple[int, ...], x: Value, dim: int, *
 def _pool(places: int) -> None:
     """Register the rule of windows over the last ``places`` axes."""
 
-    @rule(f"max_pool{places}d", f"avg_pool{places}d", f"adaptive_avg_pool{places}d", f"upsample_nearest{places}d")
+    linear = ("linear", "bilinear", "trilinear")[places - 1]
+    names = ("max_pool", "avg_pool", "adaptive_avg_pool", "upsample_nearest", "_upsample_nearest_exact")
+
+    @rule(*(f"{name}{places}d" for name in (*names, f"upsample_{linear}")))
     def pooled(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
         return Value(shape, placed(relations, x, range(-places, 0), "pooled").labels)
 
 
 for places in (1, 2, 3):
     _pool(places)
+RULES |= dict.fromkeys(
+    (
+        "upsample_bicubic2d",
+        "_upsample_bilinear2d_aa",
+        "_upsample_bicubic2d_aa",
+        "reflection_pad2d",
+        "replication_pad2d",
+    ),
+    RULES["max_pool2d"],
+)
+
+
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d",
+      "adaptive_max_pool3d")  # fmt: skip
+def pooled_with_places(relations: Relations, shapes: Sequence[tuple[int, ...]], x: Value, *_: Any, **__: Any) -> Any:
+    """The largest entry of each window, and where it stands."""
+    labels = placed(relations, x, range(2, len(x.shape)), "pooled").labels
+    return [Value(shape, labels) for shape in shapes]
+
+
+@rule("linalg_vector_norm", "norm")
+def measured(
+    relations: Relations, shape: tuple[int, ...], x: Value, order: Any = 2, dim: Any = None, *_: Any, **__: Any
+) -> Value:
+    """The length of what lies along axes."""
+    return reduced(relations, shape, x, dim)
+
+
+@rule("_weight_norm")
+def rescaled(relations: Relations, shape: tuple[int, ...], x: Value, lengths: Value, dim: int = 0) -> Value:
+    """A weight of which each slice along an axis is given a length."""
+    within(relations, x, [axis for axis in range(len(shape)) if dim == -1 or axis != dim % len(shape)], "rescaled")
+    return elementwise(relations, shape, x, lengths)
+
+
+@rule("_weight_norm_interface")
+def rescaled_and_measured(
+    relations: Relations, shapes: Sequence[tuple[int, ...]], x: Value, lengths: Value, dim: int = 0
+) -> list[Value]:
+    """The same, and the lengths that the slices had."""
+    value = rescaled(relations, shapes[0], x, lengths, dim)
+    return [value, Value(shapes[1], lengths.labels)]
 
 
 @rule("batch_norm", "instance_norm")
@@ -55,13 +108,21 @@ def normed_by_channel(relations: Relations, shape: tuple[int, ...], x: Value, *t
     for tensor in tensors:
         if isinstance(tensor, Value):
             tie_axes(relations, x, 1, tensor, 0, "normalised with statistics that stay")
-    return x
+    return Value(x.shape, x.labels)
 
 
 @rule("_native_batch_norm_legit_no_training")
 def normed_for_good(relations: Relations, shapes: Any, x: Value, *tensors: Any, **_: Any) -> list[Value]:
     """The same, as torch writes it once it knows that statistics are not updated."""
     return [normed_by_channel(relations, shapes[0], x, *tensors), *(Value(shape) for shape in shapes[1:])]
+
+
+@rule("_native_batch_norm_legit", "native_batch_norm")
+def normed_by_itself(relations: Relations, shapes: Any, x: Value, *tensors: Any, **_: Any) -> list[Value]:
+    """Each channel brought to mean 0 and deviation 1 over all else, as weights are that are standardised."""
+    within(relations, x, [axis for axis in range(len(x.shape)) if axis != 1], "normalised in blocks")
+    own = (tensor for tensor in tensors if isinstance(tensor, Value))
+    return [normed_by_channel(relations, shapes[0], x, *own), *(Value(shape) for shape in shapes[1:])]
 
 
 @rule("layer_norm", "rms_norm")

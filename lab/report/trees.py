@@ -1,0 +1,258 @@
+"""Tree after tree of one recipe: the paper's figures at its own number of networks, and its claims decided again."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lab.bookkeeping import results
+from lab.bookkeeping.vocabulary import ALGORITHMS, PERTURBATIONS, title_of
+from lab.networks import ARCHITECTURES
+from lab.report.claims import FEWEST_FOR_VERDICT, picked
+from lab.report.draw import interval_line, name_ends, on_page, plain_log, width, word_colour
+from lab.report.facts import Facts, outcome, reads
+from lab.report.hierarchy import dots_by_leaves, sizes_of
+from lab.report.kinds import Kind, by_kind, names, percent, percent_left
+from lab.report.statistics import interval
+from lab.report.verdicts import claim, gaps
+from lab.report.words import decimal, points
+
+BLOCK = 8  # leaves of the nodes that the claims are decided on
+ALL_TREES = 50  # of 32 networks: the paper's 1600
+CONTROLS = ("early_stopped", "noise", "l2")
+# Drawn under attack: the hierarchy's stages, MergeMany, the hierarchy after REPAIR, and the controls.
+ATTACKED = (
+    Kind("unmerged"), Kind("hierarchy", n_leaves=2), Kind("hierarchy", n_leaves=8), Kind("many", n_leaves=8),
+    Kind("hierarchy", "repair", 8), *(Kind(control, n_leaves=BLOCK) for control in CONTROLS),
+)  # fmt: skip
+OF_WEIGHTS = {"l2_norm": "L2 norm of the weights", "lipschitz": "Lipschitz bound"}
+WAYS = (("hierarchy", "none"), ("many", "none"), ("mean", "none"), ("hierarchy", "repair"))
+
+
+@reads("trees")
+def size(run: str) -> Facts:
+    """How many networks there are, in how many trees, and of how many trees nodes were attacked.
+
+    The outcome is ``all`` where there are as many networks as in the paper, else ``some``.
+    """
+    parameters = results.provenance(run, "trees")["parameters"]
+    networks, trees = parameters["networks"], parameters["trees"]
+    values = {
+        "networks": str(trees * networks["models"]),
+        "trees": str(trees),
+        "all_trees": str(ALL_TREES),
+        "attacked": str(min(parameters["attacked_trees"], trees)),
+        "kind": f"{ARCHITECTURES[networks['architecture']].title}s of width {networks['width']}",
+        "epochs": str(networks["epochs"][-1]),
+        "accuracy": decimal(percent(_by_node(run, Kind("unmerged"))).mean, 1),
+    }
+    return Facts("all" if trees >= ALL_TREES else "some", values)
+
+
+@reads("trees")
+def against_many(run: str) -> Facts:
+    """Test accuracy of the hierarchy of eight minus that of MergeMany, in points, and how much it grows from four.
+
+    Outcomes: where both lie, ``below``, or where they differ ``below, open``; ``not measured``.
+    """
+    facts = gaps(claim(run, "H2", "again"), {"gap": "at_8", "growth": "grows"})
+    kinds = {algorithm: Kind(algorithm, n_leaves=BLOCK) for algorithm in ("hierarchy", "many", "mean")}
+    values = {algorithm: decimal(percent(_by_node(run, kind)).mean, 1) for algorithm, kind in kinds.items()}
+    gap = claim(run, "H2", "again").condition("at_8")
+    lead = {} if gap is None else {"lead": decimal(abs(gap.effect.mean), 1)}
+    return Facts(facts.outcome, {**facts.values, **values, **lead})
+
+
+@reads("trees")
+def after_repair(run: str) -> Facts:
+    """The same gap after REPAIR, over nodes of eight; outcomes ``above``, ``below``, ``open`` or ``too few``."""
+    by_way = {way: _by_node(run, Kind(way, "repair", BLOCK)) for way in ("hierarchy", "many")}
+    gap = interval(100 * (by_way["hierarchy"] - by_way["many"]).to_numpy())
+    means = {way: decimal(100 * values.mean(), 1) for way, values in by_way.items()}
+    return Facts(outcome(gap, 0, FEWEST_FOR_VERDICT), {"gap": points(gap, signed=True), "n": str(gap.n), **means})
+
+
+@reads("trees")
+def against_leaves(run: str) -> Facts:
+    """What is left under attack at each radius of the hierarchy of eight, minus that of its leaves, in points.
+
+    Outcomes: where the gaps lie at 2, 4, 6 and 8 grey levels: ``below, open, above, above``; ``not measured``.
+    """
+    radii = {f"at_{radius}": f"leaves_{radius}" for radius in (2, 4, 6, 8)}
+    return _each(gaps(claim(run, "H4", "again"), radii), len(radii))
+
+
+@reads("trees")
+def against_controls(run: str) -> Facts:
+    """The same at 4 grey levels, minus unmerged networks of the merge's accuracy, by how they came by it.
+
+    Outcomes: where the gaps lie for networks that were stopped early, spoiled by noise, trained with a penalty.
+    """
+    kinds = {control: f"{control}_4" for control in CONTROLS}
+    return _each(gaps(claim(run, "H4", "again"), kinds), len(kinds))
+
+
+@reads("trees")
+def under_perturbations(run: str) -> Facts:
+    """By how many percent the hierarchy of eight retains more than others do under perturbations.
+
+    Others are its leaves, and the three kinds of controls; outcomes in this order as for ``against_controls``.
+    """
+    kinds = {"leaves": "leaves", **{control: control for control in CONTROLS}}
+    return _each(gaps(claim(run, "H5", "again"), kinds), len(kinds))
+
+
+def _each(facts: Facts, count: int) -> Facts:
+    """The facts with an outcome that has a word for each effect, also where they are all the same."""
+    words = facts.outcome.split(", ")
+    return Facts(", ".join(words * count) if len(words) == 1 and facts.values else facts.outcome, facts.values)
+
+
+@reads("trees")
+def of_weights(run: str) -> Facts:
+    """Norm and bound of the hierarchy at the largest size, as shares of what its leaves have, in percent.
+
+    The outcome is ``fall`` if both fall at every stage by the rules of H6, else the verdict on it; after REPAIR the
+    bound is ``repaired``.
+    """
+    decided = claim(run, "H6", "again")
+    nodes = picked(results.read(run, "trees", "nodes"), {"mended": "none"})
+    largest = sizes_of(nodes, "hierarchy")[-1]
+    shares = {}
+    for name, metric in (("norm", "l2_norm"), ("bound", "lipschitz")):
+        shares[name] = _share_of_leaves(run, metric, Kind("hierarchy", n_leaves=largest))
+    shares["repaired"] = _share_of_leaves(run, "lipschitz", Kind("hierarchy", "repair", largest))
+    fall = all(condition.verdict == "replicated" for condition in decided.conditions) and not decided.missing
+    return Facts("fall" if fall else decided.verdict, {"models": str(largest), **shares})
+
+
+def _share_of_leaves(run: str, metric: str, kind: Kind) -> str:
+    """The mean of a metric over nodes of a kind, in percent of that over the leaves."""
+    merged, leaves = (_by_node(run, each, metric).mean() for each in (kind, Kind("unmerged")))
+    return f"{100 * merged / leaves:.0f}"
+
+
+@reads("trees")
+def accuracy_of_trees(run: str) -> Figure:
+    """Test accuracy of every node by the number of its leaves, as merged (Hierarchical Re-Basin, Figure 2)."""
+    nodes = results.read(run, "trees", "nodes")
+    return dots_by_leaves(picked(nodes, {"metric": "accuracy", "mended": "none"}))
+
+
+@reads("trees")
+def attacks_on_trees(run: str) -> Figure:
+    """Test accuracy that is left under attack, by the radius (Hierarchical Re-Basin, Figure 3)."""
+    table = results.read(run, "trees", "attacked")
+    images, known = int(table["images"].min()), dict(by_kind(table))
+    figure, axes = plt.subplots(figsize=(width(), 4.6))
+    ends = []
+    for kind in ATTACKED:
+        if kind.algorithm == "l2":  # its strength is a parameter of the run
+            kind = next((other for other in known if other.algorithm == "l2"), kind)
+        if kind not in known:
+            continue
+        curve = {epsilon: percent_left(rows, images) for epsilon, rows in known[kind].groupby("epsilon")}
+        drawn, filled = ALGORITHMS[kind.algorithm], kind.mended == "none"
+        line = ":" if kind.algorithm in CONTROLS else "-" if filled else "--"
+        interval_line(axes, list(curve), list(curve.values()), drawn, kind_title(kind), line, filled)
+        ends.append((list(curve.values())[-1].mean, kind_title(kind), word_colour(drawn.colour)))
+    axes.set(xlabel="radius of the attack (grey levels of 255)", ylabel="test accuracy left (%)", ylim=(0, None))
+    axes.set_xticks(sorted(table["epsilon"].unique()))
+    name_ends(axes, ends)
+    return figure
+
+
+def kind_title(kind: Kind) -> str:
+    """A kind as the end of its line names it: ``hierarchy of 8``."""
+    if kind.algorithm in CONTROLS:
+        return {"early_stopped": "stopped early", "noise": "spoiled by noise", "l2": "L2 penalty"}[kind.algorithm]
+    title = title_of(kind.algorithm, kind.mended).replace(" after", "\nafter")
+    return "unmerged" if kind.n_leaves == 1 else f"{title} of {kind.n_leaves}" if kind.mended == "none" else title
+
+
+@reads("trees")
+def weights_of_trees(run: str) -> Figure:
+    """Norm and Lipschitz bound by the number of networks merged (Hierarchical Re-Basin, Figure 4)."""
+    nodes = results.read(run, "trees", "nodes")
+    known = sorted(nodes["n_leaves"].unique())[1:]
+    metrics = [metric for metric in OF_WEIGHTS if metric in set(nodes["metric"])]
+    figure, panels = plt.subplots(len(metrics), 1, figsize=(width(), 6.0), sharex=True, squeeze=False)
+    for axes, metric in zip(panels[:, 0], metrics, strict=True):
+        grey, leaves = ALGORITHMS["unmerged"].colour, _by_node(run, Kind("unmerged"), metric).mean()
+        axes.axhline(leaves, linestyle="--", linewidth=1.5, color=on_page(grey))
+        ends = [(leaves, "unmerged", word_colour(grey))]
+        for algorithm, mended in WAYS:
+            sizes = sizes_of(picked(nodes, {"mended": mended}), algorithm)
+            values = [interval(_by_node(run, Kind(algorithm, mended, n), metric).to_numpy()) for n in sizes]
+            drawn, title, plain = ALGORITHMS[algorithm], title_of(algorithm, mended), mended == "none"
+            interval_line(axes, [known.index(n) for n in sizes], values, drawn, title, "-" if plain else ":", plain)
+            ends.append((values[-1].mean, title.replace(" after", "\nafter"), word_colour(drawn.colour)))
+        axes.set_ylabel(OF_WEIGHTS[metric])
+        if metric == "lipschitz":
+            plain_log(axes)
+        else:
+            axes.set_ylim(bottom=0)
+        name_ends(axes, ends)
+    panels[-1, 0].set_xticks(range(len(known)), known)
+    panels[-1, 0].set_xlabel("networks merged into one")
+    figure.align_ylabels(panels[:, 0])
+    return figure
+
+
+@reads("trees")
+def accuracy_table(run: str) -> pd.DataFrame:
+    """Test accuracy by number of models and way of merging, as merged and after REPAIR, and the gap to MergeMany."""
+    nodes = picked(results.read(run, "trees", "nodes"), {"metric": "accuracy"})
+    rows = []
+    for n_leaves in sorted(nodes["n_leaves"].unique())[1:]:
+        for mended in ("none", "repair"):
+            row = {"models": str(n_leaves), "mended": "as merged" if mended == "none" else "after REPAIR"}
+            by_way = {way: _by_node(run, Kind(way, mended, n_leaves)) for way in ("hierarchy", "many", "mean")}
+            row |= {ALGORITHMS[way].title: points(percent(values)) for way, values in by_way.items() if len(values)}
+            gap = interval(100 * (by_way["hierarchy"] - by_way["many"]).to_numpy())
+            rows.append(row | {"hierarchy − MergeMany": points(gap, signed=True), "n": gap.n})
+    return pd.DataFrame(rows)
+
+
+@reads("trees")
+def attack_table(run: str) -> pd.DataFrame:
+    """What is left under attack by kind of network and radius."""
+    table = results.read(run, "trees", "attacked")
+    images, rows = int(table["images"].min()), []
+    for kind, own in by_kind(table):
+        row = names(kind)
+        for epsilon, at in own.groupby("epsilon"):
+            row[f"left at {epsilon:g}/255 (%)" if epsilon else "clean (%)"] = points(percent_left(at, images))
+        rows.append(row | {"n": own["node"].nunique()})
+    return pd.DataFrame(rows)
+
+
+@reads("trees")
+def perturbation_table(run: str) -> pd.DataFrame:
+    """Accuracy by kind of network under each perturbation, and the share of what is above chance that is retained."""
+    rows = []
+    for kind, own in by_kind(results.read(run, "trees", "perturbed")):
+        row = names(kind)
+        for metric, at in own.groupby("metric", sort=False):
+            title = PERTURBATIONS[metric][0] if metric in PERTURBATIONS else metric
+            row[f"{title} (%)"] = decimal(100 * at["value"].mean(), 1)
+        rows.append(row | {"n": own["node"].nunique()})
+    return pd.DataFrame(rows)
+
+
+@reads("trees")
+def amounts_table(run: str) -> pd.DataFrame:
+    """How strong each perturbation is."""
+    table = results.read(run, "trees", "perturbed").dropna(subset="amount")
+    amounts = table.groupby("metric", sort=False)["amount"].first()
+    return pd.DataFrame(
+        {"perturbation": PERTURBATIONS[kind][0], "amount": f"{value:.3g}", "unit": PERTURBATIONS[kind][1]}
+        for kind, value in amounts.items()
+    )
+
+
+def _by_node(run: str, kind: Kind, metric: str = "accuracy") -> pd.Series:
+    """A metric of every node of a kind, by the node's number."""
+    table = picked(results.read(run, "trees", "nodes"), kind._asdict() | {"metric": metric})
+    return table.set_index("node")["value"].sort_index()

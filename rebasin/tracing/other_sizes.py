@@ -1,0 +1,165 @@
+"""The proof beyond the examples: the model itself is run on batches, lengths and resolutions that no example has."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rebasin.graph import names_of
+from rebasin.inputs import Inputs, arguments_of, on_each, shapes_of, tensors_of
+from rebasin.spec import PermutationSpec, SpecError
+from rebasin.tracing.proof import computing_in, derangements, drawn_like, inputs_like, permuted, stays, widened
+
+# From this size on, half of it is tried before the double, which costs more.
+LARGE = 128
+Place = tuple[int, int]  # an axis of the tensor of this number
+
+
+def prove_other_sizes(
+    spec: PermutationSpec,
+    model: nn.Module,
+    programs: Sequence[torch.export.ExportedProgram],
+    examples: Sequence[Inputs],
+) -> tuple[str, ...]:
+    """What the spec was proved on, in sentences. Raises SpecError if it fails on a size that no example has.
+
+    ``model`` is a copy on the CPU, and ``programs`` its graphs for the examples. For each of these another batch size
+    is tried, and for each size beside the batch one that is larger or smaller, wherever inputs have it. What the model
+    does not take is passed over, and told.
+    """
+    proved = {shapes_of(inputs): _in_words(inputs) for inputs in examples}
+    refused: dict[str, None] = {}
+    for program, inputs in zip(programs, examples, strict=True):
+        for what, choices in _other_sizes(inputs).items():
+            for other in choices:
+                if shapes_of(other) in proved or _proves(spec, model, program, other):
+                    proved[shapes_of(other)] = _in_words(other)
+                    break
+            else:
+                refused[what] = None
+    sentences = ["proved on inputs of " + "; ".join(proved.values())]
+    if refused:
+        sentences.append(f"not on {', '.join(refused)}: none that was tried could be computed")
+    return tuple(sentences)
+
+
+def _other_sizes(inputs: Inputs) -> dict[str, list[Inputs]]:
+    """Inputs of a larger batch, and for each size of another axis, of a larger or smaller one, in the order to try.
+
+    All axes of one size are changed together, as height and width, or words and their mask; then each alone, since
+    words and what each of them has may be as many.
+    """
+    tensors = tensors_of(inputs)
+    count = max((len(x) for x in tensors[:1] if x.ndim), default=0)
+    batch = [(number, 0) for number, x in enumerate(tensors) if x.ndim and len(x) == count]
+    choices = {"another batch size": [_resized(inputs, batch, count + 1)]} if count else {}
+    small = _resized(inputs, batch, min(1, count))
+    places: dict[int, list[Place]] = {}
+    for number, x in enumerate(tensors):
+        for axis, size in enumerate(x.shape):
+            if axis and size:
+                places.setdefault(size, []).append((number, axis))
+    for size, own in places.items():
+        others = [size // 2, 2 * size] if size >= LARGE else [2 * size, size // 2]
+        together = [own, *([place] for place in own)] if len(own) > 1 else [own]
+        resized = [_resized(small, axes, other) for axes in together for other in others if other]
+        choices[f"other sizes in place of {size}"] = resized
+    return choices
+
+
+def _resized(inputs: Inputs, places: Iterable[Place], size: int) -> Inputs:
+    """The inputs with these axes of another size, cut or gone through anew."""
+    numbers = iter(range(len(tensors_of(inputs))))
+
+    def of(x: Tensor) -> Tensor:
+        number = next(numbers)
+        for own, axis in places:
+            if own == number:
+                x = x.index_select(axis, torch.arange(size) % x.shape[axis])
+        return x
+
+    return on_each(of, inputs)
+
+
+def _proves(spec: PermutationSpec, model: nn.Module, program: torch.export.ExportedProgram, inputs: Inputs) -> bool:
+    """Whether the model takes inputs of this size, with outputs to compare. Raises SpecError if they change.
+
+    All groups are permuted together. Weights and inputs are redrawn, and all is computed in float64: see ``prove``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    index = {group: derangements(spec, group, generator) for group in spec.sizes}
+    outputs = []
+    for order in (index, None):
+        weights = drawn_like(tensors, generator)
+        drawn = _named(program, inputs_like(program, inputs, generator))
+        outputs.append(_outputs(model, weights, drawn))
+        if not outputs[-1]:
+            return False
+        if order is not None:
+            outputs.append(_outputs(model, {**weights, **permuted(spec, weights, order)}, drawn))
+    old, new, other = outputs
+    if not new or not all(map(stays, new, old, other)):
+        raise SpecError(
+            f"permuting all groups together changes what the network computes for inputs of {_in_words(inputs)}, which "
+            "no example has: give examples of both sizes, trace(model, [example, another])"
+        )
+    return True
+
+
+def _named(program: torch.export.ExportedProgram, tensors: tuple[Tensor, ...]) -> Inputs:
+    """The inputs of a graph, by their names if it has them."""
+    names = names_of(program)
+    return dict(zip(names, tensors, strict=True)) if names else tensors
+
+
+class _Wide(TorchDispatchMode):
+    """Operators compute in float64 where they are told another format."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = widened((args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def _outputs(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
+    """The tensors that a model gives with these weights; none if it does not take the inputs, or gives NaN."""
+    args, kwargs = arguments_of(inputs)
+    # Models may keep what they have computed with other weights.
+    fresh = _filled(model, weights)
+    try:
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            warnings.catch_warnings(),
+            computing_in(torch.float64),
+            _Wide(),
+        ):
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            outputs = torch.utils._pytree.tree_leaves(fresh(*args, **kwargs))
+    except Exception:  # whatever a model says of inputs that it does not take
+        return []
+    tensors = [x for x in outputs if isinstance(x, Tensor) and x.numel()]
+    return [] if any(x.isnan().any() or not x.isfinite().any() for x in tensors) else tensors
+
+
+def _filled(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a model with these weights, in evaluation."""
+    memo: dict[int, Any] = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        memo[id(parameter)] = nn.Parameter(weights[key], requires_grad=False)
+    for key, buffer in model.named_buffers(remove_duplicate=False):
+        memo[id(buffer)] = weights[key]
+    return copy.deepcopy(model, memo).eval()
+
+
+def _in_words(inputs: Inputs) -> str:
+    """The shapes of inputs."""
+    names = [f"{name} " for name in inputs] if isinstance(inputs, Mapping) else [""] * len(tensors_of(inputs))
+    return ", ".join(f"{name}{tuple(x.shape)}" for name, x in zip(names, tensors_of(inputs), strict=True))

@@ -1,0 +1,166 @@
+"""The chapter of hundreds of networks: its facts turn with the tables, and its pictures and tables show every kind."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+from planting import images_table, plant
+
+from lab.measures.trees import BY_IMAGE
+from lab.report import trees
+from lab.report.claims import decide
+from lab.report.draw import house_style
+
+BLOCKS = 8
+ACCURACY = {("hierarchy", 2): 0.5, ("hierarchy", 4): 0.45, ("hierarchy", 8): 0.4}
+ACCURACY |= {("many", 2): 0.5, ("many", 4): 0.47, ("many", 8): 0.44, ("mean", 2): 0.2, ("mean", 8): 0.1}
+# What is left at each radius, of the leaves, of merges and of the controls; they differ most at the large radii.
+LEFT = {
+    ("unmerged", 1): [0.5, 0.30, 0.15, 0.04, 0.01],
+    ("hierarchy", 2): [0.5, 0.28, 0.15, 0.05, 0.02],
+    ("hierarchy", 8): [0.4, 0.20, 0.12, 0.10, 0.08],
+    ("early_stopped", 8): [0.4, 0.30, 0.25, 0.15, 0.10],
+    ("noise", 8): [0.4, 0.15, 0.05, 0.02, 0.01],
+    ("l2", 8): [0.4, 0.30, 0.22, 0.15, 0.10],
+}
+RETAINED = {("unmerged", 1): 0.4, ("hierarchy", 2): 0.39, ("hierarchy", 8): 0.36}
+RETAINED |= {("early_stopped", 8): 0.6, ("noise", 8): 0.3, ("l2", 8): 0.5}
+EPSILONS = [0.0, 2.0, 4.0, 6.0, 8.0]
+
+
+def noisy(value, *seed):
+    return value * float(np.exp(np.random.default_rng(seed).normal(0, 0.01)))
+
+
+def nodes_table(accuracy):
+    rows = []
+    for node in range(BLOCKS * 8):
+        rows += [
+            ("unmerged", "none", 1, node, "accuracy", noisy(0.55, node)),
+            ("unmerged", "none", 1, node, "l2_norm", 9),
+        ]
+        rows.append(("unmerged", "none", 1, node, "lipschitz", noisy(40.0, node)))
+    for (algorithm, size), share in accuracy.items():
+        for node in range(BLOCKS * 8 // size):
+            # MergeMany has its neighbours' noise, so that equal shares have a mean gap of nothing.
+            own = noisy(share, size, node ^ (algorithm == "many"))
+            for mended, more in (("none", 0.0), ("repair", 0.05)):
+                rows.append((algorithm, mended, size, node, "accuracy", own + more))
+                rows.append((algorithm, mended, size, node, "l2_norm", 9 - size / 2))
+                rows.append((algorithm, mended, size, node, "lipschitz", noisy(40.0 / size + 1000 * more, size, node)))
+    columns = ["algorithm", "mended", "n_leaves", "node", "metric", "value"]
+    return pd.DataFrame(rows, columns=columns).assign(strength=0.0)
+
+
+def bits_of(shares, images=200):
+    """Bits of nodes by (algorithm, leaves, node): each gets so many of the images right, the easiest ones."""
+    hardness = np.random.default_rng(0).random(images)
+    bits = {}
+    for (algorithm, size), share in shares.items():
+        for block in range(BLOCKS):
+            # A leaf or node in each block of eight; MergeMany has its neighbours' noise.
+            rng = np.random.default_rng((size, block ^ (algorithm == "many")))
+            for node in range(block * 8 // size, (block + 1) * 8 // size):
+                bits[algorithm, size, node] = hardness + rng.normal(0, 0.02, images) < share
+    return bits
+
+
+def attacked_table(left):
+    parts = []
+    for place, epsilon in enumerate(EPSILONS):
+        table = images_table(bits_of({kind: shares[place] for kind, shares in left.items()}))
+        parts.append(table.assign(epsilon=epsilon))
+    table = pd.concat(parts).assign(mended="none")
+    return table.assign(strength=np.where(table["algorithm"] == "l2", 0.03, 0.0))
+
+
+def perturbed_table(retained):
+    rows = []
+    for (algorithm, size), share in retained.items():
+        strength = 0.03 if algorithm == "l2" else 0.0
+        for block in range(BLOCKS):
+            kind = (algorithm, "none", size, strength, block * 8 // size)
+            rows += [(*kind, "clean", np.nan, 0.4), (*kind, "rotation", 24.0, noisy(0.2, size, block))]
+            rows.append((*kind, "retained", np.nan, noisy(share, size, block)))
+    columns = ["algorithm", "mended", "n_leaves", "strength", "node", "metric", "amount", "value"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def plant_trees(accuracy=ACCURACY, left=LEFT, retained=RETAINED):
+    shares = {("unmerged", 1): 0.55, **{kind: share for kind, share in accuracy.items() if kind in BY_IMAGE}}
+    tables = {"nodes": nodes_table(accuracy), "images": images_table(bits_of(shares))}
+    tables |= {"attacked": attacked_table(left), "perturbed": perturbed_table(retained)}
+    plant("mine", {name: table.assign(tree=0) for name, table in tables.items()}, "trees")
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+
+
+def test_the_gap_and_its_growth_turn_with_the_tables():
+    plant_trees()
+    facts = trees.against_many("mine")
+    assert facts.outcome == "below"
+    gap = decide("mine", ["H2"], "again")[0].condition("at_8").effect
+    assert gap.mean < 0 and facts.values["lead"] == f"{-gap.mean:.1f}" and facts.values["n"] == str(BLOCKS)
+    table = nodes_table(ACCURACY).query("mended == 'none' and metric == 'accuracy' and n_leaves == 8")
+    for algorithm, mean in (100 * table.groupby("algorithm")["value"].mean()).items():
+        assert facts.values[algorithm] == f"{mean:.1f}"
+    plant_trees({**ACCURACY, ("hierarchy", 8): 0.6})
+    assert trees.against_many("mine").outcome == "above"
+    assert trees.after_repair("mine").outcome == "above"
+
+
+def test_attacks_are_told_by_radius_and_by_control():
+    plant_trees()
+    leaves = trees.against_leaves("mine")
+    assert leaves.outcome == "below, below, above, above"
+    assert leaves.values["at_2"].startswith("−") and leaves.values["at_8"].startswith("+")
+    controls = trees.against_controls("mine")
+    assert controls.outcome == "below, above, below" and controls.values["noise"].startswith("+")
+    assert trees.under_perturbations("mine").outcome == "below, below, above, below"
+
+
+def test_where_all_effects_lie_alike_each_is_said():
+    plant_trees(left={kind: [0.5, 0.4, 0.3, 0.2, 0.1] if kind == ("hierarchy", 8) else LEFT[kind] for kind in LEFT})
+    assert trees.against_leaves("mine").outcome == "above, above, above, above"
+
+
+def test_what_is_left_of_norm_and_bound_is_a_share_of_the_leaves():
+    plant_trees()
+    facts = trees.of_weights("mine")
+    assert facts.values["models"] == "8" and facts.values["norm"] == f"{100 * 5 / 9:.0f}"
+    assert 11 <= int(facts.values["bound"]) <= 14  # of an eighth
+    assert facts.outcome == "partly", "16 and 32 leaves were not measured"
+
+
+def test_how_many_networks_there_are_is_said():
+    plant_trees()
+    facts = trees.size("mine")
+    assert facts.outcome == "some" and facts.values["trees"] == "2" and facts.values["networks"] == "16"
+
+
+@pytest.mark.parametrize("draw", [trees.accuracy_of_trees, trees.attacks_on_trees, trees.weights_of_trees])
+@pytest.mark.parametrize("phone", [False, True])
+def test_the_figures_name_every_kind(draw, phone):
+    plant_trees()
+    with house_style(phone=phone):
+        figure = draw("mine")
+    words = {text.get_text() for text in figure.findobj(Text)}
+    expected = {
+        "accuracy_of_trees": {"hierarchy", "MergeMany", "naive average", "unmerged"},
+        "attacks_on_trees": {"hierarchy of 2", "hierarchy of 8", "stopped early", "spoiled by noise", "L2 penalty"},
+        "weights_of_trees": {"hierarchy", "MergeMany", "naive average", "hierarchy\nafter REPAIR", "unmerged"},
+    }
+    assert expected[draw.__name__] <= words
+
+
+def test_the_tables_have_a_row_for_each_kind():
+    plant_trees()
+    accuracy = trees.accuracy_table("mine")
+    assert list(accuracy["models"]) == ["2", "2", "4", "4", "8", "8"]
+    assert len(trees.attack_table("mine")) == len(LEFT) and len(trees.perturbation_table("mine")) == len(RETAINED)
+    assert trees.amounts_table("mine").to_dict("records") == [
+        {"perturbation": "rotation", "amount": "24", "unit": "degrees"}
+    ]
