@@ -246,7 +246,8 @@ def test_what_is_printed_fits_a_screen_and_says_what_it_is(spec, modules):
     assert summary[0].split() == ["group", "units", "lies", "along"]
     assert any(line.startswith("grouped ") and "3 in each of 3 blocks" in line for line in summary)
     assert any(line.startswith("out.bias ") and line.endswith(" an output of the network") for line in summary)
-    assert summary[-2].startswith("proved on inputs of (2, ") and summary[-1].startswith("not on other sizes in place of")
+    assert summary[-2].startswith("proved on inputs of (2, ")
+    assert summary[-1].startswith("not on other sizes in place of")
     assert len(summary) == 14 and max(map(len, summary)) < 120
     assert repr(match(spec, *modules[:2])).startswith("Matching(inner product ")
     assert repr(match(spec, modules[:2], modules[2:])).startswith("Matching(batch (2,), on average inner product ")
