@@ -64,7 +64,7 @@ def test_the_peak_of_pleas_is_that_of_the_pass_or_of_the_fit(figures):
 @pytest.mark.parametrize(
     ("convolutions", "joining", "outcome"), [(95, 3, "convolutions"), (60, 40, "joining"), (60, 0, "elsewhere")]
 )
-def test_where_the_time_of_a_merge_goes_is_told_by_shares_of_the_difference(figures, convolutions, joining, outcome):
+def test_where_the_time_of_a_merge_goes_is_told_by_shares_of_the_excess(figures, convolutions, joining, outcome):
     parent = {"milliseconds": 70, "convolutions": 60, "joining": 0, "convolutions_calls": 21}
     merge = {"milliseconds": 112, "convolutions": convolutions, "joining": joining, "convolutions_calls": 45}
     figures("running", {"rows": [{"network": "parent", **parent}, {"network": "merge of size 1.2", **merge}]})
