@@ -137,7 +137,7 @@ def test_bad_input_is_named():
         collect(spec, broken, images(20), model=model)
     with pytest.raises(ValueError, match="gave no batches"):
         collect(spec, models, [], model=model)
-    with pytest.raises(TypeError, match="the loader's inputs must be a tensor, got dict"):
+    with pytest.raises(ValueError, match="refuses this model or input: missing a required argument: 'input'"):
         collect(spec, models, [{"x": images(2)}], model=model)
     with pytest.raises(ValueError, match="the loader's inputs must be one or more, got none"):
         collect(spec, models, images(2)[:0], model=model)
