@@ -23,7 +23,7 @@ test outputs: export OMP_NUM_THREADS := 1
 help:  ## what there is to make
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
-reproduce: .venv/ready  ## train, merge, measure at PRESET (smoke, cpu, gpu), then build the book
+reproduce: .venv/ready  ## train, merge, measure at PRESET (smoke, cpu, paper, gpu), then build the book
 	@echo "1 of 2: the notebooks"
 	@$(BIN)/python -m lab.bookkeeping.pipeline "$$PRESET"
 	@echo "2 of 2: the book"

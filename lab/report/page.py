@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.bookkeeping.pipeline import load_preset
+from lab.bookkeeping.pipeline import load_preset, preset_steps
 from lab.bookkeeping.vocabulary import DATASETS, INITIALS, OPTIMISERS, SUBSETS
 from lab.networks import ARCHITECTURES
 from lab.report.tables import table
@@ -125,9 +125,10 @@ def _networks(plan: Mapping[str, Any]) -> str:
 
 
 def parameters_table(notebook: str) -> str:
-    """The parameters of a notebook by preset, as HTML: a column for each, and one for the shown run if it is none."""
+    """The parameters of a notebook, as HTML: a column for each preset that has it, and one for a run of no preset."""
     declared = results.declared_parameters(notebook)
-    columns = {preset: _chosen(declared, load_preset(preset)) for preset in PRESETS}
+    presets = [preset for preset in PRESETS if notebook in preset_steps(preset)]
+    columns = {preset: _chosen(declared, load_preset(preset)) for preset in presets}
     if shown_run(notebook) not in columns:
         columns[shown_run(notebook)] = results.provenance(shown_run(notebook), notebook)["parameters"]
     flattened = {column: flat(parameters) for column, parameters in columns.items()}
