@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, PERTURBATIONS, title_of
 from lab.networks import ARCHITECTURES
-from lab.report.claims import FEWEST_FOR_VERDICT, picked
+from lab.report.claims import FEWEST_FOR_VERDICT, REPLICATED, TOO_FEW, picked
 from lab.report.draw import interval_line, name_ends, on_page, plain_log, width, word_colour
 from lab.report.facts import Facts, outcome, reads
 from lab.report.hierarchy import dots_by_leaves, sizes_of
@@ -113,8 +113,8 @@ def _each(facts: Facts, count: int) -> Facts:
 def of_weights(run: str) -> Facts:
     """Norm and bound of the hierarchy at the largest size, as shares of what its leaves have, in percent.
 
-    The outcome is ``fall`` if both fall at every stage by the rules of H6, else the verdict on it; after REPAIR the
-    bound is ``repaired``.
+    The outcome is ``fall`` if both fall at every stage by the rules of H6, ``fall so far`` if some stages have too few
+    nodes for a verdict, else the verdict on it; after REPAIR the bound is ``repaired``.
     """
     decided = claim(run, "H6", "again")
     nodes = picked(results.read(run, "trees", "nodes"), {"mended": "none"})
@@ -123,8 +123,13 @@ def of_weights(run: str) -> Facts:
     for name, metric in (("norm", "l2_norm"), ("bound", "lipschitz")):
         shares[name] = _share_of_leaves(run, metric, Kind("hierarchy", n_leaves=largest))
     shares["repaired"] = _share_of_leaves(run, "lipschitz", Kind("hierarchy", "repair", largest))
-    fall = all(condition.verdict == "replicated" for condition in decided.conditions) and not decided.missing
-    return Facts("fall" if fall else decided.verdict, {"models": str(largest), **shares})
+    verdicts = {condition.verdict for condition in decided.conditions}
+    told = decided.verdict
+    if verdicts == {REPLICATED, TOO_FEW}:
+        told = "fall so far"
+    elif verdicts == {REPLICATED} and not decided.missing:
+        told = "fall"
+    return Facts(told, {"models": str(largest), **shares})
 
 
 def _share_of_leaves(run: str, metric: str, kind: Kind) -> str:
