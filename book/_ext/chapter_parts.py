@@ -25,11 +25,12 @@ TERMS = "terms"  # of the page with the glossary, in the metadata of the book: e
 
 
 class Verdict(SphinxRole):
-    """The verdicts of claims, each with a link to its rule: ``{verdict}`H2 H3` ``."""
+    """The verdicts of claims, each with a link to its rule: ``{verdict}`H2 H3` ``, or ``again H2 H3``."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         ids = self.text.split()
-        decided = shown_claims(ids)
+        rules = ids.pop(0) if ids[0] == "again" else "claims"
+        decided = shown_claims(ids, rules)
         missing = set(ids) - {claim.id for claim in decided}
         if missing:
             message = f"claims.yml has no claim {', '.join(sorted(missing))}"

@@ -22,7 +22,7 @@ from lab.bookkeeping.workers import Job, duration, run_jobs, seconds_left, with_
 PRESETS = results.PRESETS
 # The entries of a preset that are no notebook's parameters: how many threads each notebook gets, and which notebooks
 # it is for, if not for all.
-THREADS, ONLY = "threads", "steps"
+THREADS, ONLY = "threads", "notebooks"
 # Which notebook's networks a notebook builds on. It would build them by itself, but not twice if it waits.
 BUILDS_ON = {
     "merge": "train", "accuracy": "merge", "attack": "merge", "planted": "train", "many": "mnist",
@@ -92,7 +92,7 @@ def preset_threads(name: str) -> int | None:
 
 
 def preset_steps(name: str) -> Sequence[str]:
-    """The notebooks that a preset is for: those under its ``steps``, or all."""
+    """The notebooks that a preset is for: those under its ``notebooks``, or all."""
     return _preset(name).get(ONLY, STEPS)
 
 

@@ -114,7 +114,7 @@ def of_weights(run: str) -> Facts:
     """Norm and bound of the hierarchy at the largest size, as shares of what its leaves have, in percent.
 
     The outcome is ``fall`` if both fall at every stage by the rules of H6, ``fall so far`` if some stages have too few
-    nodes for a verdict, else the verdict on it; after REPAIR the bound is ``repaired``.
+    nodes for a verdict or none, else the verdict on it; after REPAIR the bound is ``repaired``.
     """
     decided = claim(run, "H6", "again")
     nodes = picked(results.read(run, "trees", "nodes"), {"mended": "none"})
@@ -124,11 +124,12 @@ def of_weights(run: str) -> Facts:
         shares[name] = _share_of_leaves(run, metric, Kind("hierarchy", n_leaves=largest))
     shares["repaired"] = _share_of_leaves(run, "lipschitz", Kind("hierarchy", "repair", largest))
     verdicts = {condition.verdict for condition in decided.conditions}
-    told = decided.verdict
-    if verdicts == {REPLICATED, TOO_FEW}:
-        told = "fall so far"
-    elif verdicts == {REPLICATED} and not decided.missing:
+    if verdicts == {REPLICATED} and not decided.missing:
         told = "fall"
+    elif REPLICATED in verdicts and verdicts <= {REPLICATED, TOO_FEW}:
+        told = "fall so far"
+    else:
+        told = decided.verdict
     return Facts(told, {"models": str(largest), **shares})
 
 

@@ -17,7 +17,7 @@ import torch
 from lab import merges
 from lab.bookkeeping import pipeline, results
 from lab.bookkeeping.notebook import execute
-from lab.bookkeeping.pipeline import PRESETS, STEPS, load_preset, main, run_steps
+from lab.bookkeeping.pipeline import PRESETS, STEPS, load_preset, main, preset_steps, run_steps
 
 TINY = {
     "run": "tiny", "networks": {"epochs": [2], "width": 16},
@@ -214,6 +214,21 @@ def test_the_notebooks_have_every_parameter_of_a_preset(preset):
         # Raises for a value of another type than the notebook's own.
         results.completed(declared, {name: value for name, value in given.items() if name in declared})
     assert set(given) <= known
+
+
+def test_a_preset_runs_the_notebooks_that_it_is_for_and_each_notebook_has_a_large_one():
+    assert list(preset_steps("smoke")) == list(STEPS) and list(preset_steps("paper")) == ["trees"]
+    assert {*preset_steps("cpu"), *preset_steps("paper")} == set(STEPS)
+    assert "trees" not in preset_steps("cpu") and preset_steps("cpu") == preset_steps("gpu")
+    for preset in ("cpu", "paper", "gpu"):
+        assert "notebooks" not in load_preset(preset) and load_preset("cpu")["steps"] == 20
+
+
+def test_only_its_notebooks_are_run(home, given, monkeypatch):
+    monkeypatch.setattr(pipeline, "PRESETS", home)
+    (home / "smoke.yaml").write_text("{run: smoke, notebooks: [train, merge]}")
+    main(["smoke"])
+    assert sorted(given) == ["merge", "train"]
 
 
 def test_a_second_run_has_nothing_to_do(copied, given, capsys):
