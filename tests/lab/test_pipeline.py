@@ -122,7 +122,7 @@ def times(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["smok"], "there is no preset 'smok': there are cpu, gpu, smoke"),
+        (["smok"], "there is no preset 'smok': there are cpu, gpu, paper, smoke"),
         (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
         (["cpu", "-p", "steps", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
         (["smoke", "-p", "run", "cpu"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
