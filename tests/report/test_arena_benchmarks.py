@@ -52,9 +52,10 @@ def test_each_bar_of_speed_is_told_as_met_or_missed(figures, adam, runs, outcome
 
 def test_the_peak_of_pleas_is_that_of_the_pass_or_of_the_fit(figures):
     rows = []
-    for kind, pleas in (("mlp", 480.2), ("vgg11", 470.6)):
+    for kind, pleas in (("mlp", 480.2), ("vgg11", 475.6)):
         for method, mebibytes in (("grams", 470.6), ("pleas", pleas), ("pleas_refitted", 600.0)):
-            rows.append({"setting": f"cifar10 halves {kind}", "method": method, "mebibytes": mebibytes})
+            row = {"setting": f"cifar10 halves {kind}", "method": method, "mebibytes": mebibytes, "spread": 6.0}
+            rows.append(row)
     figures("memory", {"rows": rows})
     facts = arena_benchmarks.memory()
     assert facts.outcome == "mlp fit, vgg11 pass"
