@@ -31,7 +31,7 @@ ALGORITHMS = {
     "mean": Drawn("naive average", "#009E73", "^"),
     "unmerged": Drawn("unmerged", "#7F7F7F", "D"),
     "early_stopped": Drawn("unmerged, stopped early", "#CC79A7", "v"),
-    "noise": Drawn("unmerged, spoiled by noise", "#E69F00", "<"),
+    "noise": Drawn("unmerged, spoiled by noise", "#8C564B", "<"),
     "l1": Drawn("trained with L1 penalty", "#2F97D0", "P"),
     "l2": Drawn("trained with L2 penalty", "#BF8400", "X"),
     "ensemble": Drawn("ensemble of the leaves", "#8C6BB1", "*"),

@@ -114,19 +114,23 @@ def fooled_groups(
 ) -> list[Group]:
     """One node of each kind in every block of eight leaves, and unmerged networks as accurate as a merge of eight.
 
-    These controls come by their accuracy in three ways: training that stops early, noise on the weights of a trained
-    network, and training to the end with an L2 penalty of this strength.
+    Where the hierarchy has no node of eight, they are as accurate as its largest below. These controls come by their
+    accuracy in three ways: training that stops early, noise on the weights of a trained network, and training to the
+    end with an L2 penalty of this strength.
     """
     groups = [
         one_per_block(nodes, model)
         for nodes in (unmerged(spec, tree.leaves), *tree.merged)
         if (nodes.algorithm, nodes.n_leaves) in FOOLED
     ]
-    eight = next(nodes for nodes in tree.merged if (nodes.algorithm, nodes.n_leaves) == ("hierarchy", BLOCK))
-    as_merged, first = one_per_block(eight, model), tree.first_leaf
+    hierarchy = [nodes for nodes in tree.merged if nodes.algorithm == "hierarchy" and nodes.n_leaves <= BLOCK]
+    if not hierarchy:
+        return groups
+    largest = max(hierarchy, key=lambda nodes: nodes.n_leaves)
+    as_merged, first = one_per_block(largest, model), tree.first_leaf
     return [
         *groups,
-        after_repair(eight, model, spec, tree.leaves, inputs, device),
+        after_repair(largest, model, spec, tree.leaves, inputs, device),
         *stopped_early([as_merged], data, networks, device, first),
         spoiled(as_merged, tree.leaves, data, tree.number, device, networks.chunk),
         penalised_leaves(as_merged, l2_strength, data, networks, device, first),

@@ -30,14 +30,15 @@ REPAIRED = ("weights", "universe", "hierarchy")
 LINES = {"pleas_refitted": "--"}
 
 
-def halves(run: str) -> dict[str, pd.DataFrame]:
+def halves(run: str, with_floor: bool = True) -> dict[str, pd.DataFrame]:
     """Accuracies over all classes of merges of networks that know half of them, by what a reader calls the networks.
 
-    They are those of the run's first data set, CIFAR-10 in the book, where one parent was measured, the floor of all.
+    They are those of the run's first data set, CIFAR-10 in the book; ``with_floor`` only of settings in which one
+    parent was measured, the floor of all.
     """
     entries = picked(results.read(run, "arena", "entries"), {"tasks": "halves", "task": "joint", "metric": "accuracy"})
-    with_floor = entries[entries["method"] == "parent"]["setting"]
-    entries = entries[entries["setting"].isin(with_floor)]
+    if with_floor:
+        entries = entries[entries["setting"].isin(entries[entries["method"] == "parent"]["setting"])]
     entries = entries[entries["dataset"] == entries["dataset"].iloc[0]] if len(entries) else entries
     return {title_of(rows): rows for _, rows in entries.groupby("setting", sort=False)}
 
@@ -305,7 +306,7 @@ def by_kind(run: str) -> dict[str, pd.DataFrame]:
 @reads("arena")
 def accuracy_by_size(run: str) -> Figure:
     """Accuracy over all classes by the size of the merge: a panel for each kind of networks."""
-    settings = halves(run)
+    settings = halves(run) or halves(run, with_floor=False)
     size = (width(), 0.5 + 2.5 * len(settings))
     figure, panels = plt.subplots(len(settings), 1, figsize=size, sharex=True, squeeze=False)
     for (title, rows), axes in zip(settings.items(), panels[:, 0], strict=True):

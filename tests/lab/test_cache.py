@@ -493,11 +493,17 @@ def test_no_kept_function_counts_comments_docstrings_or_what_shows_alone(every_k
     assert {function: function_fingerprint(function, copy) for function in every_kept} == before
 
 
+def on_one_line(text):
+    """A module's code with each import of several lines on one."""
+    several = re.compile(r"^( *from [\w.]+ import) \([^\n]*\n([^)]*)\)", re.MULTILINE)
+    return several.sub(lambda found: found[1] + " " + ", ".join(re.findall(r"\w+", found[2])), text)
+
+
 def moved_import(line, moved):
     """A line of code as it is after these modules (old name: new name) have moved."""
     statement = re.fullmatch(r"(\s*)from ([\w.]+) import ([\w, ]+)", line.partition("#")[0].rstrip())
     if statement is None:
-        return re.sub(r"(?<=^from )[\w.]+(?= import \($)", lambda name: moved.get(name[0], name[0]), line)
+        return line
     indent, module, names = statement.groups()
     if module in moved:
         return f"{indent}from {moved[module]} import {names}"
@@ -517,7 +523,7 @@ def test_no_kept_function_counts_where_its_helpers_lie(every_kept, copy):
     for name, path in files.items():
         path.rename(path.with_name(f"{moved[name].rpartition('.')[2]}.py"))
     for path in copy.rglob("*.py"):
-        path.write_text("\n".join(moved_import(line, moved) for line in path.read_text().split("\n")))
+        path.write_text("\n".join(moved_import(line, moved) for line in on_one_line(path.read_text()).split("\n")))
     for function in every_kept:
         assert function_fingerprint(function, copy) == before[function], function.__name__
 

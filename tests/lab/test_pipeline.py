@@ -24,6 +24,7 @@ TINY = {
     "merges": {"hierarchy": [2, 4], "many": [2, 4], "mean": [2, 4]}, "barrier_points": 3,
     "barrier_images": 100, "barrier_pairs": 2, "condition_networks": {"epochs": [2]},
     "varied": {"width": [16], "initial": ["torch"], "weight_decay": [0.0]}, "repair_images": 100,
+    "trees": 1, "attacked_images": 10, "attack_steps": 1, "halved_images": 20, "halving_networks": 2,
     "variant_networks": {"width": 16, "models": 4, "epochs": [1]},
     "variants": [{"variant": "printed", "sizes": [4], "rounds": [1, 2], "orders": [0]}],
     "comparison_sizes": [2, 4], "comparison_test_images": 100, "comparison_recipes": [
@@ -54,6 +55,7 @@ TABLES = {
     "accuracy": ["barriers", "images", "nodes", "paths"],
     "conditions": ["conditions"],
     "comparison": ["nodes"],
+    "trees": ["attacked", "images", "nodes", "perturbed"],
     "variants": ["nodes"],
     "barriers": ["barriers"],
     "attack": ["checks", "clean", "curves", "images", "transfer"],
@@ -123,7 +125,7 @@ def times(folder):
     ("arguments", "message"),
     [
         (["smok"], "there is no preset 'smok': there are cpu, gpu, paper, smoke"),
-        (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, conditions"),
+        (["smoke", "train", "trian"], "unknown step 'trian': there are train, merge, accuracy, trees, conditions"),
         (["cpu", "-p", "steps", "3"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
         (["smoke", "-p", "run", "cpu"], "results/cpu is for the preset as it is: name a run of your own, -p run NAME"),
         (["cpu", "-p", "run", "gpu"], "results/gpu is for the preset as it is: name a run of your own, -p run NAME"),
@@ -153,7 +155,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
     merges = {"run": "mine", "merges": {"hierarchy": [2, 4]}}
     assert given == {
         "train": {"run": "mine"},
-        **dict.fromkeys(("merge", "accuracy", *COMPARED), merges),
+        **dict.fromkeys(("merge", "accuracy", "trees", *COMPARED), merges),
         "conditions": {"run": "mine", "varied": {"width": [16]}},
         **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
         **{step: {"run": "mine"} for step in ("arena", "plane", "pictures", "variants")},
@@ -251,10 +253,11 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
         ({"half_sizes": [4]}, ["many"]),
         ({"arena_settings": [TINY["arena_settings"][0] | {"images": 90}]}, ["arena"]),
         ({"barrier_test_images": 60}, ["barriers"]),
-        ({"merges": {"hierarchy": [2]}}, ["merge", "accuracy", *COMPARED]),
+        ({"merges": {"hierarchy": [2]}}, ["merge", "accuracy", "trees", *COMPARED]),
+        ({"trees": 2}, ["trees"]),
         ({"varied": {"width": [8]}}, ["conditions"]),
         ({"variants": []}, ["variants"]),
-        ({"networks": {"epochs": [3]}}, ["train", "merge", "accuracy", *COMPARED, "planted"]),
+        ({"networks": {"epochs": [3]}}, ["train", "merge", "accuracy", "trees", *COMPARED, "planted"]),
         ({"epsilons": [0.0, 1.0]}, ["attack"]),
         ({"stages": [0, 1]}, COMPARED[:3]),
         ({"seed": 1}, ["barriers", "counterexample", "comparison", "plane"]),

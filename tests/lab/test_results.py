@@ -401,8 +401,10 @@ def test_a_number_lists_what_is_below_it(folder):
 
 def test_two_entries_of_one_name_are_refused(folder):
     measure("mlp")
+    listed = [{"setting": "mlp", "methods": {"mean": [1.0]}}, {"setting": "mlp", "methods": {"zip": [1.0]}}]
+    experiment = begin("arena", given("arena", arena_settings=listed, arena_steps=5))
     with pytest.raises(ValueError, match="two entries have the same 'setting'"):
-        measure("mlp", "vgg", "vgg")
+        kept_rows(experiment, "arena_settings", "setting")
 
 
 def test_rows_of_a_notebook_that_had_other_parameters_are_not_kept(folder):

@@ -1,5 +1,6 @@
 """The chapter of hundreds of networks: its facts turn with the tables, and its pictures and tables show every kind."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -96,6 +97,8 @@ def plant_trees(accuracy=ACCURACY, left=LEFT, retained=RETAINED):
 @pytest.fixture(autouse=True)
 def own_results(tmp_path, monkeypatch):
     monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+    yield
+    plt.close("all")
 
 
 def test_the_gap_and_its_growth_turn_with_the_tables():
