@@ -27,6 +27,7 @@ ATTACKED = (
     Kind("hierarchy", "repair", 8), *(Kind(control, n_leaves=BLOCK) for control in CONTROLS),
 )  # fmt: skip
 OF_WEIGHTS = {"l2_norm": "L2 norm of the weights", "lipschitz": "Lipschitz bound"}
+MENDED = "after REPAIR"  # the end of a line of the hierarchy's, in its colour
 WAYS = (("hierarchy", "none"), ("many", "none"), ("mean", "none"), ("hierarchy", "repair"))
 
 
@@ -173,8 +174,9 @@ def kind_title(kind: Kind) -> str:
     """A kind as the end of its line names it: ``hierarchy of 8``."""
     if kind.algorithm in CONTROLS:
         return {"early_stopped": "stopped early", "noise": "spoiled by noise", "l2": "L2 penalty"}[kind.algorithm]
-    title = title_of(kind.algorithm, kind.mended).replace(" after", "\nafter")
-    return "unmerged" if kind.n_leaves == 1 else f"{title} of {kind.n_leaves}" if kind.mended == "none" else title
+    if kind.mended == "repair":
+        return MENDED
+    return "unmerged" if kind.n_leaves == 1 else f"{title_of(kind.algorithm)} of {kind.n_leaves}"
 
 
 @reads("trees")
@@ -193,7 +195,7 @@ def weights_of_trees(run: str) -> Figure:
             values = [interval(_by_node(run, Kind(algorithm, mended, n), metric).to_numpy()) for n in sizes]
             drawn, title, plain = ALGORITHMS[algorithm], title_of(algorithm, mended), mended == "none"
             interval_line(axes, [known.index(n) for n in sizes], values, drawn, title, "-" if plain else ":", plain)
-            ends.append((values[-1].mean, title.replace(" after", "\nafter"), word_colour(drawn.colour)))
+            ends.append((values[-1].mean, title if plain else MENDED, word_colour(drawn.colour)))
         axes.set_ylabel(OF_WEIGHTS[metric])
         if metric == "lipschitz":
             plain_log(axes)
