@@ -17,7 +17,7 @@ CASES = re.findall(r"\{container\} guide-row\n(.*?)\n::::::\n", PAGE, re.DOTALL)
 
 
 def plant_sizes(sizes, pairs=8):
-    """Let a run have refitted PLeaS with these accuracies by size, parents of 0.3 and ensembles of 0.6, MLPs of halves."""
+    """Let a run have refitted PLeaS with these accuracies by size, and parents of 0.3 and ensembles of 0.6, of MLPs."""
     kind = {
         "setting": "cifar10 halves mlp", "tasks": "halves", "task": "joint", "dataset": "cifar10", "mended": "none",
         "architecture": "mlp", "width": 512, "metric": "accuracy",
