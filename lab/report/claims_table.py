@@ -16,6 +16,7 @@ from lab.report.words import nats, points
 
 # The verdicts from the best to none, each with a sign for those who see no colours.
 SIGNS = {REPLICATED: "✓", PARTLY: "◐", NOT_REPLICATED: "✗", INCONCLUSIVE: "?", TOO_FEW: "?", NOT_RUN: "…"}
+SPACE = "\N{NO-BREAK SPACE}"
 HEAD = "".join(f'<th scope="col">{title}</th>' for title in ("claim", "verdict", "measured, and what it must be"))
 
 
@@ -122,7 +123,9 @@ def _condition(condition: Condition, p: float) -> str:
 
 def p_text(p: float) -> str:
     """A corrected p as it stands behind n: nothing where there is none."""
-    return "" if math.isnan(p) else ", p &lt; 0.001" if p < 0.001 else f", p = {p:.3f}"
+    if math.isnan(p):
+        return ""
+    return f", p{SPACE}&lt;{SPACE}0.001" if p < 0.001 else f", p{SPACE}={SPACE}{p:.3f}"
 
 
 def effect_text(condition: Condition) -> str:
