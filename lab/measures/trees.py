@@ -10,16 +10,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lab.bookkeeping.vocabulary import GREY_LEVELS, KIND
-from lab.controls import Group, after_repair, one_per_block, penalised_leaves, spoiled, stopped_early
-from lab.device import pick_device
+from lab.bookkeeping.vocabulary import KIND
+from lab.controls import BLOCK, Group, after_repair, one_per_block, penalised_leaves, spoiled, stopped_early
 from lab.images import Dataset, Split
-from lab.measures.attacks import LOSSES, suite, survivors
+from lab.measures.attacks import LOSSES
 from lab.measures.comparison import merged_and_repaired
 from lab.measures.halving import accuracies, perturbed_versions, retained_share
 from lab.measures.lipschitz import bounds_hold, eclipse_fast, layer_matrices
 from lab.measures.norms import layer_norms
 from lab.measures.regularisation import parameters
+from lab.measures.robustness import robust_accuracy
 from lab.merges import Nodes, merge_all, unmerged
 from lab.outputs import evaluate
 from lab.training.plan import Planned
@@ -27,7 +27,6 @@ from lab.training.train import train
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Weights, take
 
-BLOCK = 8  # leaves: contrasts are taken within such a block
 # Of these kinds each image's outcome is kept, for contrasts over networks and images: algorithm, leaves.
 BY_IMAGE = (("unmerged", 1), ("hierarchy", 4), ("hierarchy", 8), ("many", 4), ("many", 8), ("mean", 8))
 # Of these, one node of each block is attacked and perturbed, beside the controls.
@@ -145,19 +144,9 @@ def under_attack(
     Both attacks are made with the cross-entropy and with the margin. A row per node and epsilon (in grey levels), the
     images bit-packed.
     """
-    rows = []
-    pixels, radii = split.pixels, [epsilon / GREY_LEVELS for epsilon in epsilons]
-    for group in groups:
-        worst = torch.ones(len(group.nodes), len(epsilons), len(split.labels), dtype=torch.bool)
-        for _, attack in suite(LOSSES, "linf", steps):
-            worst &= survivors(
-                group.model, group.weights, pixels, split.labels, radii, attack, seed, pick_device(device), chunk
-            )
-        for position, epsilon in enumerate(epsilons):
-            packed = np.packbits(worst[:, position].numpy(), axis=1)
-            for node, bits in zip(group.nodes, packed, strict=True):
-                rows.append((*group.kind, node, float(epsilon), bits.tobytes(), len(split.labels)))
-    return pd.DataFrame(rows, columns=[*KIND, "node", "epsilon", "correct", "images"])
+    radii = [float(epsilon) for epsilon in epsilons]
+    _, left = robust_accuracy(groups, [split] * len(groups), "linf", radii, LOSSES, steps, 1, seed, device, chunk)
+    return left.drop(columns="norm")
 
 
 def under_halving(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,14 @@ def decide(run: str | None, ids: Collection[str] | None = None, rules: str = "cl
     """
     decided = []
     book = results.stated()  # once: reading YAML is slow
+    read = cache(partial(results.read, run))  # nor is any table read for each of its rules
     for stated in book[rules]:
         if ids is not None and stated["id"] not in ids:
             continue
         each = stated.pop("conditions")
-        found = [None if run is None else _condition(run, rule, book["measures"][rule["measure"]]) for rule in each]
+        found = [
+            None if run is None else _condition(run, rule, book["measures"][rule["measure"]], read) for rule in each
+        ]
         conditions = tuple(condition for condition in found if condition is not None)
         missing = tuple(rule["name"] for rule, condition in zip(each, found, strict=True) if condition is None)
         verdicts = [c.verdict for c in conditions] + [INCONCLUSIVE] * (len(missing) if conditions else 0)
@@ -91,11 +95,13 @@ def decide(run: str | None, ids: Collection[str] | None = None, rules: str = "cl
     return decided
 
 
-def _condition(run: str, rule: dict[str, Any], measure: dict[str, Any]) -> Condition | None:
-    """A rule about a measure applied to a run; None if the run does not have its measurements."""
+def _condition(
+    run: str, rule: dict[str, Any], measure: dict[str, Any], read: Callable[[str, str], pd.DataFrame]
+) -> Condition | None:
+    """A rule about a measure applied to a run, whose tables ``read`` gives; None if it lacks these measurements."""
     if not results.is_shown(run, measure["notebook"]):
         return None
-    measured = results.read(run, measure["notebook"], measure["table"])
+    measured = read(measure["notebook"], measure["table"])
     where = dict(rule.get("where", {}))
     if "epsilon" in rule:
         where["epsilon"] = rule["epsilon"]

@@ -25,8 +25,8 @@ def claims_table(ids: Collection[str] | None = None, rules: str = "claims") -> s
 
     ``rules`` are those of book/claims.yml that decide: ``claims``, or ``again``. On a phone each claim is a card.
     """
-    claims = shown_claims(ids, rules)
-    corrected = corrected_p(rules)
+    every = shown_claims(None, rules)
+    claims, corrected = [claim for claim in every if ids is None or claim.id in ids], corrected_p(every)
     filtered = " data-filtered" if ids is None else ""
     name = "-".join([rules, *(ids or ())])
     return (

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import ALGORITHMS, GREY_LEVELS, KIND, title_of
+from lab.bookkeeping.vocabulary import ALGORITHMS, GREY_LEVELS, KIND, MENDINGS, title_of
 from lab.report.claims import contrast, picked
 from lab.report.draw import interval_line, legend_below, name_ends, on_page, plain_log, shades, width, word_colour
 from lab.report.facts import Facts, outcome, reads
@@ -131,7 +131,11 @@ def mended(run: str) -> Facts:
 @reads("regularisation")
 def norms_by_leaves(run: str) -> Figure:
     """L2 norm and Lipschitz bound by the number of networks merged (Hierarchical Re-Basin, Figure 4)."""
-    nodes = results.read(run, "regularisation", "nodes")
+    return norms_and_bounds(results.read(run, "regularisation", "nodes"))
+
+
+def norms_and_bounds(nodes: pd.DataFrame) -> Figure:
+    """The figure of norms and bounds, a row of each metric and node."""
     labels = {"l2_norm": "L2 norm of the weights", "lipschitz": "Lipschitz bound"}
     known = sizes(nodes)
     figure, panels = plt.subplots(2, 1, figsize=(width(), 6.0), sharex=True)
@@ -149,7 +153,8 @@ def norms_by_leaves(run: str) -> Figure:
             values = [interval(rows["value"].to_numpy()) for rows in drawn.values()]
             style, title, mended = ALGORITHMS[algorithm], title_of(algorithm, mending), mending != "none"
             interval_line(axes, x, values, style, title, ":" if mended else "-", filled=not mended)
-            ends.append((values[-1].mean, title.replace(" after", "\nafter"), word_colour(style.colour)))
+            # In the colour of the hierarchy, and so near to others that there is no room for two lines.
+            ends.append((values[-1].mean, MENDINGS[mending] if mended else title, word_colour(style.colour)))
         axes.set_ylabel(label)
         if metric == "lipschitz":
             plain_log(axes)

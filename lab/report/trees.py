@@ -7,13 +7,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import ALGORITHMS, PERTURBATIONS, title_of
+from lab.bookkeeping.vocabulary import ALGORITHMS, MENDINGS, PERTURBATIONS, title_of
 from lab.networks import ARCHITECTURES
+from lab.report.attacks import radius_text
 from lab.report.claims import FEWEST_FOR_VERDICT, REPLICATED, TOO_FEW, picked
-from lab.report.draw import interval_line, name_ends, on_page, plain_log, width, word_colour
+from lab.report.draw import interval_line, name_ends, width, word_colour
 from lab.report.facts import Facts, outcome, reads
 from lab.report.hierarchy import dots_by_leaves, sizes_of
 from lab.report.kinds import Kind, by_kind, names, percent, percent_left
+from lab.report.regularisation import norms_and_bounds
 from lab.report.statistics import interval
 from lab.report.verdicts import claim, gaps
 from lab.report.words import decimal, points
@@ -26,9 +28,6 @@ ATTACKED = (
     Kind("unmerged"), Kind("hierarchy", n_leaves=2), Kind("hierarchy", n_leaves=8), Kind("many", n_leaves=8),
     Kind("hierarchy", "repair", 8), *(Kind(control, n_leaves=BLOCK) for control in CONTROLS),
 )  # fmt: skip
-OF_WEIGHTS = {"l2_norm": "L2 norm of the weights", "lipschitz": "Lipschitz bound"}
-MENDED = "after REPAIR"  # the end of a line of the hierarchy's, in its colour
-WAYS = (("hierarchy", "none"), ("many", "none"), ("mean", "none"), ("hierarchy", "repair"))
 
 
 @reads("trees")
@@ -174,38 +173,15 @@ def kind_title(kind: Kind) -> str:
     """A kind as the end of its line names it: ``hierarchy of 8``."""
     if kind.algorithm in CONTROLS:
         return {"early_stopped": "stopped early", "noise": "spoiled by noise", "l2": "L2 penalty"}[kind.algorithm]
-    if kind.mended == "repair":
-        return MENDED
+    if kind.mended != "none":
+        return MENDINGS[kind.mended]
     return "unmerged" if kind.n_leaves == 1 else f"{title_of(kind.algorithm)} of {kind.n_leaves}"
 
 
 @reads("trees")
 def weights_of_trees(run: str) -> Figure:
     """Norm and Lipschitz bound by the number of networks merged (Hierarchical Re-Basin, Figure 4)."""
-    nodes = results.read(run, "trees", "nodes")
-    known = sorted(nodes["n_leaves"].unique())[1:]
-    metrics = [metric for metric in OF_WEIGHTS if metric in set(nodes["metric"])]
-    figure, panels = plt.subplots(len(metrics), 1, figsize=(width(), 6.0), sharex=True, squeeze=False)
-    for axes, metric in zip(panels[:, 0], metrics, strict=True):
-        grey, leaves = ALGORITHMS["unmerged"].colour, _by_node(run, Kind("unmerged"), metric).mean()
-        axes.axhline(leaves, linestyle="--", linewidth=1.5, color=on_page(grey))
-        ends = [(leaves, "unmerged", word_colour(grey))]
-        for algorithm, mended in WAYS:
-            sizes = sizes_of(picked(nodes, {"mended": mended}), algorithm)
-            values = [interval(_by_node(run, Kind(algorithm, mended, n), metric).to_numpy()) for n in sizes]
-            drawn, title, plain = ALGORITHMS[algorithm], title_of(algorithm, mended), mended == "none"
-            interval_line(axes, [known.index(n) for n in sizes], values, drawn, title, "-" if plain else ":", plain)
-            ends.append((values[-1].mean, title if plain else MENDED, word_colour(drawn.colour)))
-        axes.set_ylabel(OF_WEIGHTS[metric])
-        if metric == "lipschitz":
-            plain_log(axes)
-        else:
-            axes.set_ylim(bottom=0)
-        name_ends(axes, ends)
-    panels[-1, 0].set_xticks(range(len(known)), known)
-    panels[-1, 0].set_xlabel("networks merged into one")
-    figure.align_ylabels(panels[:, 0])
-    return figure
+    return norms_and_bounds(results.read(run, "trees", "nodes"))
 
 
 @reads("trees")
@@ -215,7 +191,7 @@ def accuracy_table(run: str) -> pd.DataFrame:
     rows = []
     for n_leaves in sorted(nodes["n_leaves"].unique())[1:]:
         for mended in ("none", "repair"):
-            row = {"models": str(n_leaves), "mended": "as merged" if mended == "none" else "after REPAIR"}
+            row = {"models": str(n_leaves), "mended": MENDINGS[mended]}
             by_way = {way: _by_node(run, Kind(way, mended, n_leaves)) for way in ("hierarchy", "many", "mean")}
             row |= {ALGORITHMS[way].title: points(percent(values)) for way, values in by_way.items() if len(values)}
             gap = interval(100 * (by_way["hierarchy"] - by_way["many"]).to_numpy())
@@ -231,7 +207,7 @@ def attack_table(run: str) -> pd.DataFrame:
     for kind, own in by_kind(table):
         row = names(kind)
         for epsilon, at in own.groupby("epsilon"):
-            row[f"left at {epsilon:g}/255 (%)" if epsilon else "clean (%)"] = points(percent_left(at, images))
+            row[f"left at {radius_text(epsilon)} (%)" if epsilon else "clean (%)"] = points(percent_left(at, images))
         rows.append(row | {"n": own["node"].nunique()})
     return pd.DataFrame(rows)
 

@@ -29,18 +29,20 @@ def shown_claims(ids: Collection[str] | None = None, rules: str = "claims") -> l
     ``rules`` are those of book/claims.yml: ``claims``, or ``again``.
     """
     book = results.stated()
-    decided = []
+    by_run: dict[str | None, list[str]] = {}
     for stated in book[rules]:
         if ids is None or stated["id"] in ids:
             notebooks = [book["measures"][rule["measure"]]["notebook"] for rule in stated["conditions"]]
             run = next((page.shown_run(notebook) for notebook in notebooks if page.runs(notebook)), None)
-            decided += decide(run, [stated["id"]], rules)
-    return decided
+            by_run.setdefault(run, []).append(stated["id"])
+    # Run by run, for the rules are read anew each time, and that is slow.
+    decided = {claim.id: claim for run, own in by_run.items() for claim in decide(run, own, rules)}
+    return [decided[stated["id"]] for stated in book[rules] if stated["id"] in decided]
 
 
-def corrected_p(rules: str = "claims") -> dict[tuple[str, str], float]:
-    """The p of every condition of all claims, by claim and condition, corrected for their number."""
-    p_values = {(claim.id, each.id): each.p for claim in shown_claims(None, rules) for each in claim.conditions}
+def corrected_p(claims: Collection[Claim]) -> dict[tuple[str, str], float]:
+    """The p of every condition of these claims, by claim and condition, corrected for their number."""
+    p_values = {(claim.id, each.id): each.p for claim in claims for each in claim.conditions}
     return dict(zip(p_values, holm(list(p_values.values())), strict=True))
 
 
@@ -50,10 +52,11 @@ def after_correction() -> Facts:
 
     The outcome is ``some`` or ``none`` of these.
     """
-    corrected = corrected_p()
+    claims = shown_claims()
+    corrected = corrected_p(claims)
     decided = [
         corrected[claim.id, condition.id]
-        for claim in shown_claims()
+        for claim in claims
         for condition in claim.conditions
         if condition.verdict in (REPLICATED, NOT_REPLICATED) and not math.isnan(condition.p)
     ]

@@ -82,7 +82,7 @@ def test_too_few_networks_are_called_so_with_how_many_are_needed():
 def test_p_is_corrected_for_all_conditions_of_the_table_and_decides_nothing():
     plant_accuracy("mine", TREE_WINS, 8)
     by_itself = {(one.id, each.id): each.p for one in shown_claims() for each in one.conditions}
-    corrected = corrected_p()
+    corrected = corrected_p(shown_claims())
     assert corrected == dict(zip(by_itself, holm(list(by_itself.values())), strict=True)) and len(corrected) == 4
     facts = after_correction()
     assert facts.outcome == "none" and facts.values == {"decided": "4", "doubtful": "0"}
@@ -127,7 +127,7 @@ def test_only_all_claims_have_what_a_reader_chooses_by():
 def test_for_machines_each_condition_is_a_row():
     plant_accuracy("mine", TREE_WINS, 8)
     claims = shown_claims()
-    frame = claims_frame(claims, corrected_p())
+    frame = claims_frame(claims, corrected_p(claims))
     assert len(frame) == sum(len(claim.conditions) + len(claim.missing) for claim in claims)
     row = frame[frame["claim"] == "H3"].iloc[0]
     effect = claim("mine", "H3").condition("at_8").effect
