@@ -73,6 +73,7 @@ CONTESTANTS = {
     "pleas": Drawn("PLeaS", "#D55E00", "o"),
     "pleas_stacked": Drawn("PLeaS with RegMean's objective", "#D55E00", "s"),
     "pleas_refitted": Drawn("PLeaS, refitted on its own inputs", "#D55E00", "P"),
+    "pleas_folded": Drawn("PLeaS after folding norms", "#D55E00", "p"),
     "pleas_adam": Drawn("PLeaS by 400 steps of Adam", "#D55E00", "<"),
     "pleas_tree": Drawn("PLeaS in a tree", "#D55E00", ">"),
     "pleas_weights": Drawn("PLeaS with weight matching", "#D55E00", "^"),

@@ -34,6 +34,7 @@ from lab.contestants.fitted import (
     zipped,
     zipped_and_fitted,
 )
+from lab.contestants.folded import pleas_folded
 from lab.contestants.head import new_head
 from lab.contestants.mixed import matched_by_both
 from lab.contestants.whole import (
@@ -71,6 +72,7 @@ METHODS: dict[str, Method] = {
     "pleas": pleas_averaged,
     "pleas_stacked": pleas_stacked,
     "pleas_refitted": pleas_refitted,
+    "pleas_folded": pleas_folded,
     "pleas_adam": pleas_by_adam,
     "pleas_tree": pleas_tree,
     "pleas_weights": pleas_by_weights,

@@ -140,3 +140,29 @@ def test_every_image_has_its_turn_before_one_comes_again():
     drawn = torch.cat(list(drawn_batches(10, 4, 5, torch.Generator().manual_seed(0))))
     assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
     assert [len(batch) for batch in drawn_batches(3, 2, 5, torch.Generator())] == [3, 3]
+
+
+def with_norms(seed):
+    """A network whose batch norms have statistics and weights of their own."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.ReLU(),
+        nn.Flatten(), nn.Linear(5 * 16, 3),
+    )  # fmt: skip
+    for norm in (model[1], model[4]):
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            nn.init.uniform_(tensor, 0.5, 2)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*unknowns for each output")
+def test_networks_with_folded_norms_apart_are_the_ensemble():
+    """Without statistics measured anew, which would make it another function."""
+    arena = arena_of(with_norms(0), with_norms(1), heads=2)
+    with torch.no_grad():
+        folded, ensemble = (METHODS[name](arena, 2.0).network(arena.inputs) for name in ("pleas_folded", "ensemble"))
+    torch.testing.assert_close(folded, ensemble, **ROUNDING)
+
+
+def test_networks_without_norms_have_none_to_fold(planted):
+    assert METHODS["pleas_folded"](arena_of(*planted[:2]), 1.0) is None
