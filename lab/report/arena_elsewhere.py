@@ -1,10 +1,13 @@
-"""The arena elsewhere: networks of one head that know other classes or other shares of them, and MNIST's halves."""
+"""The arena elsewhere: networks of one head that know other classes or other shares of them, halves of MNIST, norms."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pandas as pd
 
 from lab.bookkeeping import results
+from lab.networks import ARCHITECTURES
 from lab.report.arena import NO_MERGES, ONE, accuracy, difference, name_of, shown_as
 from lab.report.arena_tables import cell
 from lab.report.claims import picked
@@ -15,23 +18,60 @@ from lab.report.words import points
 @reads("arena")
 def shares(run: str) -> Facts:
     """Networks with one head that have seen other shares of each class: see ``_levels``."""
-    entries = results.read(run, "arena", "entries")
-    return _levels(picked(entries, {"tasks": "whole", "subset": "split", "task": "joint", "metric": "accuracy"}))
+    return _levels(_of_kind(run, {"tasks": "whole", "subset": "split"}))
 
 
 @reads("arena")
 def digits(run: str) -> Facts:
-    """Networks that know half of MNIST's digits each: see ``_levels``."""
-    entries = results.read(run, "arena", "entries")
-    return _levels(picked(entries, {"tasks": "halves", "dataset": "mnist", "task": "joint", "metric": "accuracy"}))
+    """MLPs that know half of MNIST's digits each: see ``_levels``."""
+    return _levels(_of_kind(run, {"tasks": "halves", "dataset": "mnist", "architecture": "mlp"}))
+
+
+@reads("arena")
+def transformers(run: str) -> Facts:
+    """Vision transformers that know half of MNIST's digits each: see ``_levels``."""
+    return _levels(_of_kind(run, {"tasks": "halves", "dataset": "mnist", "architecture": "vit"}))
 
 
 @reads("arena")
 def coded(run: str) -> Facts:
     """MLPs that know half of the classes each and answer by class codes, under one head: see ``_levels``."""
-    entries = results.read(run, "arena", "entries")
-    kind = {"tasks": "coded", "architecture": "mlp_codes", "task": "joint", "metric": "accuracy"}
-    return _levels(picked(entries, kind))
+    return _levels(_of_kind(run, {"tasks": "coded", "architecture": "mlp_codes"}))
+
+
+@reads("arena")
+def coded_vgg11(run: str) -> Facts:
+    """VGG-11 that answer by class codes: see ``_levels``."""
+    return _levels(_of_kind(run, {"tasks": "coded", "architecture": "vgg11_codes"}))
+
+
+@reads("arena")
+def coded_resnet20(run: str) -> Facts:
+    """ResNet20 with BatchNorm that answer by class codes: see ``_levels``."""
+    return _levels(_of_kind(run, {"tasks": "coded", "architecture": "resnet20_bn_codes"}))
+
+
+@reads("arena")
+def folded(run: str) -> Facts:
+    """What PLeaS has when norms are folded away before, over when they are measured after, in points, by size.
+
+    Of ResNet20 with class codes. The values are ``one``, at the size of one network, and ``more``, at 1.2; the
+    outcome tells of both: ``one open, more above``.
+    """
+    rows = _of_kind(run, {"tasks": "coded", "architecture": "resnet20_bn_codes"})
+    if "pleas_folded" not in set(rows["method"]):
+        return Facts("not measured", {})
+    ahead = {
+        name: difference(rows, ("pleas_folded", size, "none"), ("pleas", size, "none"))
+        for name, size in (("one", ONE), ("more", 1.2))
+    }
+    told = ", ".join(f"{name} {outcome(value)}" for name, value in ahead.items())
+    return Facts(told, {name: points(value, signed=True) for name, value in ahead.items()})
+
+
+def _of_kind(run: str, kind: Mapping[str, str]) -> pd.DataFrame:
+    """Accuracies over all classes of the networks of a kind."""
+    return picked(results.read(run, "arena", "entries"), {**kind, "task": "joint", "metric": "accuracy"})
 
 
 def _levels(rows: pd.DataFrame) -> Facts:
@@ -59,16 +99,25 @@ def _levels(rows: pd.DataFrame) -> Facts:
 
 @reads("arena")
 def table(run: str) -> pd.DataFrame:
-    """Accuracy of every method, as merged, where networks share out images of all classes, and on MNIST."""
-    entries = picked(results.read(run, "arena", "entries"), {"task": "joint", "metric": "accuracy", "mended": "none"})
-    settings = {
-        "CIFAR-10, halves, class codes": picked(entries, {"tasks": "coded"}),
-        "CIFAR-10, shared out": picked(entries, {"tasks": "whole", "subset": "split"}),
-        "MNIST, halves": picked(entries, {"dataset": "mnist"}),
-    }
+    """Accuracy of every method where networks share out images of all classes or have codes, and on MNIST.
+
+    Statistics of batch norms are measured anew, where there are any.
+    """
+    entries = _of_kind(run, {})
+    settings = [("CIFAR-10, shared out", {"tasks": "whole", "subset": "split"})]
+    settings += [
+        (f"CIFAR-10, halves, {ARCHITECTURES[name].title}", {"tasks": "coded", "architecture": name})
+        for name in ("mlp_codes", "vgg11_codes", "resnet20_bn_codes")
+    ]
+    settings += [
+        (f"MNIST, halves, {ARCHITECTURES[name].title}", {"dataset": "mnist", "architecture": name})
+        for name in ("mlp", "vit")
+    ]
     shown = []
-    for title, rows in settings.items():
+    for title, kind in settings:
+        rows = picked(entries, kind)
         for method, own in rows.groupby("method", sort=False):
+            own = picked(own, {"mended": shown_as(rows, method)})
             row = {"networks": title, "method": name_of(method)}
             for size in sorted(rows["size"].unique()):
                 row[f"at {size:g}"] = cell(own[own["size"] == size])

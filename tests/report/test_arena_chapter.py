@@ -31,6 +31,10 @@ MANY = {
 }  # fmt: skip
 
 
+OTHERS = [
+    ("cifar10", "whole", "split", "mlp"), ("mnist", "halves", "all", "mlp"), ("mnist", "halves", "all", "vit"),
+    *(("cifar10", "coded", "all", f"{kind}_codes") for kind in ("mlp", "vgg11", "resnet20_bn")),
+]  # fmt: skip
 ATTACKED = {("ensemble", 2.0): 0.6, ("correlation", 1.0): 0.3, ("pleas_refitted", 1.0): 0.5}
 
 
@@ -58,10 +62,9 @@ def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY, elsewhe
         }  # fmt: skip
         for (method, size, mended), value in many.items():
             entries += planted(kind, method, size, mended, value, pairs)
-    others = ("cifar10", "whole", "split"), ("mnist", "halves", "all"), ("cifar10", "coded", "all")
-    for dataset, tasks, subset in others:
+    for dataset, tasks, subset, architecture in OTHERS:
         other = {**kind, "dataset": dataset, "tasks": tasks, "subset": subset, "parents": 2}
-        other |= {"setting": f"{dataset} {tasks}", "architecture": "mlp_codes" if tasks == "coded" else "mlp"}
+        other |= {"setting": f"{dataset} {tasks} {architecture}", "architecture": architecture}
         for (method, size, mended), value in elsewhere.items():
             entries += planted(other, method, size, mended, value, pairs)
     attacks = []
@@ -227,7 +230,13 @@ def test_tables_have_a_row_for_each_method_and_its_mending():
     assert set(costs["seconds"]) == {"2.5"} and len(costs) == 2 * 13, "each method once"
 
 
-@pytest.mark.parametrize("fact", [arena_elsewhere.shares, arena_elsewhere.digits, arena_elsewhere.coded])
+ELSEWHERE_FACTS = [
+    arena_elsewhere.shares, arena_elsewhere.digits, arena_elsewhere.transformers, arena_elsewhere.coded,
+    arena_elsewhere.coded_vgg11, arena_elsewhere.coded_resnet20,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fact", ELSEWHERE_FACTS)
 def test_other_settings_are_told_by_method_and_the_best_of_them_beside_one_parent(fact):
     plant_arena()
     facts = fact("mine")
@@ -235,8 +244,17 @@ def test_other_settings_are_told_by_method_and_the_best_of_them_beside_one_paren
     assert facts.values["beside_parent"].startswith("+5.0") and facts.values["n"] == "8"
     assert facts.values["pleas_small"].startswith("60.0") and facts.values["ensemble"].startswith("65.0")
     table = arena_elsewhere.table("mine").set_index(["networks", "method"])
-    assert table.loc[("MNIST, halves", "ZipIt!"), "at 1"].startswith("40.0")
-    assert len(table) == 3 * 5
+    assert table.loc[("MNIST, halves, ViT", "ZipIt!"), "at 1"].startswith("40.0")
+    assert len(table) == len(OTHERS) * 5
+
+
+def test_what_folding_norms_gains_is_told_by_size():
+    folded = {("pleas_folded", 1.0, "none"): 0.58, ("pleas_folded", 1.2, "none"): 0.52}
+    plant_arena(elsewhere=ELSEWHERE | folded)
+    facts = arena_elsewhere.folded("mine")
+    assert facts.outcome == "one above, more below" and facts.values["more"].startswith("−8.0")
+    plant_arena()
+    assert arena_elsewhere.folded("mine").outcome == "not measured"
 
 
 def test_figures_show_each_method_where_it_lies():
