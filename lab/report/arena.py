@@ -359,9 +359,10 @@ def accuracy_by_number(run: str) -> Figure:
 
 
 def many(run: str) -> pd.DataFrame:
-    """Accuracies of merges of networks that all know the same, by the number of ``parents``."""
+    """Accuracies of merges of MLPs that all know the same, by the number of ``parents``."""
     entries = results.read(run, "arena", "entries")
-    return picked(entries, {"tasks": "whole", "subset": "all", "task": "joint", "metric": "accuracy"})
+    kind = {"tasks": "whole", "subset": "all", "architecture": "mlp"}
+    return picked(entries, {**kind, "task": "joint", "metric": "accuracy"})
 
 
 def name_of(method: str) -> str:

@@ -52,6 +52,15 @@ def coded_resnet20(run: str) -> Facts:
 
 
 @reads("arena")
+def sixteen(run: str) -> Facts:
+    """ResNet20 with BatchNorm that all know all classes, many into one: see ``_levels``; ``number`` is how many."""
+    rows = _of_kind(run, {"tasks": "whole", "architecture": "resnet20_bn"})
+    facts = _levels(rows)
+    number = {"number": str(rows["parents"].max())} if len(rows) else {}
+    return Facts(facts.outcome, facts.values | number)
+
+
+@reads("arena")
 def folded(run: str) -> Facts:
     """What PLeaS has when norms are folded away before, over when they are measured after, in points, by size.
 
@@ -75,16 +84,18 @@ def _of_kind(run: str, kind: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _levels(rows: pd.DataFrame) -> Facts:
-    """Accuracies in percent in one setting, by method; ``_small`` at 1.2, ``_large`` at 1.8; and ``n``, how many pairs.
+    """Accuracies in percent in one setting, by method; ``_small`` at 1.2, ``_large`` at 1.8; and ``n``, how many nodes.
 
-    The outcome is which merge of the size of one network is the most accurate in the mean, and where its difference to
-    one parent lies; and where what was distilled lies beside it: ``pleas_refitted above, distilled open``.
+    The ensemble's is at its own size. The outcome is which merge of the size of one network is the most accurate in
+    the mean, and where its difference to one parent lies; and where what was distilled lies beside it, if anything was:
+    ``pleas_refitted above, distilled open``.
     """
     if not len(rows):
         return Facts("not measured", {})
     values, merges = {"n": str(rows["node"].nunique())}, {}
     for method in rows["method"].unique():
-        for size, name in ((ONE, method), (1.2, f"{method}_small"), (1.8, f"{method}_large"), (2.0, method)):
+        whole = float(rows["parents"].max()) if method == "ensemble" else ONE
+        for size, name in ((whole, method), (1.2, f"{method}_small"), (1.8, f"{method}_large")):
             reached = accuracy(rows, method, size)
             if reached is not None:
                 values[name] = points(reached)
@@ -92,9 +103,12 @@ def _levels(rows: pd.DataFrame) -> Facts:
                     merges[method] = reached.mean
     method = max(merges, key=merges.__getitem__)
     best, parent, distilled = ((name, ONE, shown_as(rows, name)) for name in (method, "parent", "distilled"))
-    beside, trained = difference(rows, best, parent), difference(rows, distilled, best)
+    beside = difference(rows, best, parent)
     values["beside_parent"] = points(beside, signed=True)
-    return Facts(f"{method} {outcome(beside)}, distilled {outcome(trained)}", values)
+    told = f"{method} {outcome(beside)}"
+    if "distilled" in values:
+        told += f", distilled {outcome(difference(rows, distilled, best))}"
+    return Facts(told, values)
 
 
 @reads("arena")
