@@ -1,4 +1,4 @@
-"""The arena elsewhere: networks of one head that know other classes or other shares of them, halves of MNIST, norms."""
+"""The arena elsewhere: networks of one head that know other classes or other shares of them, and MNIST's halves."""
 
 from __future__ import annotations
 
@@ -28,12 +28,6 @@ def digits(run: str) -> Facts:
 
 
 @reads("arena")
-def transformers(run: str) -> Facts:
-    """Vision transformers that know half of MNIST's digits each: see ``_levels``."""
-    return _levels(_of_kind(run, {"tasks": "halves", "dataset": "mnist", "architecture": "vit"}))
-
-
-@reads("arena")
 def coded(run: str) -> Facts:
     """MLPs that know half of the classes each and answer by class codes, under one head: see ``_levels``."""
     return _levels(_of_kind(run, {"tasks": "coded", "architecture": "mlp_codes"}))
@@ -45,57 +39,22 @@ def coded_vgg11(run: str) -> Facts:
     return _levels(_of_kind(run, {"tasks": "coded", "architecture": "vgg11_codes"}))
 
 
-@reads("arena")
-def coded_resnet20(run: str) -> Facts:
-    """ResNet20 with BatchNorm that answer by class codes: see ``_levels``."""
-    return _levels(_of_kind(run, {"tasks": "coded", "architecture": "resnet20_bn_codes"}))
-
-
-@reads("arena")
-def sixteen(run: str) -> Facts:
-    """ResNet20 with BatchNorm that all know all classes, many into one: see ``_levels``; ``number`` is how many."""
-    rows = _of_kind(run, {"tasks": "whole", "architecture": "resnet20_bn"})
-    facts = _levels(rows)
-    number = {"number": str(rows["parents"].max())} if len(rows) else {}
-    return Facts(facts.outcome, facts.values | number)
-
-
-@reads("arena")
-def folded(run: str) -> Facts:
-    """What PLeaS has when norms are folded away before, over when they are measured after, in points, by size.
-
-    Of ResNet20 with class codes. The values are ``one``, at the size of one network, and ``more``, at 1.2; the
-    outcome tells of both: ``one open, more above``.
-    """
-    rows = _of_kind(run, {"tasks": "coded", "architecture": "resnet20_bn_codes"})
-    if "pleas_folded" not in set(rows["method"]):
-        return Facts("not measured", {})
-    ahead = {
-        name: difference(rows, ("pleas_folded", size, "none"), ("pleas", size, "none"))
-        for name, size in (("one", ONE), ("more", 1.2))
-    }
-    told = ", ".join(f"{name} {outcome(value)}" for name, value in ahead.items())
-    return Facts(told, {name: points(value, signed=True) for name, value in ahead.items()})
-
-
 def _of_kind(run: str, kind: Mapping[str, str]) -> pd.DataFrame:
     """Accuracies over all classes of the networks of a kind."""
     return picked(results.read(run, "arena", "entries"), {**kind, "task": "joint", "metric": "accuracy"})
 
 
 def _levels(rows: pd.DataFrame) -> Facts:
-    """Accuracies in percent in one setting, by method; ``_small`` at 1.2, ``_large`` at 1.8; and ``n``, how many nodes.
+    """Accuracies in percent in one setting, by method; ``_small`` at 1.2, ``_large`` at 1.8; and ``n``, how many pairs.
 
-    The ensemble's is at its own size. The outcome is which merge of the size of one network is the most accurate in
-    the mean, and where its difference to one parent lies; and where what was distilled lies beside it, if anything was:
-    ``pleas_refitted above, distilled open``.
+    The outcome is which merge of the size of one network is the most accurate in the mean, and where its difference to
+    one parent lies; and where what was distilled lies beside it: ``pleas_refitted above, distilled open``.
     """
     if not len(rows):
         return Facts("not measured", {})
     values, merges = {"n": str(rows["node"].nunique())}, {}
     for method in rows["method"].unique():
-        whole = float(rows["parents"].max()) if method == "ensemble" else ONE
-        for size, name in ((whole, method), (1.2, f"{method}_small"), (1.8, f"{method}_large")):
+        for size, name in ((ONE, method), (1.2, f"{method}_small"), (1.8, f"{method}_large"), (2.0, method)):
             reached = accuracy(rows, method, size)
             if reached is not None:
                 values[name] = points(reached)
@@ -103,12 +62,9 @@ def _levels(rows: pd.DataFrame) -> Facts:
                     merges[method] = reached.mean
     method = max(merges, key=merges.__getitem__)
     best, parent, distilled = ((name, ONE, shown_as(rows, name)) for name in (method, "parent", "distilled"))
-    beside = difference(rows, best, parent)
+    beside, trained = difference(rows, best, parent), difference(rows, distilled, best)
     values["beside_parent"] = points(beside, signed=True)
-    told = f"{method} {outcome(beside)}"
-    if "distilled" in values:
-        told += f", distilled {outcome(difference(rows, distilled, best))}"
-    return Facts(told, values)
+    return Facts(f"{method} {outcome(beside)}, distilled {outcome(trained)}", values)
 
 
 @reads("arena")

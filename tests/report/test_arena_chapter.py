@@ -231,8 +231,7 @@ def test_tables_have_a_row_for_each_method_and_its_mending():
 
 
 ELSEWHERE_FACTS = [
-    arena_elsewhere.shares, arena_elsewhere.digits, arena_elsewhere.transformers, arena_elsewhere.coded,
-    arena_elsewhere.coded_vgg11, arena_elsewhere.coded_resnet20,
+    arena_elsewhere.shares, arena_elsewhere.digits, arena_elsewhere.coded, arena_elsewhere.coded_vgg11
 ]  # fmt: skip
 
 
@@ -246,30 +245,6 @@ def test_other_settings_are_told_by_method_and_the_best_of_them_beside_one_paren
     table = arena_elsewhere.table("mine").set_index(["networks", "method"])
     assert table.loc[("MNIST, halves, ViT", "ZipIt!"), "at 1"].startswith("40.0")
     assert len(table) == len(OTHERS) * 5
-
-
-def test_sixteen_into_one_are_told_with_their_number_and_as_too_few_where_there_is_one_group():
-    plant_arena()
-    assert arena_elsewhere.sixteen("mine").outcome == "not measured"
-    kind = {"setting": "cifar10 many resnet20", "tasks": "whole", "parents": 16, "images": 1000, "epochs": 5}
-    kind |= {"dataset": "cifar10", "architecture": "resnet20_bn", "width": 8, "subset": "all"}
-    rows = []
-    for method, size, value in (("parent", 1.0, 0.7), ("ensemble", 16.0, 0.8), ("pleas_refitted", 1.0, 0.6)):
-        rows += planted(kind, method, size, "none", value, pairs=1)
-    plant("mine", {"entries": pd.DataFrame(rows)}, "arena")
-    facts = arena_elsewhere.sixteen("mine")
-    assert facts.outcome == "pleas_refitted too few", "nothing was distilled"
-    assert (facts.values["number"], facts.values["n"]) == ("16", "1")
-    assert facts.values["pleas_refitted"].startswith("60.0") and facts.values["ensemble"].startswith("80.0")
-
-
-def test_what_folding_norms_gains_is_told_by_size():
-    folded = {("pleas_folded", 1.0, "none"): 0.58, ("pleas_folded", 1.2, "none"): 0.52}
-    plant_arena(elsewhere=ELSEWHERE | folded)
-    facts = arena_elsewhere.folded("mine")
-    assert facts.outcome == "one above, more below" and facts.values["more"].startswith("−8.0")
-    plant_arena()
-    assert arena_elsewhere.folded("mine").outcome == "not measured"
 
 
 def test_figures_show_each_method_where_it_lies():
