@@ -23,12 +23,13 @@ from lab.measures.rotations import (
     stream_of,
 )
 from lab.networks.rewritten import Transformer, without_layer_norm
-from rebasin.matching.by_weights import weight_matching
+from lab.training.plan import Planned
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
 from rebasin.tracing import trace
 from rebasin.weights import Weights, over, take
 
+TRANSFORMERS = ("vit", "vit2", "language")  # of lab.networks
 PROVED_ON = 4  # inputs
 MOST_CHANGE = 1e-9  # of the largest output, in float64: what rounding makes is a thousandth of it
 
@@ -56,7 +57,6 @@ WAYS = (
     Way("LayerNorm", "weights", "held"),
     Way("LayerNorm", "straight-through", "matched"),
     Way("RMSNorm", "none", "held"),
-    Way("RMSNorm", "activations", "matched"),
     Way("RMSNorm", "weights", "matched"),
     Way("RMSNorm", "activations", "turned"),
     Way("RMSNorm", "weights", "turned"),
@@ -76,6 +76,19 @@ class Settings:
     seed: int
     device: str
     chunk: int
+
+
+def check_transformers(plan: Sequence[Planned]) -> None:
+    """Raise ValueError, before anything is trained, for networks that are no transformers, or that are listed twice."""
+    names = [planned.name for planned in plan]
+    for planned in plan:
+        if planned.recipe.architecture not in TRANSFORMERS:
+            known = ", ".join(TRANSFORMERS)
+            raise ValueError(
+                f"{planned.recipe.architecture!r} of {planned.name!r} is no transformer: there are {known}"
+            )
+        if names.count(planned.name) > 1 or len(planned.epochs) > 1:
+            raise ValueError(f"recipe {planned.name!r} must be listed once, with one number of epochs")
 
 
 @dataclass(frozen=True)
@@ -157,15 +170,26 @@ def turned(
     device: str,
     chunk: int,
 ) -> dict[str, Tensor]:
-    """b (pairs, ...), in float64, with its stream turned, the rest permuted, and all inside heads turned if asked."""
-    groups = [stream_of(spec), *(spec.inside if with_heads else ())]
+    """b (pairs, ...), in float64, with its stream turned, the rest permuted, and all inside heads turned if asked.
+
+    Each matcher starts where the one before ends: by activations, by weights, straight through.
+    """
     if matcher == "activations":
         return match_by_activations(spec, model, a, b, images.pixels)
-    # From where a permutation of the stream brings it: a rotation alone is easily caught far away.
-    b = match_by_weights(spec, groups, a, weight_matching(spec, a, b, seed=seed).apply(b), seed)
-    if matcher == "straight-through":
-        return match_straight_through(spec, groups, model, a, b, images, epochs, batch_size, seed)
-    return b
+    groups = [stream_of(spec), *(spec.inside if with_heads else ())]
+    same = {
+        "images": images,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+        "chunk": chunk,
+    }
+    if matcher == "weights":
+        # From a permutation of the stream, it would end with a smaller inner product: rotations are caught nearby.
+        return match_by_weights(spec, groups, a, turned(model, spec, a, b, "activations", False, **same), seed)
+    start = turned(model, spec, a, b, "weights", with_heads, **same)
+    return match_straight_through(spec, groups, model, a, start, images, epochs, batch_size, seed)
 
 
 @kept
