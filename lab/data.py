@@ -203,7 +203,7 @@ def _text() -> Dataset:
     numbers = as_numbers(documentation())
     end = int(len(numbers) * (1 - TESTED))
     splits = (Split(*windows(part)) for part in (numbers[:end], numbers[end:]))
-    return _dataset("text", "torch's documentation of its functions", *splits, files="torch", standardise=False)
+    return _dataset("text", "torch's docs, of its functions", *splits, files="torch", standardise=False)
 
 
 LOADERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "text": _text}

@@ -81,7 +81,7 @@ CONTESTANTS = {
     "pleas_noise": Drawn("PLeaS on noise", "#D55E00", "X"),
     "pleas_other": Drawn("PLeaS on other images", "#D55E00", "D"),
 }
-DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "text": "text"}
+DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "text": "torch's docs"}
 INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
 OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 SUBSETS = {"all": "all images", "half": "a random half of the images", "split": "images shared out by class"}

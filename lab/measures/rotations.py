@@ -180,6 +180,6 @@ def largest_change(
     for network, own in ((model, weights), (other, other_weights)):
         network = copy.deepcopy(network).double()
         doubled = over(dict(own), Tensor.double)
-        answers.append(vmap(lambda one, network=network: functional_call(network, one, (inputs,)))(doubled))
+        answers.append(vmap(lambda own, network=network: functional_call(network, own, (inputs,)))(doubled))
     difference, size = (value.abs().flatten(1).amax(1) for value in (answers[0] - answers[1], answers[0]))
     return difference / size

@@ -149,13 +149,14 @@ def brought(form: Form, way: Way, settings: Settings) -> dict[str, Tensor]:
     """The second networks (pairs, ...), in float64, as a way brings them to the first."""
     if way.stream.startswith("turned"):
         with_heads = way.stream == "turned with heads"
-        return turned(form.model, form.spec, form.a, form.b, way.matcher, with_heads, **vars(settings))
+        learning = settings.images, settings.epochs, settings.batch_size, settings.seed
+        return turned(form.model, form.spec, form.a, form.b, way.matcher, with_heads, *learning)
     spec = held(form.spec, [stream_of(form.spec)]) if way.stream == "held" else form.spec
     single = over(form.a, Tensor.float), over(form.b, Tensor.float)
     return permutation_between(way.matcher, spec, form.model, *single, **vars(settings)).apply(form.b)
 
 
-@kept(costs=("device", "chunk"))
+@kept
 def turned(
     model: Transformer,
     spec: PermutationSpec,
@@ -167,8 +168,6 @@ def turned(
     epochs: int,
     batch_size: int,
     seed: int,
-    device: str,
-    chunk: int,
 ) -> dict[str, Tensor]:
     """b (pairs, ...), in float64, with its stream turned, the rest permuted, and all inside heads turned if asked.
 
@@ -177,18 +176,11 @@ def turned(
     if matcher == "activations":
         return match_by_activations(spec, model, a, b, images.pixels)
     groups = [stream_of(spec), *(spec.inside if with_heads else ())]
-    same = {
-        "images": images,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": device,
-        "chunk": chunk,
-    }
+    same = images, epochs, batch_size, seed
     if matcher == "weights":
         # From a permutation of the stream, it would end with a smaller inner product: rotations are caught nearby.
-        return match_by_weights(spec, groups, a, turned(model, spec, a, b, "activations", False, **same), seed)
-    start = turned(model, spec, a, b, "weights", with_heads, **same)
+        return match_by_weights(spec, groups, a, turned(model, spec, a, b, "activations", False, *same), seed)
+    start = turned(model, spec, a, b, "weights", with_heads, *same)
     return match_straight_through(spec, groups, model, a, start, images, epochs, batch_size, seed)
 
 
