@@ -170,9 +170,13 @@ def language(run: str) -> Facts:
 
 
 @reads("transformers")
-def other(run: str) -> Facts:
-    """The barriers between the other vision transformers; outcomes and values as ``told``."""
-    return told(run, "other")
+def recipe(run: str) -> Facts:
+    """What ``described`` tells of both kinds of networks, as ``vit_epochs``; outcomes: ``both`` kinds, or ``one``."""
+    kinds = [kind for kind in STYLES if kind in networks(run)]
+    values = {}
+    for kind in kinds:
+        values |= {f"{kind}_{name}": text for name, text in described(barriers_of(run, kind)).items()}
+    return Facts("both" if len(kinds) == len(STYLES) else "one", values)
 
 
 @reads("transformers")

@@ -82,8 +82,8 @@ def test_every_network_has_its_barriers_and_the_best_of_each_kind():
     assert language.values["title"] == "language model" and language.values["perplexity"] == "1.1"
     # exp(0.1 + 2.005)
     assert language.values["naive_perplexity"] == "8.2"
-    other = transformers.other("mine")
-    assert other.outcome == "too few, too few" and other.values["n"] == "2" and other.values["data"] == "CIFAR-10"
+    recipe = transformers.recipe("mine")
+    assert recipe.outcome == "both" and recipe.values["vit_data"] == "MNIST" and recipe.values["language_epochs"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_proof_is_told_as_a_power_of_ten():
 def test_a_run_without_language_models_says_so():
     planted(recipes={"mnist vit": RECIPES["mnist vit"]})
     assert transformers.language("mine").outcome == transformers.turning("mine").outcome == "not measured"
-    assert transformers.tenth("mine").outcome == transformers.other("mine").outcome == "not measured"
+    assert transformers.tenth("mine").outcome == "not measured" and transformers.recipe("mine").outcome == "one"
     with house_style():
         assert len(transformers.along_the_line("mine").axes) == 1
         assert len(transformers.barriers_by_way("mine").axes) == 1
@@ -193,7 +193,7 @@ def test_lines_are_named_where_they_end(phone):
         named = [text.get_text() for text in figure.axes[0].texts]
     drawn = [name for name, way in WAYS.items() if way.curve is not None]
     assert named == [WAYS[name].curve.title for name in sorted(drawn, key=HEIGHTS.get)]
-    assert [axes.get_title() for axes in figure.axes] == ["MNIST, ViT, 2 blocks", "torch's docs, language model"]
+    assert [axes.get_title("left") for axes in figure.axes] == ["MNIST, ViT, 2 blocks", "torch's docs, language model"]
 
 
 def test_all_ways_stand_in_one_figure():
