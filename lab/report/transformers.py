@@ -89,6 +89,11 @@ def networks(run: str) -> dict[str, str]:
     return recipes
 
 
+def measured(run: str) -> list[str]:
+    """The kinds of networks that the chapter compares, of those that a run has: ``vit``, then ``language``."""
+    return [kind for kind in STYLES if kind in networks(run)]
+
+
 def barriers_of(run: str, kind: str) -> pd.DataFrame:
     """The rows of the table ``barriers`` on one kind of networks; none where the run lacks them."""
     return picked(results.read(run, "transformers", "barriers"), {"recipe": networks(run).get(kind)})
@@ -172,7 +177,7 @@ def language(run: str) -> Facts:
 @reads("transformers")
 def recipe(run: str) -> Facts:
     """What ``described`` tells of both kinds of networks, as ``vit_epochs``; outcomes: ``both`` kinds, or ``one``."""
-    kinds = [kind for kind in STYLES if kind in networks(run)]
+    kinds = measured(run)
     values = {}
     for kind in kinds:
         values |= {f"{kind}_{name}": text for name, text in described(barriers_of(run, kind)).items()}
@@ -184,7 +189,7 @@ def turning(run: str) -> Facts:
     """By how many nats turning the stream has a lower barrier than permuting it, by network and matcher.
 
     ``vit_activations`` is a difference with its sign. The outcome says for each matcher whether turning is ``lower``,
-    ``no lower`` or ``open``, of vision transformers and then of language models; or ``too few``, or ``not measured``.
+    ``no lower`` or ``open``, of vision transformers and then of language models, if the run has any; or ``too few``.
     """
     return _differences(run, BY_MATCHER)
 
@@ -205,10 +210,8 @@ def rewriting(run: str) -> Facts:
 def _differences(run: str, pairs: Mapping[str, tuple[str, str]]) -> Facts:
     """By how many nats the second way of each pair has a lower barrier than the first."""
     outcomes, values = [], {}
-    for kind in STYLES:
+    for kind in measured(run):
         table = barriers_of(run, kind)
-        if not len(table):
-            return Facts(NOT_MEASURED, {})
         for name, (before, after) in pairs.items():
             lower = interval(by_pair(table, before, "loss_barrier") - by_pair(table, after, "loss_barrier"))
             values[f"{kind}_{name}"] = hundredths(lower, signed=True)
@@ -240,13 +243,11 @@ def tenth(run: str) -> Facts:
     """Accuracy a tenth of the way, by correlation with the stream held minus that as they are, in points.
 
     ``vit`` and ``language`` are the gaps, ``vit_naive`` and ``vit_held`` the accuracies in percent, ``vit_ends`` that
-    of the networks. Outcomes as ``facts.outcome`` has them, of vision transformers and then of language models.
+    of the networks. Outcomes as ``facts.outcome`` has them, of vision transformers and then of language models, if any.
     """
     lines, recipes = results.read(run, "transformers", "lines"), networks(run)
     outcomes, values = [], {}
-    for kind in STYLES:
-        if kind not in recipes:
-            return Facts(NOT_MEASURED, {})
+    for kind in measured(run):
         at = picked(lines, {"recipe": recipes[kind], "lam": TENTH})
         naive, held = (100 * by_pair(at, name, "accuracy") for name in ("naive", "correlation_held"))
         gap = interval(held - naive)
@@ -322,7 +323,7 @@ def along_the_line(run: str) -> Figure:
     Both halves of a line are one sample: which network of a pair is the first means nothing.
     """
     lines, recipes = results.read(run, "transformers", "lines"), networks(run)
-    shown = [kind for kind in STYLES if kind in recipes]
+    shown = measured(run)
     figure, panels = plt.subplots(len(shown), 1, figsize=(width(), 3.7 * len(shown)), squeeze=False)
     curves = {name: way.curve for name, way in WAYS.items() if way.curve is not None}
     ends = []
@@ -356,7 +357,7 @@ def half_lines(lines: pd.DataFrame, recipe: str, way: str) -> pd.DataFrame:
 @reads("transformers")
 def barriers_by_way(run: str) -> Figure:
     """The barrier in test loss of every way, a row for each, with its interval, of both kinds of networks."""
-    tables = {kind: barriers_of(run, kind) for kind in STYLES if kind in networks(run)}
+    tables = {kind: barriers_of(run, kind) for kind in measured(run)}
     figure, axes = plt.subplots(figsize=(ON_PHONE, 1.0 + 0.55 * len(WAYS)))
     for row, (name, way) in enumerate(WAYS.items()):
         for offset, (kind, table) in zip(offsets(len(tables), 0.2), tables.items(), strict=True):
