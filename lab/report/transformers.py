@@ -17,7 +17,7 @@ from lab.networks import ARCHITECTURES
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
 from lab.report.draw import ON_PHONE, errors, ink, legend_below, name_ends, offsets, on_page, width, word_colour
 from lab.report.facts import ABOVE, BELOW, FEW, OPEN, Facts, outcome, reads
-from lab.report.pairs import GONE, NOT_DECIDED, STILL_THERE
+from lab.report.pairs import GONE, NOT_DECIDED, STILL_THERE, unsigned
 from lab.report.statistics import Interval, interval
 from lab.report.verdicts import ZERO
 from lab.report.words import decimal, hundredths, points, side
@@ -196,8 +196,8 @@ def turning(run: str) -> Facts:
 
 @reads("transformers")
 def holding(run: str) -> Facts:
-    """By how many nats the barrier is lower with the stream held than matched; outcomes and values as ``turning``."""
-    return _differences(run, {matcher: (matcher, held) for matcher, held in HELD.items()})
+    """By how many nats the barrier is lower with the stream matched than held; outcomes and values as ``turning``."""
+    return _differences(run, {matcher: (held, matcher) for matcher, held in HELD.items()})
 
 
 @reads("transformers")
@@ -224,15 +224,15 @@ def _differences(run: str, pairs: Mapping[str, tuple[str, str]]) -> Facts:
 def orders(run: str) -> Facts:
     """Whether matching by activations lowers the barrier of vision transformers, and by weights lowers it further.
 
-    Values are both differences in nats, ``activations`` and ``weights``; outcomes ``lower``, ``no lower``, ``open`` or
-    ``too few``, joined by a comma.
+    Values are both differences in nats, without their signs, ``activations`` and ``weights``; outcomes ``lower``, ``no
+    lower``, ``open`` or ``too few``, joined by a comma.
     """
     table = barriers_of(run, "vit")
     steps = {"activations": ("naive", "activations"), "weights": ("activations", "weights")}
     outcomes, values = [], {}
     for name, (before, after) in steps.items():
         lower = interval(by_pair(table, before, "loss_barrier") - by_pair(table, after, "loss_barrier"))
-        values[name] = hundredths(lower, signed=True)
+        values[name] = hundredths(unsigned(lower))
         words = {ABOVE: LOWER, BELOW: NO_LOWER, OPEN: OPEN, FEW: FEW}
         outcomes.append(words[outcome(lower, fewest=FEWEST_FOR_VERDICT)])
     return Facts(", ".join(outcomes), values)
