@@ -44,25 +44,25 @@ class Way:
 WAYS = {
     "naive": Way("as they are", "LayerNorm", "none", "held", Drawn("as they are", "#009E73")),
     "activations": Way(
-        "by activations", "LayerNorm", "activations", "matched", Drawn("permuted,\nby activations", "#BF8400")
+        "by activations", "LayerNorm", "activations", "matched", Drawn("activations", "#BF8400")
     ),
     "activations_held": Way("by activations, stream held", "LayerNorm", "activations", "held"),
     "correlation": Way("by correlation", "LayerNorm", "correlation", "matched"),
     "correlation_held": Way("by correlation, stream held", "LayerNorm", "correlation", "held"),
-    "weights": Way("by weights", "LayerNorm", "weights", "matched", Drawn("permuted,\nby weights", "#0072B2")),
+    "weights": Way("by weights", "LayerNorm", "weights", "matched", Drawn("weights", "#0072B2")),
     "weights_held": Way("by weights, stream held", "LayerNorm", "weights", "held"),
     "straight_through": Way("straight through", "LayerNorm", "straight-through", "matched"),
     "rewritten": Way("rewritten, as they are", "RMSNorm", "none", "held"),
     "rewritten_weights": Way("rewritten, by weights", "RMSNorm", "weights", "matched"),
     "turned_activations": Way(
-        "turned, by activations", "RMSNorm", "activations", "turned", Drawn("turned,\nby activations", "#D55E00")
+        "turned, by activations", "RMSNorm", "activations", "turned", Drawn("turned", "#D55E00")
     ),
     "turned_weights": Way("turned, by weights", "RMSNorm", "weights", "turned"),
     "turned_heads": Way("turned with heads, by weights", "RMSNorm", "weights", "turned with heads"),
     "learned": Way("turned, straight through", "RMSNorm", "straight-through", "turned"),
     "learned_heads": Way(
         "turned with heads, straight through", "RMSNorm", "straight-through", "turned with heads",
-        Drawn("turned,\nstraight through", "#CC79A7"),
+        Drawn("turned, learned", "#CC79A7"),
     ),
 }  # fmt: skip
 PERMUTED = ("activations", "correlation", "weights", "straight_through")
@@ -366,9 +366,9 @@ def barriers_by_way(run: str) -> Figure:
                 value.mean, row + 0.2 + offset, xerr=errors([value]), color=on_page(drawn.colour), marker=drawn.marker,
                 elinewidth=1.2, capsize=2, linestyle="none", label=drawn.title,
             )  # fmt: skip
+        axes.vlines(0, row - 0.04, row + 0.5, color=ink(), linewidth=1.5, zorder=1)
         axes.text(0, row - 0.24, way.title, transform=axes.get_yaxis_transform(), va="center")
         axes.axhline(row + 0.5, color=plt.rcParams["grid.color"], linewidth=0.8)
-    axes.axvline(0, color=ink(), linewidth=1.5, zorder=1)
     axes.set_yticks([])
     axes.set_ylim(len(WAYS) - 0.4, -0.6)
     axes.spines["left"].set_visible(False)
