@@ -17,6 +17,7 @@ from lab.bookkeeping.code import fingerprint
 from lab.bookkeeping.same_code import cache_folder
 from lab.image_files import image_files, pixels
 from lab.images import Dataset, Split
+from lab.texts import TESTED, as_numbers, documentation, windows
 from rebasin.progress import track
 
 CIFAR10_CLASSES = (
@@ -27,8 +28,9 @@ MNIST_IMAGES = {"train": 60000, "test": 10000}
 
 
 def load(name: str, held_out: int = 0) -> Dataset:
-    """The data set ``digits``, ``mnist`` or ``cifar10``, with ``held_out`` of its training images set aside.
+    """The data set ``digits``, ``mnist``, ``cifar10`` or ``text``, with ``held_out`` of its training images set aside.
 
+    ``text`` is a text in pieces, and what is said of images goes for them.
     MNIST and CIFAR-10 are looked for in the folder ``REBASIN_DATA``, then downloaded. Raises ValueError for another
     name or if no image is left to train on, FileNotFoundError if ``REBASIN_DATA`` is no folder, RuntimeError if files
     are corrupt, missing, or not what they should be.
@@ -197,4 +199,11 @@ def _dataset(name: str, title: str, train: Split, test: Split, files: str, stand
     return Dataset(name, title, train, none, test, mean, std, fingerprint(files, pixels.hexdigest()))
 
 
-LOADERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}
+def _text() -> Dataset:
+    numbers = as_numbers(documentation())
+    end = int(len(numbers) * (1 - TESTED))
+    splits = (Split(*windows(part)) for part in (numbers[:end], numbers[end:]))
+    return _dataset("text", "torch's docs, of its functions", *splits, files="torch", standardise=False)
+
+
+LOADERS = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10, "text": _text}

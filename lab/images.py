@@ -1,4 +1,7 @@
-"""Images with their labels, and the data sets that are made of them: pixels stay uint8 until a model sees them."""
+"""Images with their labels, and the data sets that are made of them: pixels stay uint8 until a model sees them.
+
+Texts are kept alike: a row of characters in place of an image, with the characters that follow in place of its label.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,25 @@ import torch
 from torch import Tensor
 
 
+def as_read(images: Tensor) -> Tensor:
+    """Images as a network takes them, uint8 made float32 in [0, 1]; anything else, such as characters, as it is."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 @dataclass(frozen=True)
 class Split:
-    """Images (m, channels, height, width) in uint8 and their labels (m,) in int64."""
+    """Images (m, channels, height, width) in uint8 and their labels (m,) in int64; or texts.
+
+    A text's ``images`` are its characters (m, characters) in int64, and its ``labels`` (m, characters) the next ones.
+    """
 
     images: Tensor
     labels: Tensor
 
     @property
     def pixels(self) -> Tensor:
-        """The images as a network takes them: float32 in [0, 1], four times as large."""
-        return self.images.float() / 255
+        """The images as a network takes them: float32 in [0, 1], four times as large; characters as they are."""
+        return as_read(self.images)
 
     def sample(self, m: int, seed: int = 0) -> Split:
         """``m`` of the images, the same ones for the same seed; all where there are no more."""

@@ -11,13 +11,16 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from lab.device import pick_device
-from lab.images import Split
+from lab.images import Split, as_read
 from rebasin.weights import Weights, take, to
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``correct`` (n, m) in bool and ``loss`` (n, m), the cross-entropy in nats, for n models on m images."""
+    """``correct`` (n, m) in bool and ``loss`` (n, m), the cross-entropy in nats, for n models on m images.
+
+    Of texts both are (n, m, characters).
+    """
 
     correct: Tensor
     loss: Tensor
@@ -29,9 +32,9 @@ def outputs(
 ) -> Tensor:
     """The logits (n, m, classes), on the CPU, of models (n, ...) of one architecture for images (m, ...).
 
-    Images are uint8, or pixels from 0 to 1. ``chunk`` models and ``batch`` images go through at once, which changes the
-    last bits. Raises ValueError for no models, no images, and outputs that are NaN or infinite, RuntimeError for a GPU
-    that is not there.
+    Images are uint8, or pixels from 0 to 1. Of texts, logits are (n, m, classes, characters). ``chunk`` models and
+    ``batch`` images go through at once, which changes the last bits. Raises ValueError for no models, no images, and
+    outputs that are NaN or infinite, RuntimeError for a GPU that is not there.
     """
     n = len(next(iter(weights.values())))
     if not n or not len(images):
@@ -42,7 +45,7 @@ def outputs(
     parts = []
     for start in range(0, n, chunk):
         some = to(take(weights, slice(start, start + chunk)), device)
-        batches = (_pixels(part.to(device)) for part in images.split(batch))
+        batches = (as_read(part.to(device)) for part in images.split(batch))
         parts.append(torch.cat([of_some(some, x).cpu() for x in batches], 1))
     logits = torch.cat(parts)
     if not torch.isfinite(logits).all():
@@ -55,10 +58,6 @@ def evaluate(
 ) -> Evaluation:
     """Whether models (n, ...) classify each image of a split correctly, and their loss; errors as of ``outputs``."""
     logits = outputs(model, weights, split.images, device, chunk, batch)
-    labels = split.labels.expand(logits.shape[:2])
-    loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    return Evaluation(logits.argmax(-1) == labels, loss.view_as(labels))
-
-
-def _pixels(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    labels = split.labels.expand(len(logits), *split.labels.shape)
+    loss = cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), reduction="none")
+    return Evaluation(logits.argmax(2) == labels, loss.view_as(labels))

@@ -31,6 +31,7 @@ BUILDS_ON = {
 # Seconds of a notebook that was never run here, by its defaults on a core of a laptop; of most of them, three.
 FIRST_TIME = {
     "conditions": 15.0, "arena": 15.0, "trees": 15.0, "attack": 7.0, "comparison": 6.0, "variants": 6.0,
+    "transformers": 15.0,
 }  # fmt: skip
 
 

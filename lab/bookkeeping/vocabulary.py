@@ -41,6 +41,7 @@ MATCHERS = {
     "none": Drawn("not matched", "#009E73", "^"),
     "weights": Drawn("matched by weights", "#0072B2", "o"),
     "activations": Drawn("matched by activations", "#BF8400", "s"),
+    "correlation": Drawn("matched by correlation", "#D55E00", "P"),
     "straight-through": Drawn("matched straight through", "#CC79A7", "D"),
     "frank-wolfe": Drawn("matched by Frank-Wolfe", "#2F97D0", "v"),
 }
@@ -81,7 +82,7 @@ CONTESTANTS = {
     "pleas_noise": Drawn("PLeaS on noise", "#D55E00", "X"),
     "pleas_other": Drawn("PLeaS on other images", "#D55E00", "D"),
 }
-DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10", "text": "torch's docs"}
 INITIALS = {"torch": "PyTorch's default", "lecun_normal": "LeCun-normal"}
 OPTIMISERS = {"adam": "Adam", "sgd": "SGD"}
 SUBSETS = {"all": "all images", "half": "a random half of the images", "split": "images shared out by class"}

@@ -19,7 +19,8 @@ from rebasin.progress import track
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Weights, take, to
 
-MATCHERS = ("none", "weights", "activations", "straight-through")
+MATCHERS = ("none", "weights", "activations", "straight-through")  # Git Re-Basin's, and none
+OTHERS = ("correlation",)  # by what units answer, whatever their scale
 BATCH = 1000  # images whose activations are taken at once
 
 
@@ -37,15 +38,37 @@ def permuted(
 ) -> dict[str, Tensor]:
     """The second network of each pair (pairs, ...), permuted to match the first; for ``none`` unchanged.
 
-    Activations are those on all ``images``. Straight-through matching takes ``epochs``, how often it sees them, and
-    ``batch_size``. ``chunk`` pairs are matched and kept at once. Raises ValueError for a matcher that is not known.
+    Arguments and errors are those of ``permutation_between``.
     """
-    if matcher not in MATCHERS:
-        raise ValueError(f"unknown matcher {matcher!r}: there are {', '.join(MATCHERS)}")
     if matcher == "none":
         return dict(b)
+    return permutation_between(matcher, spec, model, a, b, images, seed, device, chunk, **straight_through).apply(b)
+
+
+def permutation_between(
+    matcher: str,
+    spec: PermutationSpec,
+    model: nn.Module,
+    a: Weights,
+    b: Weights,
+    images: Split,
+    seed: int,
+    device: str,
+    chunk: int,
+    **straight_through: int,
+) -> Permutation:
+    """What brings the second network of each pair (pairs, ...) to the first; for ``none`` what moves nothing.
+
+    Activations, and their correlation, are those on all ``images``. Straight-through matching takes ``epochs``, how
+    often it sees them, and ``batch_size``. ``chunk`` pairs are matched and kept at once. Raises ValueError for a
+    matcher that is not known.
+    """
+    if matcher not in (*MATCHERS, *OTHERS):
+        raise ValueError(f"unknown matcher {matcher!r}: there are {', '.join((*MATCHERS, *OTHERS))}")
     place = pick_device(device)
     pairs = len(next(iter(b.values())))
+    if matcher == "none":
+        return Permutation.identity(spec, (pairs,))
     parts = []
     with track(pairs if pairs > chunk else 0, f"{matcher} matching", "pair") as bar:
         for start in range(0, pairs, chunk):
@@ -58,7 +81,7 @@ def permuted(
                 parts.append(matched_on_images(matcher, spec, model, some_a, some_b, images, seed, place, options))
             bar.update(min(chunk, pairs - start))
     indices = {group: torch.cat([part[group] for part in parts]) for group in spec.sizes}
-    return Permutation(spec, indices).apply(b)
+    return Permutation(spec, indices)
 
 
 @kept
@@ -87,6 +110,8 @@ def matched_on_images(
     pixels, labels = images.pixels.to(device), images.labels.to(device)
     if matcher == "activations":
         matching = activation_matching(spec, a, b, model=model, loader=pixels.split(BATCH))
+    elif matcher == "correlation":
+        matching = activation_matching(spec, a, b, model=model, loader=pixels.split(BATCH), similarity="correlation")
     else:
         dataset = TensorDataset(pixels, labels)
         order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))

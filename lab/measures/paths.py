@@ -43,8 +43,9 @@ def evaluate_path(
     with track(len(lams), f"{len(next(iter(a.values())))} paths, {len(split.labels)} images", "point") as bar:
         for lam in lams.tolist():
             at = evaluate(model, interpolate(a, b, lam), split, device, chunk)
-            accuracy.append(at.correct.double().mean(1))
-            loss.append(at.loss.double().mean(1))
+            # Of texts, over all their characters.
+            accuracy.append(at.correct.flatten(1).double().mean(1))
+            loss.append(at.loss.flatten(1).double().mean(1))
             bar.update()
     return torch.stack(accuracy, 1), torch.stack(loss, 1)
 

@@ -15,6 +15,7 @@ from torch import nn
 from lab.images import Dataset
 from lab.networks.codes import with_codes
 from lab.networks.convnets import resnet20, vgg11, vgg16
+from lab.networks.language import language_model
 from lab.networks.mlp import mlp
 from lab.networks.vit import vit
 
@@ -31,6 +32,7 @@ class Architecture:
     norm: str
     width: int
     codes: bool = False  # whether its outputs are class codes, which networks of any classes share
+    reads: str = "images"  # or texts
 
 
 ARCHITECTURES = {
@@ -49,6 +51,8 @@ ARCHITECTURES = {
         partial(with_codes, resnet20, norm="batch"), "ResNet20 with class codes", "BatchNorm", 16, codes=True
     ),
     "vit": Architecture(vit, "ViT", "LayerNorm", 128),
+    "vit2": Architecture(partial(vit, depth=2, across=4), "ViT, 2 blocks", "LayerNorm", 64),
+    "language": Architecture(language_model, "language model", "LayerNorm", 64, reads="texts"),
 }
 
 
@@ -56,10 +60,14 @@ def build(architecture: str, dataset: Dataset, width: int) -> nn.Module:
     """An architecture by name, for this data set; ``width`` is that of its first layer, with all others in proportion.
 
     A paper's width factor is ``width`` over the architecture's usual one. Raises ValueError for a name that is not
-    known, and where a width or an image does not divide.
+    known, for one that reads images where the data set holds texts or the other way round, and where a width or an
+    image does not divide.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}: there are {', '.join(ARCHITECTURES)}")
+    holds, reads = "texts" if dataset.train.images.ndim == 2 else "images", ARCHITECTURES[architecture].reads
+    if reads != holds:
+        raise ValueError(f"architecture {architecture!r} reads {reads}, and data set {dataset.name!r} holds {holds}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # the same each time: what is kept is kept by the model's content, too
         return ARCHITECTURES[architecture].build(dataset, width).eval()

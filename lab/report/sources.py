@@ -20,7 +20,13 @@ KINDS = {
     "finding": "words", "value": "number", "result-table": "table", "result-figure": "figure", "explorer": "figure",
 }  # fmt: skip
 NO_DATA = "no images"
-COLOURS = {"MNIST": "#0072B2", "CIFAR-10": "#D55E00", "digits": "#009E73", NO_DATA: "#7A7A7A"}
+COLOURS = {
+    "MNIST": "#0072B2",
+    "CIFAR-10": "#D55E00",
+    "digits": "#009E73",
+    "torch's docs": "#8C6BB1",
+    NO_DATA: "#7A7A7A",
+}
 
 # Places in the map: how wide it is, where its three columns of names begin, and from one name to the next.
 WIDE, DATA, NOTEBOOKS, CHAPTERS = 760, 0, 230, 574

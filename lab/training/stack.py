@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
 from lab.bookkeeping.cache import kept, read, write
-from lab.images import Split
+from lab.images import Split, as_read
 from lab.networks.initial import initial_weights
 from lab.training.augmentation import augment
 from lab.training.recipe import Recipe, images_seen, share_of_rate
@@ -141,7 +141,7 @@ def train_epoch(
         for group in optimiser.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * share_of_rate(recipe, epoch + batch / batches)
         picked = order[:, batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-        inputs = images[picked].float() / 255
+        inputs = as_read(images[picked])
         if recipe.augmented:
             inputs = torch.stack([augment(x, g) for x, g in zip(inputs, generators, strict=True)])
         loss = loss_of_each(weights, inputs, labels[picked])

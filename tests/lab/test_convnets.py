@@ -213,7 +213,8 @@ def test_some_steps_on_the_same_images_lower_their_loss(digits, architecture):
 @pytest.mark.parametrize("initial", INITIAL)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_fresh_weights_are_all_redrawn_and_depend_on_the_seed_alone(digits, architecture, initial):
-    model = build(architecture, digits, NARROW.get(architecture, 16))
+    data = load("text") if architecture == "language" else digits
+    model = build(architecture, data, NARROW.get(architecture, 16))
     drawn, other_seed = (initial_weights(model, initial, seed) for seed in (0, 1))
     with torch.no_grad():
         for tensor in model.state_dict().values():

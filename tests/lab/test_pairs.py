@@ -7,7 +7,7 @@ from torch.func import functional_call
 
 from lab.bookkeeping.notebook import execute
 from lab.measures import pairs
-from lab.measures.pairs import MATCHERS, permuted
+from lab.measures.pairs import MATCHERS, OTHERS, permutation_between, permuted
 from lab.measures.paths import walk
 from lab.networks import build
 from lab.training.recipe import Recipe
@@ -41,7 +41,7 @@ def others(pair):
     return model, spec, a, {key: tensor.flip(0) for key, tensor in a.items()}
 
 
-@pytest.mark.parametrize("matcher", MATCHERS[1:])
+@pytest.mark.parametrize("matcher", (*MATCHERS[1:], *OTHERS))
 def test_every_matcher_finds_the_units_that_were_moved(pair, matcher):
     model, _, a, _ = pair
     back = matched(matcher, pair)
@@ -55,7 +55,7 @@ def test_every_matcher_finds_the_units_that_were_moved(pair, matcher):
         )
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("matcher", (*MATCHERS, *OTHERS))
 def test_what_is_matched_computes_what_it_did(pair, matcher):
     model, _, _, b = others(pair)
     permuted_b = matched(matcher, others(pair))
@@ -105,6 +105,16 @@ def test_how_long_straight_through_matching_takes_is_nothing_to_the_others(pair,
     monkeypatch.setattr(pairs, "activation_matching", lambda *args: pytest.fail("matched again"))
     again = matched("activations", pair, epochs=2)
     assert all(torch.equal(again[key], tensor) for key, tensor in first.items())
+
+
+def test_the_permutation_is_the_one_that_is_applied_and_for_none_moves_nothing(pair):
+    model, spec, a, b = others(pair)
+    for matcher in ("none", "weights"):
+        between = permutation_between(matcher, spec, model, a, b, digits().train, 0, "cpu", 2)
+        moved = matched(matcher, others(pair))
+        assert all(torch.equal(moved[key], tensor) for key, tensor in between.apply(b).items())
+        stays = all(torch.equal(index.sort(-1).values, index) for index in between.indices.values())
+        assert stays == (matcher == "none")
 
 
 def test_a_matcher_that_is_not_there_is_named(pair):

@@ -34,6 +34,13 @@ TINY = {
         {"recipe": "tiny", "section": "width", "dataset": "digits", "epochs": [1], "models": 2, "width": 8,
          "batch_size": 256}
     ], "barrier_test_images": 50,
+    "transformer_points": 3, "transformer_test_images": 20, "transformer_matching_images": 20,
+    "transformer_straight_through_batch_size": 20, "transformer_recipes": [
+        {"recipe": "tiny", "dataset": "digits", "architecture": "vit2", "epochs": [1], "models": 2, "width": 8,
+         "batch_size": 256},
+        {"recipe": "tiny text", "dataset": "text", "architecture": "language", "epochs": [1], "models": 2, "width": 4,
+         "batch_size": 1024},
+    ],
     "penalties": {"l1": [0.001], "l2": []}, "penalised_models": 1, "stages": [0, 1, 2], "epsilons": [0.0, 4.0],
     "l2_epsilons": [64.0], "transfer_epsilons": [4.0], "steps": 1, "grid_images": 10, "claim_images": 20,
     "outside_models": 1, "check_images": 5, "gradient_images": 5, "auto_images": 5,
@@ -58,6 +65,7 @@ TABLES = {
     "trees": ["attacked", "images", "nodes", "perturbed"],
     "variants": ["nodes"],
     "barriers": ["barriers"],
+    "transformers": ["barriers", "lines"],
     "attack": ["checks", "clean", "curves", "images", "transfer"],
     "perturbations": ["curves", "images"],
     "regularisation": ["layers", "nodes", "radii"],
@@ -158,7 +166,7 @@ def test_a_parameter_given_on_the_command_line_goes_to_the_steps_that_have_it(ho
         **dict.fromkeys(("merge", "accuracy", "trees", *COMPARED), merges),
         "conditions": {"run": "mine", "varied": {"width": [16]}},
         **{step: {"run": "mine"} for step in ("planted", "mnist", "many", "barriers", "counterexample", "comparison")},
-        **{step: {"run": "mine"} for step in ("arena", "plane", "pictures", "variants")},
+        **{step: {"run": "mine"} for step in ("arena", "plane", "pictures", "variants", "transformers")},
     }
 
 
@@ -260,7 +268,8 @@ def test_a_second_run_has_nothing_to_do(copied, given, capsys):
         ({"networks": {"epochs": [3]}}, ["train", "merge", "accuracy", "trees", *COMPARED, "planted"]),
         ({"epsilons": [0.0, 1.0]}, ["attack"]),
         ({"stages": [0, 1]}, COMPARED[:3]),
-        ({"seed": 1}, ["barriers", "counterexample", "comparison", "plane"]),
+        ({"transformer_test_images": 10}, ["transformers"]),
+        ({"seed": 1}, ["barriers", "transformers", "counterexample", "comparison", "plane"]),
         ({"run": "other"}, list(STEPS)),
     ],
 )

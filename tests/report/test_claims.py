@@ -571,6 +571,7 @@ def test_the_bounds_are_those_that_were_chosen_before_the_runs():
         "P1": [("above", 8)] * 9, "P2": [positive] * 3, "P3": [("below", 2)] * 3, "P4": [("above", 10)] * 3,
         "P5": [positive] * 3, "P6": [("above", -0.5)] * 3, "P7": [positive] * 3, "P8": [positive] * 2,
         "P9": [positive] * 3,
+        "T1": [positive] * 2, "T2": [positive] * 6, "T3": [zero] * 2, "T4": [positive] * 2,
     }  # fmt: skip
     assert {name: bound for name, bound in bounds.items() if bound} == expected
 
