@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from rebasin.tracing.rules import (  # noqa: F401  each adds its rules to RULES
     sums,
 )
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
-from rebasin.weights import check_module, is_whole
+from rebasin.weights import check_module, copied, is_whole
 
 
 def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
@@ -146,7 +145,7 @@ def emptied(model: nn.Module) -> nn.Module:
         storage = storages.setdefault(own._cdata, torch.UntypedStorage(own.nbytes()))
         empty = torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).cpu()
+    return copied(model, memo).cpu()
 
 
 def _relate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,21 +14,19 @@ from rebasin.graph import names_of
 from rebasin.inputs import Inputs, arguments_of, on_each, shapes_of, tensors_of
 from rebasin.spec import PermutationSpec, SpecError
 from rebasin.tracing.proof import (
-    OWN_ROUNDING,
-    ROUNDING,
     computing_in,
     derangements,
     drawn_like,
     inputs_like,
     permuted,
+    stays,
     widened,
 )
+from rebasin.weights import copied
 
 # From this size on, half of it is tried before the double, which costs more.
 LARGE = 128
 BATCH = "batch"
-# The share of entries whose own scale may be too small by chance.
-FEW = 1e-3
 Place = tuple[int, int]  # an axis of the tensor of this number
 
 
@@ -120,27 +117,12 @@ def _proves(spec: PermutationSpec, model: nn.Module, program: torch.export.Expor
         if order is not None:
             outputs.append(_outputs(model, {**weights, **permuted(spec, weights, order)}, drawn))
     old, new, other = outputs
-    if not new or not all(map(_stays, new, old, other)):
+    if not new or not all(map(stays, new, old, other)):
         raise SpecError(
             f"permuting all groups together changes what the network computes for inputs of {_in_words(inputs)}, which "
             "no example has: give examples of both sizes, trace(model, [example, another])"
         )
     return True
-
-
-def _stays(new: Tensor, old: Tensor, other: Tensor) -> bool:
-    """Whether an output is the old one but for rounding. ``other`` is that of another network and other inputs.
-
-    Of many entries, a few are by chance nearly what they are in the other network, so that their own scale is too
-    small: they are held against that of most. As in the proof, a large entry hides no other.
-    """
-    if new.shape != old.shape or not (old.is_floating_point() or old.is_complex()):
-        return torch.equal(new, old)
-    variation = (old - other).abs().nan_to_num(nan=0, posinf=0)
-    moved, own = (new - old).abs(), (OWN_ROUNDING * old.abs()).nan_to_num(nan=0, posinf=0)
-    alike = (new == old) | (new.isnan() & old.isnan())
-    strict, usual = (alike | (moved <= ROUNDING * scale + own) for scale in (variation, variation.median()))
-    return bool((strict | usual).all()) and int((~strict).sum()) <= FEW * strict.numel()
 
 
 def _named(program: torch.export.ExportedProgram, tensors: tuple[Tensor, ...]) -> Inputs:
@@ -186,7 +168,7 @@ def _filled(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(weights[key], requires_grad=False)
     for key, buffer in model.named_buffers(remove_duplicate=False):
         memo[id(buffer)] = weights[key]
-    return copy.deepcopy(model, memo).eval()
+    return copied(model, memo).eval()
 
 
 def _in_words(inputs: Inputs) -> str:

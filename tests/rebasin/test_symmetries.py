@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+import rebasin
 from rebasin import Permutation, trace
 from rebasin.expanding.expanded import kept_whole
 
@@ -266,6 +267,23 @@ def standardised(layer):
 def test_rescaled_weights_move_as_plain_ones_do(wrap, options, expected):
     images = torch.randn(2, 3, 8, 8)
     assert sizes(traced(convolutions(wrap, **options), images, torch.randn(3, 3, 8, 8))) == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_is_computed_before_each_call_is_followed_and_the_merge_keeps_it(wrap):
+    torch.manual_seed(0)
+    a, b = convolutions(wrap), convolutions(wrap)
+    images = torch.randn(2, 3, 8, 8)
+    a(images), b(images)  # now each has a weight with a history, which torch does not copy
+    spec = trace(a.eval(), images)
+    assert sizes(spec) == ["8", "8"]
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(1)).apply(a)
+    torch.testing.assert_close(moved(images), a(images))
+    merged = rebasin.merge(spec, [a, moved]).model
+    torch.testing.assert_close(merged(images), a(images), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="REPAIR cannot rescale the computed weight of conv2d in '2'"):
+        rebasin.repair(merged, merged, [a, b], images)
 
 
 def between(part, channels=8):
