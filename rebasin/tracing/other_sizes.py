@@ -43,11 +43,13 @@ def prove_other_sizes(
     does not take is passed over, and told.
     """
     proved = {shapes_of(inputs): _in_words(inputs) for inputs in examples}
+    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    weights = drawn_like(tensors, torch.Generator().manual_seed(0))
     refused: dict[str, bool] = {}
     for program, inputs in zip(programs, examples, strict=True):
         for what, choices in _other_sizes(inputs).items():
             for other in choices:
-                if shapes_of(other) in proved or _proves(spec, model, program, other):
+                if shapes_of(other) in proved or _proves(spec, model, weights, program, other):
                     proved[shapes_of(other)] = _in_words(other)
                     break
             else:
@@ -99,24 +101,30 @@ def _resized(inputs: Inputs, places: Iterable[Place], size: int) -> Inputs:
     return on_each(of, inputs)
 
 
-def _proves(spec: PermutationSpec, model: nn.Module, program: torch.export.ExportedProgram, inputs: Inputs) -> bool:
+def _proves(
+    spec: PermutationSpec,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    program: torch.export.ExportedProgram,
+    inputs: Inputs,
+) -> bool:
     """Whether the model takes inputs of this size, with outputs to compare. Raises SpecError if they change.
 
-    All groups are permuted together. Weights and inputs are redrawn, and all is computed in float64: see ``prove``.
+    All groups are permuted together. ``weights`` are redrawn, as inputs are, and all is computed in float64: see
+    ``prove``.
     """
-    generator = torch.Generator().manual_seed(0)
-    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    generator = torch.Generator().manual_seed(1)
+    drawn = _named(program, inputs_like(program, inputs, generator))
+    old = _outputs(model, weights, drawn)
+    if not old:
+        return False
     index = {group: derangements(spec, group, generator) for group in spec.sizes}
-    outputs = []
-    for order in (index, None):
-        weights = drawn_like(tensors, generator)
-        drawn = _named(program, inputs_like(program, inputs, generator))
-        outputs.append(_outputs(model, weights, drawn))
-        if not outputs[-1]:
-            return False
-        if order is not None:
-            outputs.append(_outputs(model, {**weights, **permuted(spec, weights, order)}, drawn))
-    old, new, other = outputs
+    new = _outputs(model, {**weights, **permuted(spec, weights, index)}, drawn)
+    # Another network, and other inputs.
+    weights = drawn_like(weights, generator)
+    other = _outputs(model, weights, _named(program, inputs_like(program, inputs, generator)))
+    if not other:
+        return False
     if not new or not all(map(stays, new, old, other)):
         raise SpecError(
             f"permuting all groups together changes what the network computes for inputs of {_in_words(inputs)}, which "

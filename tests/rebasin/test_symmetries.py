@@ -478,6 +478,18 @@ class Gates(nn.Module):
         return self.out((paths * gate.softmax(-2)).sum(-2) + paths.sum(-2) * gate.sum(-2))
 
 
+class Turned(nn.Module):
+    """Units that are added to themselves in the order of a matrix that is turned: three and three in a circle."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(3, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.a(x.mean((2, 3)))
+        return self.out((x + x.view(-1, 2, 4).mT.reshape(-1, 8)).relu())
+
+
 ONCE_REFUSED = {
     "selective kernels": (Selective, ["4", "8", "8"]),
     "dynamic convolution": (lambda: Chosen(1), ["3", "8", "8"]),
@@ -488,6 +500,7 @@ ONCE_REFUSED = {
     "bilinear": (Bilinear, ["6", "8"]),
     "tied blocks": (TwoRows, ["2", "2", "2", "2", "4", "4"]),
     "a gate of two sums": (Gates, ["8"]),
+    "slices in circles": (Turned, ["2"]),
 }
 
 
