@@ -46,10 +46,10 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     the outputs must stay what they were. This goes for all examples, and then for inputs of another batch size, and of
     other lengths or resolutions where the model takes them; ``spec.proof`` says which.
 
-    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if an operator
-    cannot be followed at all or cannot be computed in float64 (it is named, with its line), or if outputs are not
-    finite, and SpecError, naming a group, if permuting it changes the outputs, or if inputs of another size need
-    another spec: then examples of both are needed.
+    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if the model's
+    state_dict() renames entries, if an operator cannot be followed at all or cannot be computed in float64 (it is
+    named, with its line), or if outputs are not finite, and SpecError, naming a group, if permuting it changes the
+    outputs, or if inputs of another size need another spec: then examples of both are needed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> spec = trace(model, torch.randn(1, 3, 8, 8))
@@ -221,6 +221,12 @@ def _span(tensor: Tensor) -> tuple[int, int, int]:
 def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
     """The spec with every key of the model's state, in its order."""
     state = model.state_dict()
+    for key, parts in spec.parts.items():
+        if parts and key not in state:
+            raise ValueError(
+                f"the model uses {key!r}, and its state_dict() has no such entry, so that no permutation could be "
+                "applied: take away what renames its entries, such as a hook"
+            )
     left_out = {
         key: "whole numbers" if is_whole(tensor) else UNUSED for key, tensor in state.items() if key not in spec.parts
     }

@@ -218,7 +218,7 @@ def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     drawn = torch.empty(tensor.shape, dtype=torch.float64)  # filled in place: temporaries of large layers are slow
-    if tensor.ndim < 2:
+    if tensor.ndim < 2 or not tensor.numel():
         return drawn.uniform_(0.5, 1.5, generator=generator)
     bound = (6 / tensor[0].numel()) ** 0.5
     return drawn.uniform_(-bound, bound, generator=generator)

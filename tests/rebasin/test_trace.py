@@ -46,7 +46,7 @@ def with_statistics(model, seed=0):
     model = copy.deepcopy(model).double().eval()
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
-            fan = tensor[0].numel() if tensor.ndim > 1 else 4
+            fan = tensor.shape[1:].numel() if tensor.ndim > 1 else 4
             drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * (2 / fan) ** 0.5
             tensor.copy_(drawn if tensor.ndim > 1 else 0.5 + drawn.abs())
     return model
@@ -727,6 +727,30 @@ def test_a_model_that_cannot_be_cast_is_traced_in_its_own_number_format():
 def test_an_empty_vector_is_passed_over_by_a_concatenation():
     model = nn.Sequential(nn.Linear(3, 6), Applied(lambda x: torch.cat([x.new_zeros(0), x], -1)), nn.Linear(6, 2))
     assert trace(model, torch.randn(4, 3)).sizes == {"0": 6}
+
+
+class WithNothing(nn.Module):
+    """A layer of no units beside another."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.nothing = nn.Linear(3, 6), nn.Linear(6, 2), nn.Parameter(torch.zeros(0, 3))
+
+    def forward(self, x):
+        return self.b(torch.cat([self.a(x), nn.functional.linear(x, self.nothing)], -1))
+
+
+def test_a_layer_without_units_is_traced():
+    spec = trace(WithNothing(), torch.randn(4, 3))
+    assert spec.sizes == {"a": 6} and not spec.parts["nothing"]
+    assert largest_change(WithNothing(), spec, torch.randn(4, 3)) < 1e-12
+
+
+def test_a_model_that_renames_its_entries_is_refused():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    model.register_state_dict_post_hook(lambda module, state, *_: state.update({"own": state.pop("0.weight")}))
+    with pytest.raises(ValueError, match=r"the model uses '0.weight', and its state_dict\(\) has no such entry"):
+        trace(model, torch.randn(4, 3))
 
 
 class Random(nn.Module):
