@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -137,7 +136,7 @@ def main() -> None:
     for name, (options, _) in MODELS.items():
         rows.append(traced(name, options))
         row = rows[-1]
-        print(f"{name:36} {row['groups']:5} groups, {row['share_moving']:8.3%} moves, {row['trace_seconds']:6.1f} s")
+        print(f"{name:36} {row['groups']:5} groups, {row['share_moving']:8.3%} moves", flush=True)
     table = {
         "what": "rebasin.trace on small models of transformers, as they are initialised, one example each",
         "rows": rows,
@@ -150,16 +149,14 @@ def main() -> None:
 
 
 def traced(name: str, options: dict) -> dict:
-    """One row: what of a model moves, what stays and why, and the time."""
+    """One row: what of a model moves, what stays and why."""
     torch.manual_seed(0)
     kind = getattr(transformers, name)
     model = kind(kind.config_class(**options)).eval()
     batch = batch_of(model, torch.Generator().manual_seed(0))
-    started = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of entries that the example does not reach, which are counted as what stays
         spec = trace(model, batch)
-    seconds = time.monotonic() - started
     sizes = {key: tensor.numel() for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
     whole = sum(sizes.values())
     why: Counter[str] = Counter()
@@ -172,7 +169,6 @@ def traced(name: str, options: dict) -> dict:
         "groups": len(spec.families) + sum(spec.sizes[outer] for outer in spec.inside.values()),
         "share_moving": sum(size for key, size in sizes.items() if spec.parts[key]) / whole,
         "share_pinned_by_reason": {reason: count / whole for reason, count in why.most_common() if count},
-        "trace_seconds": round(seconds, 2),
     }
 
 
