@@ -13,13 +13,26 @@ from PIL import Image, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG")  # of others, some are programs: the image library hands EPS to Ghostscript
 LARGEST = 1_000_000  # bytes of a file; one of 32 x 32 pixels has at most some thousands
 LARGEST_IN_ALL = 1_000_000_000  # bytes of all files of an archive
+MOST = 200_000  # files and folders of an archive
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive, refused by its header alone: some hold text of the length that they tell, to be read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size > LARGEST:
+            raise ValueError(f"{member.name!r} has {member.size / 1e6:.0f} MB, too much for an image of so few pixels")
+        return member
 
 
 def image_files(source: Path) -> Iterator[tuple[str, bytes]]:
     """The names and contents of the files ``*/*/*`` in a folder, or of all in a tar archive, in the order of the names.
 
     What macOS leaves beside files, ``.DS_Store`` and ``._*``, is skipped. Raises RuntimeError for an archive that is
-    corrupt, and for what is no plain file, too large, there twice, or named as if it lay elsewhere.
+    corrupt or has too many members, and for what is no plain file, too large, there twice, or named as if it lay
+    elsewhere.
     """
     if source.is_dir():
         for path in sorted(source.glob("*/*/*")):
@@ -29,10 +42,12 @@ def image_files(source: Path) -> Iterator[tuple[str, bytes]]:
                 yield name, path.read_bytes()
         return
     try:
-        with tarfile.open(source) as archive:
+        with tarfile.open(source, tarinfo=_Member) as archive:
             contents = _contents(source, archive)
     except (PermissionError, RuntimeError):
         raise
+    except ValueError as error:
+        raise RuntimeError(f"{source}: {error}") from error
     except Exception as error:  # tarfile, lzma and zlib each raise an error class of their own
         raise RuntimeError(f"the archive {source} is corrupt: {error}") from error
     yield from sorted(contents.items())
@@ -42,7 +57,9 @@ def _contents(source: Path, archive: tarfile.TarFile) -> dict[str, bytes]:
     """The files of an archive by their names, which it has in any order."""
     contents: dict[str, bytes] = {}
     size = 0
-    for member in archive:
+    for number, member in enumerate(archive):
+        if number == MOST:
+            raise RuntimeError(f"{source} has more than {MOST} members: it is no archive of images")
         if member.isdir() or _is_left_by_macos(member.name):
             continue
         _check(source, member.name, member.isreg(), member.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import re
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.inputs import Inputs, arguments_of, on_each, tensors_of
+from rebasin.weights import copied
 
 # Operators that give each unit a sum or a scale of its own and then shift it: the axis of the units in what comes out,
 # and which arguments are the weight and the bias.
@@ -30,6 +30,9 @@ AFFINE = {
     "_native_batch_norm_legit_no_training": (1, 1, 2),
 }
 NORMS = tuple(name for name in AFFINE if "norm" in name)
+# The same with the products of a matrix that models have in place of a linear layer, as GPT-2 does; some have no bias.
+LAYERS = AFFINE | {"addmm": (-1, 2, 0), "mm": (-1, 1, 2), "matmul": (-1, 1, 2)}
+MOVING = ("movedim", "permute", "transpose", "t")  # axes change places, and values stay
 # The operators that write into their first argument what the function without the underscore gives.
 IN_PLACE = {
     "add_", "sub_", "mul_", "div_", "clamp_", "relu_", "leaky_relu_", "elu_", "celu_", "silu_", "mish_", "tanh_",
@@ -66,8 +69,8 @@ def export(
             warnings.simplefilter("ignore")  # of torch's own internals
             # Exporting reads no values: those of the copy are the model's own.
             own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-            copied = without_cache(copy.deepcopy(model, own).eval())
-            program = torch.export.export(copied, args, kwargs, dynamic_shapes=dynamic)
+            alone = without_cache(copied(model, own).eval())
+            program = torch.export.export(alone, args, kwargs, dynamic_shapes=dynamic)
             # Decomposing takes longer than exporting.
             if not _make_functional(program.graph, known):
                 program = program.run_decompositions({})
@@ -140,6 +143,18 @@ def weight_keys(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, st
     return {node: keys[node.name] for node in program.graph.nodes if node.op == "placeholder" and node.name in keys}
 
 
+def layer_weight(node: torch.fx.Node) -> tuple[torch.fx.Node, int]:
+    """The weight of one of LAYERS, and the axis of it along which lie the units that the layer gives.
+
+    A product takes them from the columns of its matrix, and so from the rows of one that is turned for it.
+    """
+    weight = cast(torch.fx.Node, node.args[LAYERS[operator(node)][1]])
+    if operator(node) in AFFINE:
+        return weight, 0
+    is_turned = operator(weight) in MOVING
+    return (weight.all_input_nodes[0], 0) if is_turned else (weight, 1)
+
+
 def ordered(program: torch.export.ExportedProgram, inputs: Inputs) -> tuple[Tensor, ...]:
     """The inputs in the order of a graph's placeholders."""
     if isinstance(inputs, Mapping):
@@ -182,8 +197,13 @@ def operator(node: torch.fx.Node) -> str:
 
 def place_of(node: torch.fx.Node) -> str:
     """Where in the model's code a node comes from, as the end of a message; nothing if that is not known."""
-    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-    return _last_line(node.stack_trace or "") or (f", called in {modules[-1]!r}" if modules else "")
+    return _last_line(node.stack_trace or "") or f", called in {module_of(node)}"
+
+
+def module_of(node: torch.fx.Node) -> str:
+    """The innermost module that calls a node, in words."""
+    paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+    return repr(paths[-1]) if paths else "the model itself"
 
 
 def _last_line(trace: str) -> str:

@@ -26,11 +26,15 @@ def inner_product(spec: PermutationSpec, a: Models, b: Models) -> Tensor:
         spec.leading_axes(weights, what)
     total = torch.zeros((), dtype=torch.float64)
     for key in spec.weights:
-        products = single(real(a[key])) * single(real(b[key]))
-        axes = len(spec.shapes[key]) + a[key].is_complex()
-        of_entry = products.flatten(-axes).sum(-1, dtype=torch.float64) if axes else products.double()
-        total = total + of_entry
+        total = total + entry_product(a[key], b[key], len(spec.shapes[key]))
     return total
+
+
+def entry_product(a: Tensor, b: Tensor, own_axes: int) -> Tensor:
+    """The inner products of one entry of models, (*batch, ...) with so many axes of its own: (*batch,), float64."""
+    products = single(real(a)) * single(real(b))
+    axes = own_axes + a.is_complex()
+    return products.flatten(-axes).sum(-1, dtype=torch.float64) if axes else products.double()
 
 
 def mean_inner_product(spec: PermutationSpec, models: Models) -> Tensor:

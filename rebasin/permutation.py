@@ -132,8 +132,7 @@ class Permutation:
             )
         permuted = {}
         for key, shape in self.spec.shapes.items():
-            moved = permute(self.spec.view(key, weights[key]), self.spec.parts[key], flat, len(shape))
-            moved = self.spec.unview(key, moved).expand((*batch, *shape))
+            moved = permuted_entry(self.spec, key, weights[key], flat).expand((*batch, *shape))
             # What is given back shares no memory, neither with what was given nor within itself.
             shared = moved.untyped_storage()._cdata == weights[key].untyped_storage()._cdata
             permuted[key] = moved.clone() if shared or batch != own else moved
@@ -198,6 +197,11 @@ def flatten(spec: PermutationSpec, indices: Mapping[str, Tensor]) -> dict[str, T
         else index
         for group, index in indices.items()
     }
+
+
+def permuted_entry(spec: PermutationSpec, key: str, tensor: Tensor, flat: Mapping[str, Tensor]) -> Tensor:
+    """An entry (*batch, *shape) with its groups permuted, by what ``Permutation.flat`` gives."""
+    return spec.unview(key, permute(spec.view(key, tensor), spec.parts[key], flat, len(spec.shapes[key])))
 
 
 def permute(tensor: Tensor, parts: Iterable[Part], flat: Mapping[str, Tensor], own_axes: int) -> Tensor:

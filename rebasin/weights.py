@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from rebasin.arguments import check_count, check_number, check_tensor
 Weights = Mapping[str, Tensor]
 Model = nn.Module | Weights
 Models = Model | Sequence[Model]
+Module = TypeVar("Module", bound=nn.Module)
 Kind = TypeVar("Kind", bound=Models)  # what is given back is what was given
 
 
@@ -41,13 +42,27 @@ def like(models: Kind, weights: Weights) -> Kind:
     A module is a copy, which keeps its device, its number format, and whether it is training.
     """
     if isinstance(models, nn.Module):
-        module = copy.deepcopy(models)
+        module = copied(models)
         module.load_state_dict(weights)
         return module
     if isinstance(models, list | tuple):
         several = [like(model, take(weights, number)) for number, model in enumerate(models)]
         return cast(Kind, several if isinstance(models, list) else tuple(several))
     return cast(Kind, dict(weights))
+
+
+def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
+    """A deep copy of a module; ``memo[id(tensor)]`` is what stands there in place of a tensor.
+
+    A weight that a module has computed from its parameters, and keeps as ``torch.nn.utils.weight_norm`` does, is copied
+    as plain numbers: torch copies no tensor that has a history.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 def interpolate(a: Kind, b: Models, weight: float) -> Kind:

@@ -77,7 +77,15 @@ class OfResults(WithMarkdown):
         missing = [notebook for notebook in function.notebooks if not page.runs(notebook)]
         if missing:
             return [not_run(missing)]
-        return self.show(function, [page.shown_run(notebook) for notebook in function.notebooks])
+        runs = [page.shown_run(notebook) for notebook in function.notebooks]
+        try:
+            return self.show(function, runs)
+        except KeyError as error:
+            tables = ", ".join(f"{run}/{notebook}" for run, notebook in zip(runs, function.notebooks, strict=True))
+            raise self.error(
+                f"{self.arguments[0]} finds nothing called {error} in the tables of results/{tables}: they are not "
+                "what the notebook writes. Run it again"
+            ) from error
 
     def named(self, name: str, kind: str) -> Callable[..., Any]:
         """The function of lab/report with this name; it is noted down that the page shows what it gives."""

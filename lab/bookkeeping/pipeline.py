@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lab.bookkeeping import results
+from lab.bookkeeping import interruption, results
 from lab.bookkeeping.cache import remove_leftovers
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.same_code import cache_folder
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-j", type=int, metavar="N", help="notebooks at once; by default as the cores allow")
     options = parser.parse_intermixed_args(arguments)
     try:
+        interruption.raise_from_now_on()
         changed = {name: text if name == "run" else _value(text) for name, text in options.p}
         given = load_preset(options.preset) | changed
         if changed and given["run"] in results.REFERENCE:
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             build_share(given, steps, threads, options.share)
     except KeyboardInterrupt:
-        sys.exit("rebasin: interrupted; the same command goes on from here")
+        sys.exit(interruption.MESSAGE)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"rebasin: {error}")
     except OSError as error:

@@ -203,6 +203,12 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     if not entries:
         return KeptRows({})
     tables = {table: read(run, experiment.name, table) for table in made["tables"]}
+    for table, rows in tables.items():
+        if name not in rows:
+            raise ValueError(
+                f"results/{run}/{experiment.name}-{table}.parquet has no column {name!r}, and so is not what the "
+                "notebook writes: delete it"
+            )
     return KeptRows({table: rows[rows[name].isin(entries)] for table, rows in tables.items()}, entries, made)
 
 
@@ -302,7 +308,10 @@ def read(run: str, name: str, table: str) -> pd.DataFrame:
         raise FileNotFoundError(f"no table {table!r} of notebook {name!r} in run {run!r} ({path.parent})")
     if _digest(path) != made["tables"].get(table):
         raise ValueError(f"{path} is not the table that {name}.json was written with: run the notebook again")
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # a library of its own reads it, which raises either
+        raise ValueError(f"{path} is no table ({error}): run the notebook again") from error
 
 
 def provenance(run: str, name: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from lab.report.words import decimal
 
 OURS = {"ours": "weight matching", "textbook": "Algorithm 1 as printed", "frank-wolfe": "Frank-Wolfe"}
 OTHERS = {"rebasin": "PyPI's rebasin", "sd-meh": "PyPI's sd-meh", "sd-mecha": "PyPI's sd-mecha"}
+NEARLY_ALL = 0.99  # of a model's numbers
 BUDGET = 10  # seconds that tracing a network should take at most
 SAME = 1e-4  # below which two objectives are one, in another order of float32 sums
 
@@ -47,6 +48,27 @@ def tracing() -> Facts:
             "slowest_seconds": f"{slowest['trace_seconds']:.1f}",
             "stiffest": network_name(stiffest),
             "least_moving": f"{100 * stiffest['share_moving']:.1f}",
+        },
+    )
+
+
+@reads()
+def families() -> Facts:
+    """How many models of the package transformers were traced, and of how many nearly all moves.
+
+    The outcome is ``most move`` if that is so of more than half of them, else ``few move``.
+    """
+    rows = measured("families")["rows"]
+    nearly_all = sum(row["share_moving"] >= NEARLY_ALL for row in rows)
+    stiffest = min(rows, key=lambda row: row["share_moving"])
+    return Facts(
+        "most move" if 2 * nearly_all > len(rows) else "few move",
+        {
+            "n": str(len(rows)),
+            "nearly_all": str(nearly_all),
+            "share": f"{100 * NEARLY_ALL:.0f}",
+            "stiffest": stiffest["model"],
+            "least_moving": f"{100 * stiffest['share_moving']:.0f}",
         },
     )
 
@@ -119,6 +141,23 @@ def tracing_table() -> pd.DataFrame:
 
 
 @reads()
+def families_table() -> pd.DataFrame:
+    """A row for each model of the package transformers: what moves, and what stays and why."""
+    rows = []
+    for row in sorted(measured("families")["rows"], key=lambda row: -row["share_moving"]):
+        reasons = {reason.removesuffix(" of the network"): n for reason, n in row["share_pinned_by_reason"].items()}
+        rows.append(
+            {
+                "model": row["model"],
+                "groups": f"{row['groups']}",
+                "moves (%)": f"{100 * row['share_moving']:.1f}",
+                "stays (%), and why": "; ".join(f"{100 * share:.1f} {reason}" for reason, share in reasons.items()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@reads()
 def matching_table() -> pd.DataFrame:
     """A row for each implementation: its time, the ratio of ours to it, and the objective it reaches."""
     benchmark = measured("matching")
@@ -162,7 +201,7 @@ def matching_seconds() -> Figure:
 def measured_on() -> pd.DataFrame:
     """A row for each benchmark: the machine, the versions, the commit and the script."""
     rows = []
-    for name in ("tracing", "matching"):
+    for name in ("tracing", "families", "matching"):
         benchmark = measured(name)
         hardware = benchmark["hardware"]
         rows.append(

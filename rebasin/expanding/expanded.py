@@ -21,7 +21,7 @@ from rebasin.merging.record import side_by_side
 from rebasin.spec import PermutationSpec
 from rebasin.tracing import Followed, double_inputs, follow_program
 from rebasin.tracing.units import RULES
-from rebasin.weights import Models, Weights, check_module
+from rebasin.weights import Models, Weights, check_module, copied
 
 
 def expand_network(
@@ -64,7 +64,7 @@ def expand_network(
         prove_split(followed, slots, inputs, heads)
     else:
         inputs_in_double = double_inputs(inputs)
-        prove_split(_follow(copy.deepcopy(model).double().cpu(), inputs_in_double), slots, inputs_in_double, heads)
+        prove_split(_follow(copied(model).double().cpu(), inputs_in_double), slots, inputs_in_double, heads)
     return Expanded(rewriting, expand(slots, weights, followed.program, heads=heads), inputs)
 
 

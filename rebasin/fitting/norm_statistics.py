@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from rebasin.graph import export, run
 from rebasin.inputs import Inputs, batch_size, shapes_of
 from rebasin.matching.batches import Loader, batches_of
 from rebasin.merging.mending import norms_of
-from rebasin.weights import weights_of
+from rebasin.weights import copied, weights_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -42,7 +41,7 @@ def measure_norms(model: Module, loader: Loader) -> Module:
         for key, value in _statistics(programs[shapes], weights, inputs).items():
             totals[key] = totals.get(key, 0) + batch_size(inputs) * value.double()
         images += batch_size(inputs)
-    measured = copy.deepcopy(model)
+    measured = copied(model)
     buffers = dict(measured.named_buffers())
     for key, total in totals.items():
         buffers[key].copy_(total / images)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.arguments import check_choice
-from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
+from rebasin.graph import AFFINE, LAYERS, NORMS, each_model, export, layer_weight, operator, run, weight_keys
 from rebasin.inner_products import inner_product
 from rebasin.inputs import Inputs, shapes_of
 from rebasin.matching.batches import Loader, batches_of
@@ -110,7 +110,8 @@ def _sums(spec: PermutationSpec, program: torch.export.ExportedProgram, a: Weigh
         def visit(node: torch.fx.Node, args: list[Any], compute: Callable[..., Any]) -> Any:
             value = compute(*args)
             for part, reads in sites.get(node, ()):
-                answers = (args[0] if reads else value).movedim(AFFINE[operator(node)][0], 0)
+                read = args[1 if operator(node) == "addmm" else 0]
+                answers = (read if reads else value).movedim(LAYERS[operator(node)][0], 0)
                 positions = part.positions.flatten().to(answers.device)
                 wide = answers.to(torch.promote_types(answers.dtype, torch.float32))  # sums of half numbers overflow
                 seen[part.group].append(wide.index_select(0, positions).reshape(len(part.positions), -1))
@@ -144,26 +145,27 @@ def _sites(
 ) -> dict[torch.fx.Node, list[tuple[Part, bool]]]:
     """Where in the graph the values of each group are seen: at which nodes, and whether as what they read."""
     keys = weight_keys(program)
-    layers = [
-        (node, part)
-        for node in program.graph.nodes
-        if operator(node) in AFFINE and operator(node) not in NORMS and node.args[1] in keys
-        for part in spec.parts[keys[node.args[1]]]
-    ]
-    seen = {part.group for _, part in layers}
-    read = {part.group for _, part in layers if part.axis == 1}
+    layers: list[tuple[torch.fx.Node, Part, bool]] = []  # a layer, and units that it reads, or gives
+    for node in program.graph.nodes:
+        if operator(node) in LAYERS and operator(node) not in NORMS:
+            weight, gives = layer_weight(node)
+            if weight in keys and (operator(node) in AFFINE or weight.meta["val"].ndim == 2):
+                parts = spec.parts.get(keys[weight], ())  # constants of the model are no entries
+                layers += [(node, part, part.axis != gives) for part in parts if part.axis < 2]
+    seen = {part.group for _, part, _ in layers}
+    read = {part.group for _, part, reads in layers if reads}
     for group in spec.sizes:
         if group not in seen and not spec.within(group):
             raise ValueError(f"no layer reads or gives the units of {group!r}: match this network by its weights")
     sites: dict[torch.fx.Node, list[tuple[Part, bool]]] = defaultdict(list)
     counted = set()
-    for node, part in layers:
+    for node, part, reads in layers:
         # Several layers may read the same values, which count once.
-        values = (part.group, node.args[0])
-        if part.axis == 1 and values not in counted:
+        values = (part.group, node.args[1 if operator(node) == "addmm" else 0])
+        if reads and values not in counted:
             counted.add(values)
             sites[node].append((part, True))
-        elif part.axis == 0 and part.group not in read:
+        elif not reads and part.group not in read:
             sites[node].append((part, False))
     return dict(sites)
 

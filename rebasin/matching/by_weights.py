@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from rebasin.arguments import check_count, check_seed
-from rebasin.inner_products import inner_product
+from rebasin.inner_products import entry_product
 from rebasin.matching.pairs import Matching, Solution, match_pairs
 from rebasin.matching.scores import assign, gram
-from rebasin.permutation import Permutation, flatten, permute
+from rebasin.permutation import Permutation, flatten, permute, permuted_entry
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, Weights, real, single
+from rebasin.weights import Models, Weights, real, single, take
 
 # A sweep that gains no more than this ends the search (the authors' code).
 TOLERANCE = 1e-12
@@ -42,6 +42,9 @@ def weight_matching(
     group lies on two axes of one weight, as in grouped convolutions, the product of both permutations is replaced by
     its slope, and the answer is taken if it is better than the last one.
 
+    Memory, beside the models and for each pair at once: the scores of each group (units, units) in single precision, as
+    many numbers again as a model has at most, and one entry of the models.
+
     Raises ValueError if the weights do not fit the spec or each other, lie on different devices, or are not finite, and
     TypeError or ValueError for other arguments of another kind, negative ones, and a start of another spec.
 
@@ -66,11 +69,15 @@ def _coordinate_descent(
     spec: PermutationSpec, a: Weights, b: Weights, index: dict[str, Tensor], seed: int, max_sweeps: int
 ) -> Solution:
     """Algorithm 1 for weights (pairs, ...) from ``index``, all pairs side by side, the finished ones masked."""
-    history = [inner_product(spec, a, Permutation(spec, index).apply(b))]
-    a, b = ({key: single(real(spec.view(key, weights[key]))) for key in spec.weights} for weights in (a, b))
+    history = [_product(spec, a, b, flatten(spec, index))]
+    a, b = ({key: real(spec.view(key, weights[key])) for key in spec.weights} for weights in (a, b))
     pairs, device = len(history[0]), history[0].device
     families = list(spec.families.items())
-    scores = [_Scores(spec, a, b, members) for _, members in families]
+    scores: list[_Scores] = []
+    room = sum(a[key][0].numel() for key in a)  # what is kept of the scores takes no more than one model
+    for _, members in families:
+        scores.append(_Scores(spec, a, b, members, room))
+        room -= scores[-1].kept_numbers
     active = torch.ones(pairs, dtype=torch.bool, device=device)
     sweeps = torch.zeros(pairs, dtype=torch.int64, device=device)
     order = np.random.default_rng(seed)
@@ -101,13 +108,22 @@ def _coordinate_descent(
     return Solution(index, history[-1], sweeps, path, path)
 
 
+def _product(spec: PermutationSpec, a: Weights, b: Weights, flat: Mapping[str, Tensor]) -> Tensor:
+    """The inner product of the weights of ``a`` with those of the permuted ``b``, entry by entry: (pairs,)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for key in spec.weights:
+        total = total + entry_product(a[key], permuted_entry(spec, key, b[key], flat), len(spec.shapes[key]))
+    return total
+
+
 class _Scores:
     """What each assignment of a group is worth, given the other groups: kept per pair until a neighbour moves.
 
-    The groups within its blocks are assigned together with it: ``members`` are itself and those.
+    The groups within its blocks are assigned together with it: ``members`` are itself and those. Of each pair, no more
+    than ``room`` numbers are kept; what else is needed is computed each time.
     """
 
-    def __init__(self, spec: PermutationSpec, a: Weights, b: Weights, members: list[str]) -> None:
+    def __init__(self, spec: PermutationSpec, a: Weights, b: Weights, members: list[str], room: int) -> None:
         self.a, self.b = a, b
         terms = [
             (key, part, [other for other in spec.parts[key] if other.axis != part.axis])
@@ -118,14 +134,20 @@ class _Scores:
         # A weight with the group on two axes is worth a product of permutations, which an assignment may lessen.
         self.coupled = any(other.group in members for _, _, others in terms for other in others)
         self.parts = {key: spec.parts[key] for key, _, _ in terms}
-        some = a[terms[0][0]]
+        self.units = {part.group: spec.units(part.group) for _, part, _ in terms}
+        some = single(a[terms[0][0]][:, :0])  # of the number format that scores have
         # Terms whose other axes never move are one constant; the rest are kept apart, each with its own neighbours.
-        self.constant = {part.group: some.new_zeros(len(some), *[spec.units(part.group)] * 2) for _, part, _ in terms}
-        for key, part, others in terms:
-            if not others:
-                self.constant[part.group] += gram(a[key], b[key], part)
+        self.fixed = [(key, part) for key, part, others in terms if not others]
         self.terms = [term for term in terms if term[2]]
-        self.values = [torch.empty_like(self.constant[part.group]) for _, part, _ in self.terms]
+        numbers = sum(self.units[group] ** 2 for group in {part.group for _, part in self.fixed})
+        self.constant = self._constant(torch.arange(len(some), device=some.device)) if numbers <= room else None
+        self.kept_numbers = numbers if numbers <= room else 0
+        self.values: list[Tensor | None] = []
+        for _, part, _ in self.terms:
+            units = self.units[part.group]
+            is_kept = self.kept_numbers + units**2 <= room
+            self.values.append(some.new_empty(len(some), units, units) if is_kept else None)
+            self.kept_numbers += units**2 * is_kept
         self.old = [torch.ones(len(some), dtype=torch.bool, device=some.device) for _ in self.terms]
         self.stale = torch.ones(len(some), dtype=torch.bool, device=some.device)
 
@@ -138,17 +160,40 @@ class _Scores:
 
     def refresh(self, rows: Tensor, flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The scores (rows, units, units) of these pairs, recomputing the terms whose neighbours moved."""
-        total = {group: constant.index_select(0, rows) for group, constant in self.constant.items()}
+        constant = self.constant
+        total = self._constant(rows) if constant is None else take(constant, rows)
         for value, old, (key, part, others) in zip(self.values, self.old, self.terms, strict=True):
-            again = rows[old[rows]]
+            again = rows if value is None else rows[old[rows]]
             if len(again):
                 here = {other.group: flat[other.group][again] for other in others}
-                a, b = (weights[key].index_select(0, again) for weights in (self.a, self.b))
-                value.index_copy_(0, again, gram(a, permute(b, others, here, b.ndim - 1), part))
+                a, b = self._entry(key, again)
+                score = gram(a, permute(b, others, here, b.ndim - 1), part)
                 old[again] = False
-            total[part.group] += value.index_select(0, rows)
+                if value is not None:
+                    value.index_copy_(0, again, score)
+            if value is not None:
+                score = value.index_select(0, rows)
+            if part.group in total:
+                total[part.group] += score
+            else:
+                total[part.group] = score
         self.stale[rows] = False
         return total
+
+    def _constant(self, rows: Tensor) -> dict[str, Tensor]:
+        """What the terms are worth whose other axes never move, by group: (rows, units, units)."""
+        total: dict[str, Tensor] = {}
+        for key, part in self.fixed:
+            score = gram(*self._entry(key, rows), part)
+            if part.group in total:
+                total[part.group] += score
+            else:
+                total[part.group] = score
+        return total
+
+    def _entry(self, key: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """An entry of both models of these pairs: (rows, ...)."""
+        return single(self.a[key].index_select(0, rows)), single(self.b[key].index_select(0, rows))
 
     def gain(
         self, rows: Tensor, matrices: Mapping[str, Tensor], flat: Mapping[str, Tensor], new: Mapping[str, Tensor]
@@ -168,6 +213,6 @@ class _Scores:
         """The inner product of all weights that carry the group, in these pairs."""
         total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for key, parts in self.parts.items():
-            b = permute(self.b[key][rows], parts, flat, self.b[key].ndim - 1)
-            total += (self.a[key][rows] * b).flatten(1).sum(-1, dtype=torch.float64)
+            a, b = self._entry(key, rows)
+            total += (a * permute(b, parts, flat, b.ndim - 1)).flatten(1).sum(-1, dtype=torch.float64)
         return total

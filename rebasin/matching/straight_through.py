@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,7 +18,7 @@ from rebasin.matching.by_weights import weight_matching
 from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, Weights, check_device, check_module, interpolate, over
+from rebasin.weights import Models, Weights, check_device, check_module, copied, interpolate, over
 
 
 def straight_through_matching(
@@ -85,7 +84,7 @@ def _descend(
 ) -> Solution:
     """Algorithm 2 for weights (pairs, ...), all pairs side by side; ``best`` are the indices so far."""
     own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    model = without_cache(copy.deepcopy(model, own).eval())
+    model = without_cache(copied(model, own).eval())
     free = {key: a[key].clone() for key in spec.weights}
     speed = over(free, torch.zeros_like)
     basin = Permutation(spec, over(best, Tensor.clone))

@@ -50,6 +50,11 @@ def merge(
     makes one. It is called once at the ``"end"``, with all the permuted models as parents, or at ``"every stage"`` of a
     hierarchy, with the two nodes before.
 
+    Memory, beside the models and what matching takes (``weight_matching``): a mean and a hierarchy of two make the
+    merge entry by entry, so that they need room for one model more; each stage of a larger hierarchy copies its nodes.
+    ``"many"`` takes n + 4 models, ``"universe"`` two copies of all in single precision, and a mending all of them
+    permuted. Where the models are modules, so is the merge, which is one model more.
+
     Raises ValueError for another method or option, models that do not fit the spec or one another, and what the
     mending raises.
 

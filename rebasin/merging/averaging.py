@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from rebasin.merging.record import Merge, merged_like, side_by_side
+from rebasin.merging.record import Merge, merged_like, one_by_one
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, mean
+from rebasin.weights import Models, mean, stack
 
 
 def merge_mean(spec: PermutationSpec, models: Models) -> Merge:
@@ -20,9 +21,11 @@ def merge_mean(spec: PermutationSpec, models: Models) -> Merge:
     >>> merge_mean(spec, [{"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])}]).model
     {'w': tensor([2., 3.])}
     """
-    weights, batch = side_by_side(spec, models, "merge_mean(spec, models)")
-    some = weights[next(iter(spec.shapes))]
-    merged = mean(weights, len(batch))
-    nothing = torch.zeros(batch, dtype=torch.int64, device=some.device)
-    identity = Permutation.identity(spec, some.shape[: len(batch) + 1], some.device)
+    several, batch = one_by_one(spec, models, "merge_mean(spec, models)")
+    device = several[0][next(iter(spec.shapes))].device
+    merged: dict[str, Tensor] = {}
+    for key in several[0]:  # one entry of all models side by side at a time
+        merged |= mean(stack([{key: model[key]} for model in several], len(batch)), len(batch))
+    nothing = torch.zeros(batch, dtype=torch.int64, device=device)
+    identity = Permutation.identity(spec, (*batch, len(several)), device)
     return Merge(merged_like(models, merged), merged, identity, nothing, nothing)

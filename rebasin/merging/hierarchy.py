@@ -11,10 +11,10 @@ from torch import Tensor
 from rebasin.arguments import check_flag, check_seed
 from rebasin.matching.by_weights import weight_matching
 from rebasin.merging.mending import Mend, check_mend, mended_by
-from rebasin.merging.record import Merge, Stage, merged_like, side_by_side, unmoved
-from rebasin.permutation import Permutation, compose
+from rebasin.merging.record import Merge, Stage, merged_like, one_by_one, unmoved
+from rebasin.permutation import Permutation, compose, permuted_entry
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, flat, is_whole, point_between, stack, take
+from rebasin.weights import Models, Weights, flat, is_whole, over, point_between, stack, take
 
 
 def merge_hierarchical(
@@ -42,15 +42,14 @@ def merge_hierarchical(
     >>> merge_hierarchical(spec, models).stages
     (Stage(2 nodes of 4 models), Stage(1 node of 4 models))
     """
-    nodes, batch = side_by_side(spec, models, "merge_hierarchical(spec, models)")
+    nodes, batch = one_by_one(spec, models, "merge_hierarchical(spec, models)")
     check_seed(seed)
     check_flag(shuffle, "shuffle")
     check_mend(mend)
     axis = len(batch)
-    some = nodes[next(iter(spec.shapes))]
-    n, device = some.shape[axis], some.device
-    leaves = [(leaf,) for leaf in range(n)]
-    index = unmoved(spec, (*batch, n), device)
+    device = nodes[0][next(iter(spec.shapes))].device
+    leaves = [(leaf,) for leaf in range(len(nodes))]
+    index = unmoved(spec, (*batch, len(nodes)), device)
     sweeps = torch.zeros(batch, dtype=torch.int64, device=device)
     stages = []
     rng = np.random.default_rng(seed)
@@ -58,24 +57,36 @@ def merge_hierarchical(
         order = rng.permutation(len(leaves)) if shuffle else np.arange(len(leaves))
         paired = len(order) - len(order) % 2
         first, second, odd = order[:paired:2], order[1:paired:2], order[paired:]
-        a, b = (take(nodes, torch.as_tensor(half, device=device), axis) for half in (first, second))
+        a, b = (_together([nodes[node] for node in half], axis) for half in (first, second))
         matching = weight_matching(spec, a, b, seed=int(rng.integers(2**31)), chunk=chunk)
-        b = matching.apply(b)
         index = _passed_down(spec, index, matching.permutation, [leaves[node] for node in second], axis)
         owned = [(len(leaves[i]), len(leaves[j])) for i, j in zip(first, second, strict=True)]
         share = torch.tensor([right / (left + right) for left, right in owned], dtype=torch.float64, device=device)
-        merged = {key: _between(a[key], b[key], share, axis) for key in nodes}
+        order_of_b = matching.permutation.flat
+        merged: dict[str, Tensor] = {}
+        for key in a:  # one entry at a time is permuted
+            merged[key] = _between(a[key], permuted_entry(spec, key, b[key], order_of_b), share, axis)
         if mend is not None:
-            mended = mended_by(mend, flat(merged, axis + 1), flat(stack([a, b], axis + 1), axis + 1))
+            parents = flat(stack([a, matching.apply(b)], axis + 1), axis + 1)
+            mended = mended_by(mend, flat(merged, axis + 1), parents)
             merged = {key: tensor.unflatten(0, (*batch, len(first))) for key, tensor in mended.items()}
-        passed = take(nodes, torch.as_tensor(odd, device=device), axis)
-        nodes = {key: torch.cat([merged[key], passed[key]], axis) for key in nodes}
+        for node in odd:
+            for key, tensor in nodes[node].items():
+                merged[key] = torch.cat([merged[key], tensor.unsqueeze(axis)], axis)
         leaves = [leaves[i] + leaves[j] for i, j in zip(first, second, strict=True)] + [leaves[i] for i in odd]
-        stages.append(Stage(nodes, tuple(leaves), Permutation(spec, index), matching))
+        nodes = [take(merged, number, axis) for number in range(len(leaves))]
+        stages.append(Stage(merged, tuple(leaves), Permutation(spec, index), matching))
         sweeps += matching.sweeps.sum(-1)
-    top = take(nodes, 0, axis)
+    top = nodes[0] if stages else over(nodes[0], Tensor.clone)
     rounds = torch.full_like(sweeps, len(stages))
     return Merge(merged_like(models, top), top, Permutation(spec, index), rounds, sweeps, tuple(stages))
+
+
+def _together(nodes: Sequence[Weights], axis: int) -> dict[str, Tensor]:
+    """Nodes (*batch, ...) side by side, (*batch, nodes, ...); one alone is not copied."""
+    if len(nodes) == 1:
+        return over(nodes[0], lambda tensor: tensor.unsqueeze(axis))
+    return {key: torch.stack([node[key] for node in nodes], axis) for key in nodes[0]}
 
 
 def _passed_down(
@@ -98,5 +109,5 @@ def _passed_down(
 def _between(a: Tensor, b: Tensor, share: Tensor, axis: int) -> Tensor:
     """``(1 - share) a + share b``, with a share for each entry along ``axis``; whole numbers are those of ``a``."""
     if is_whole(a):
-        return a
+        return a.clone()
     return point_between(a, b, share.to(a.dtype).reshape(-1, *[1] * (a.ndim - axis - 1)))

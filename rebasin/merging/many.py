@@ -9,7 +9,7 @@ from torch import Tensor
 from rebasin.arguments import check_count, check_seed
 from rebasin.matching.by_weights import TOLERANCE, weight_matching
 from rebasin.merging.record import Merge, merged_like, side_by_side, unmoved
-from rebasin.permutation import Permutation, compose
+from rebasin.permutation import Permutation, compose, permuted_entry
 from rebasin.progress import track
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, flat, is_whole, mean, over, unflat
@@ -34,7 +34,9 @@ def merge_many(spec: PermutationSpec, models: Models, *, seed: int = 0, max_roun
     check_count(max_rounds, "max_rounds", 0)
     axes = len(batch)
     n, groups = weights[next(iter(spec.shapes))].shape[axes], batch.numel()
-    moved = over(flat(weights, axes), Tensor.clone)  # (groups, n, ...), permuted as the rounds go on
+    moved = flat(weights, axes)  # (groups, n, ...), permuted as the rounds go on
+    if not isinstance(models, list | tuple):  # those of a list are copies already
+        moved = over(moved, Tensor.clone)
     device = moved[next(iter(spec.shapes))].device
     index = unmoved(spec, (groups, n), device)
     rounds, sweeps = (torch.zeros(groups, dtype=torch.int64, device=device) for _ in range(2))
@@ -55,11 +57,12 @@ def merge_many(spec: PermutationSpec, models: Models, *, seed: int = 0, max_roun
                 matching = weight_matching(spec, others, model, seed=int(rng.integers(2**31)))
                 # A permutation keeps the norm, so that the distance shrinks exactly when the inner product grows.
                 shortened |= matching.objective - matching.objective_by_sweep[..., 0] > TOLERANCE
-                closer = matching.apply(model)
-                for key in total:
-                    total[key] += closer[key] - model[key]
+                order = matching.permutation.flat
                 for key, tensor in moved.items():
-                    tensor[rows, i] = closer[key]
+                    closer = permuted_entry(spec, key, model[key], order)
+                    tensor[rows, i] = closer
+                    if key in total:
+                        total[key] += closer - model[key]
                 before = {group: held[rows, i] for group, held in index.items()}
                 for group, composed in compose(spec, matching.permutation.indices, before).items():
                     index[group][rows, i] = composed

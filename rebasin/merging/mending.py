@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import AFFINE, NORMS, each_model, export, operator, run, weight_keys
+from rebasin.graph import (
+    AFFINE,
+    LAYERS,
+    MOVING,
+    NORMS,
+    each_model,
+    export,
+    layer_weight,
+    module_of,
+    operator,
+    run,
+    weight_keys,
+)
 from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs
 from rebasin.spec import PermutationSpec
 from rebasin.weights import (
@@ -29,9 +41,7 @@ from rebasin.weights import (
 Mend = Callable[[Weights, Weights], Weights]
 UNKNOWN = ("conv_transpose", "rms_norm", "_fused_rms_norm")  # layers that are not in AFFINE
 PRODUCTS = ("mm", "bmm", "baddbmm", "matmul", "einsum")  # what multiplies with a weight that is not in AFFINE
-# Layers, with the axis of the units in what comes out, and which arguments are the weight and the bias.
-LAYERS = AFFINE | {"addmm": (-1, 2, 0)}
-MOVING = ("movedim", "permute", "transpose", "t")  # axes change places, and values stay
+REPAIRED = (*AFFINE, "addmm")
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 
 
@@ -134,8 +144,8 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Inputs) -> K
                 return value
             axis, at_weight, at_bias = LAYERS[operator(node)]
             weight, bias = layers[node]
-            turned = operator(cast(torch.fx.Node, node.args[at_weight])) in MOVING
-            columns = operator(node) == "addmm" and not turned  # of the matrix that it multiplies with: the units
+            columns = layer_weight(node)[1] == 1  # of the matrix that it multiplies with: the units
+            turned = node.args[at_weight] is not layer_weight(node)[0]
             (mean, std), (goal_mean, goal_std) = _moments(value, axis), goals[weight]
             scale = torch.where(std > 0, goal_std / std, torch.ones_like(std))
             weights[weight] = weights[weight] * (
@@ -218,25 +228,25 @@ def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[
     layers: dict[torch.fx.Node, tuple[str, str]] = {}
     followed: set[torch.fx.Node] = set()  # nodes with a layer somewhere after them
     for node in reversed(program.graph.nodes):
-        followed.update(node.all_input_nodes if node in followed or operator(node) in LAYERS else ())
+        followed.update(node.all_input_nodes if node in followed or operator(node) in REPAIRED else ())
         if node in followed and operator(node).startswith(UNKNOWN):
             raise ValueError(f"REPAIR cannot rescale what {operator(node)} gives")
         if node in followed and operator(node) in PRODUCTS:
             for factor in map(_unmoved, node.all_input_nodes):
                 if factor in keys:
                     raise ValueError(f"REPAIR cannot rescale what {operator(node)} gives with {keys[factor]!r}")
-        if operator(node) not in LAYERS or node not in followed:
+        if operator(node) not in REPAIRED or node not in followed:
             continue
         _, at_weight, at_bias = LAYERS[operator(node)]
         weight: Any
         bias: Any
         weight, bias = (node.args[at] if at < len(node.args) else None for at in (at_weight, at_bias))
-        if operator(node) == "addmm" and operator(weight) in MOVING:
-            weight = weight.args[0]
+        if operator(node) == "addmm":
+            weight, _ = layer_weight(node)
         if weight is None:  # a norm without weights
             continue
         if weight not in keys:
-            raise ValueError(f"REPAIR cannot rescale the computed weight of {operator(node)}")
+            raise ValueError(f"REPAIR cannot rescale the computed weight of {operator(node)} in {module_of(node)}")
         if operator(node) in NORMS and weight.meta["val"].ndim > 1:
             raise ValueError(f"REPAIR cannot rescale {keys[weight]!r}, which scales places and units")
         if bias in keys:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rebasin.arguments import check_choice, check_number
 from rebasin.expanding.costs import Measure, graph_costs
 from rebasin.expanding.expanded import Expanded, expand_network, kept_whole
-from rebasin.expanding.expansion import Heads
+from rebasin.expanding.expansion import Heads, read_axes
 from rebasin.expanding.slots import Slots
 from rebasin.fitting.alignment import match_grams, mismatch
 from rebasin.fitting.grams import Grams, check_grams
@@ -88,6 +88,8 @@ def pleas(
     Fitted(2 models, 2 groups, 16 + 16 -> ... units; size 1.4...; errors of its layers ...% of the average's)
     """
     check_choice(objective, "objective", get_args(Objective))
+    check_grams(grams, "pleas(grams)")
+    read_axes(grams.spec, grams.program)  # raises for a layer that cannot be fitted
     slots, budget = choose_slots(grams, size=size, by=by, permutation=permutation, gains=gains, heads=heads)
     return fit_slots(grams, slots, objective=objective, heads=heads, budget=budget)
 

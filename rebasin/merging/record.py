@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from rebasin.inner_products import group_shape
 from rebasin.matching.pairs import Matching
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec, check_spec
-from rebasin.weights import Model, Models, Weights, like, weights_of
+from rebasin.weights import Model, Models, Weights, check_alike, like, take, weights_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,13 +76,36 @@ def side_by_side(spec: PermutationSpec, models: Models, call: str) -> tuple[dict
     """
     check_spec(spec, call)
     if isinstance(models, list | tuple):
-        if not models:
-            raise ValueError("no models to merge: the list is empty")
-        for number, model in enumerate(models):
-            if spec.leading_axes(weights_of(model, f"models[{number}]"), f"models[{number}]"):
-                raise ValueError(f"models[{number}] is many models: pass one dict of tensors (*batch, n, ...) instead")
+        _check_list(spec, models)
     weights = weights_of(models)
     return weights, group_shape(spec, weights)
+
+
+def one_by_one(spec: PermutationSpec, models: Models, call: str) -> tuple[list[dict[str, Tensor]], torch.Size]:
+    """The weights (*batch, ...) of each of n models, which share their memory with what is given; and ``*batch``.
+
+    ``models`` and errors are those of ``side_by_side``, which copies what is a list.
+    """
+    check_spec(spec, call)
+    if not isinstance(models, list | tuple):
+        weights, batch = side_by_side(spec, models, call)
+        n = weights[next(iter(spec.shapes))].shape[len(batch)]
+        return [take(weights, number, len(batch)) for number in range(n)], batch
+    _check_list(spec, models)
+    several = [weights_of(model) for model in models]
+    for number, model in enumerate(several):
+        check_alike(several[0], model, "model 0", f"model {number}")
+        spec.check_finite(model, f"models[{number}]")
+    return several, torch.Size()
+
+
+def _check_list(spec: PermutationSpec, models: Sequence[Model]) -> None:
+    """Raise ValueError unless these are one model or more, each by itself, that fit the spec."""
+    if not models:
+        raise ValueError("no models to merge: the list is empty")
+    for number, model in enumerate(models):
+        if spec.leading_axes(weights_of(model, f"models[{number}]"), f"models[{number}]"):
+            raise ValueError(f"models[{number}] is many models: pass one dict of tensors (*batch, n, ...) instead")
 
 
 def merged_like(models: Models, weights: Weights) -> Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from rebasin.tracing.rules import (  # noqa: F401  each adds its rules to RULES
     sums,
 )
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
-from rebasin.weights import check_module, is_whole
+from rebasin.weights import check_module, copied, is_whole
 
 
 def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
@@ -47,10 +46,10 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     the outputs must stay what they were. This goes for all examples, and then for inputs of another batch size, and of
     other lengths or resolutions where the model takes them; ``spec.proof`` says which.
 
-    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if an operator
-    cannot be followed at all or cannot be computed in float64 (it is named, with its line), or if outputs are not
-    finite, and SpecError, naming a group, if permuting it changes the outputs, or if inputs of another size need
-    another spec: then examples of both are needed.
+    Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if the model's
+    state_dict() renames entries, if an operator cannot be followed at all or cannot be computed in float64 (it is
+    named, with its line), or if outputs are not finite, and SpecError, naming a group, if permuting it changes the
+    outputs, or if inputs of another size need another spec: then examples of both are needed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> spec = trace(model, torch.randn(1, 3, 8, 8))
@@ -146,7 +145,7 @@ def emptied(model: nn.Module) -> nn.Module:
         storage = storages.setdefault(own._cdata, torch.UntypedStorage(own.nbytes()))
         empty = torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(model, memo).cpu()
+    return copied(model, memo).cpu()
 
 
 def _relate(
@@ -222,6 +221,12 @@ def _span(tensor: Tensor) -> tuple[int, int, int]:
 def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
     """The spec with every key of the model's state, in its order."""
     state = model.state_dict()
+    for key, parts in spec.parts.items():
+        if parts and key not in state:
+            raise ValueError(
+                f"the model uses {key!r}, and its state_dict() has no such entry, so that no permutation could be "
+                "applied: take away what renames its entries, such as a hook"
+            )
     left_out = {
         key: "whole numbers" if is_whole(tensor) else UNUSED for key, tensor in state.items() if key not in spec.parts
     }

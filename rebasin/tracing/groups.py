@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rebasin.spec import Part, PermutationSpec
+from rebasin.tracing.copies import order_marks
 from rebasin.tracing.units import FIXED, Labels, Relations, Value
 
 UNREACHED = "not reached by the example"
@@ -63,7 +64,7 @@ def find_groups(relations: Relations, tensors: Mapping[str, Value]) -> tuple[Per
     children = {head: units for head, units in children.items() if not fixed[head]}
 
     places = _places(relations, tensors, unit_of)
-    kind = _refine(count, [place.units for place in places], uses, marks)
+    kind = _kinds(relations, tensors, tied, places, uses, marks)
     groups = _grouped(children, kind, places)
     owner, number = np.full(count + 1, FIXED), np.zeros(count + 1, np.int64)
     for position, units in enumerate(groups.units):
@@ -282,6 +283,25 @@ def _refine(
         _, new = np.unique(np.stack([kind[lying].astype(np.uint64), total]), axis=1, return_inverse=True)
         kind[lying] = kind.max() + 1 + new.ravel()
     return kind
+
+
+def _kinds(
+    relations: Relations,
+    tensors: Mapping[str, Value],
+    tied: np.ndarray,
+    places: Sequence[_Place],
+    uses: Sequence[np.ndarray],
+    marks: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """A number per unit: those of one number may change places, slice by slice."""
+    count, along = int(tied.max(initial=-1)) + 1, [place.units for place in places]
+    kind = _refine(count, along, uses, marks)
+    own = (labels.units for key, value in tensors.items() for labels in _own_labels(value, key in relations.columns))
+    orders = order_marks(relations, own, tied)
+    refined = _refine(count, along, uses, [*marks, *orders])
+    lying = np.unique(np.concatenate([np.zeros(0, int), *along]))
+    lying = lying[lying != FIXED]
+    return refined if len(np.unique(refined[lying])) > len(np.unique(kind[lying])) else kind
 
 
 def _rank(count: int, places: Iterable[_Place]) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,21 +14,19 @@ from rebasin.graph import names_of
 from rebasin.inputs import Inputs, arguments_of, on_each, shapes_of, tensors_of
 from rebasin.spec import PermutationSpec, SpecError
 from rebasin.tracing.proof import (
-    OWN_ROUNDING,
-    ROUNDING,
     computing_in,
     derangements,
     drawn_like,
     inputs_like,
     permuted,
+    stays,
     widened,
 )
+from rebasin.weights import copied
 
 # From this size on, half of it is tried before the double, which costs more.
 LARGE = 128
 BATCH = "batch"
-# The share of entries whose own scale may be too small by chance.
-FEW = 1e-3
 Place = tuple[int, int]  # an axis of the tensor of this number
 
 
@@ -46,11 +43,13 @@ def prove_other_sizes(
     does not take is passed over, and told.
     """
     proved = {shapes_of(inputs): _in_words(inputs) for inputs in examples}
+    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    weights = drawn_like(tensors, torch.Generator().manual_seed(0))
     refused: dict[str, bool] = {}
     for program, inputs in zip(programs, examples, strict=True):
         for what, choices in _other_sizes(inputs).items():
             for other in choices:
-                if shapes_of(other) in proved or _proves(spec, model, program, other):
+                if shapes_of(other) in proved or _proves(spec, model, weights, program, other):
                     proved[shapes_of(other)] = _in_words(other)
                     break
             else:
@@ -102,45 +101,36 @@ def _resized(inputs: Inputs, places: Iterable[Place], size: int) -> Inputs:
     return on_each(of, inputs)
 
 
-def _proves(spec: PermutationSpec, model: nn.Module, program: torch.export.ExportedProgram, inputs: Inputs) -> bool:
+def _proves(
+    spec: PermutationSpec,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    program: torch.export.ExportedProgram,
+    inputs: Inputs,
+) -> bool:
     """Whether the model takes inputs of this size, with outputs to compare. Raises SpecError if they change.
 
-    All groups are permuted together. Weights and inputs are redrawn, and all is computed in float64: see ``prove``.
+    All groups are permuted together. ``weights`` are redrawn, as inputs are, and all is computed in float64: see
+    ``prove``.
     """
-    generator = torch.Generator().manual_seed(0)
-    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    generator = torch.Generator().manual_seed(1)
+    drawn = _named(program, inputs_like(program, inputs, generator))
+    old = _outputs(model, weights, drawn)
+    if not old:
+        return False
     index = {group: derangements(spec, group, generator) for group in spec.sizes}
-    outputs = []
-    for order in (index, None):
-        weights = drawn_like(tensors, generator)
-        drawn = _named(program, inputs_like(program, inputs, generator))
-        outputs.append(_outputs(model, weights, drawn))
-        if not outputs[-1]:
-            return False
-        if order is not None:
-            outputs.append(_outputs(model, {**weights, **permuted(spec, weights, order)}, drawn))
-    old, new, other = outputs
-    if not new or not all(map(_stays, new, old, other)):
+    new = _outputs(model, {**weights, **permuted(spec, weights, index)}, drawn)
+    # Another network, and other inputs.
+    weights = drawn_like(weights, generator)
+    other = _outputs(model, weights, _named(program, inputs_like(program, inputs, generator)))
+    if not other:
+        return False
+    if not new or not all(map(stays, new, old, other)):
         raise SpecError(
             f"permuting all groups together changes what the network computes for inputs of {_in_words(inputs)}, which "
             "no example has: give examples of both sizes, trace(model, [example, another])"
         )
     return True
-
-
-def _stays(new: Tensor, old: Tensor, other: Tensor) -> bool:
-    """Whether an output is the old one but for rounding. ``other`` is that of another network and other inputs.
-
-    Of many entries, a few are by chance nearly what they are in the other network, so that their own scale is too
-    small: they are held against that of most. As in the proof, a large entry hides no other.
-    """
-    if new.shape != old.shape or not (old.is_floating_point() or old.is_complex()):
-        return torch.equal(new, old)
-    variation = (old - other).abs().nan_to_num(nan=0, posinf=0)
-    moved, own = (new - old).abs(), (OWN_ROUNDING * old.abs()).nan_to_num(nan=0, posinf=0)
-    alike = (new == old) | (new.isnan() & old.isnan())
-    strict, usual = (alike | (moved <= ROUNDING * scale + own) for scale in (variation, variation.median()))
-    return bool((strict | usual).all()) and int((~strict).sum()) <= FEW * strict.numel()
 
 
 def _named(program: torch.export.ExportedProgram, tensors: tuple[Tensor, ...]) -> Inputs:
@@ -186,7 +176,7 @@ def _filled(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(weights[key], requires_grad=False)
     for key, buffer in model.named_buffers(remove_duplicate=False):
         memo[id(buffer)] = weights[key]
-    return copy.deepcopy(model, memo).eval()
+    return copied(model, memo).eval()
 
 
 def _in_words(inputs: Inputs) -> str:

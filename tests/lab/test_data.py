@@ -1,10 +1,12 @@
 """The loaders give the pixels that are in the files, set some aside, name what is corrupt, and fingerprint it all."""
 
 import io
+import lzma
 import os
 import shutil
 import struct
 import tarfile
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -412,6 +414,26 @@ def test_an_archive_that_unpacks_to_very_much_ends_early(cifar10, monkeypatch):
     archive_of(cifar10, *((f"train/cat/{n}.png", tarfile.REGTYPE, bytes(600_000)) for n in range(10, 14)))
     monkeypatch.setattr(image_files, "LARGEST_IN_ALL", 2_000_000)
     with refused("unpacks to more than 0.002 GB: it is no archive of images"):
+        load("cifar10")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
+def test_a_header_that_promises_gigabytes_ends_it_before_they_are_read(cifar10, kind):
+    header = tarfile.TarInfo("train/cat/9.png")
+    header.type, header.size = kind, 3_000_000_000
+    with lzma.open(pack(cifar10), "wb", preset=0) as packed:
+        packed.write(header.tobuf() + bytes(40_000_000))
+    tracemalloc.start()
+    with refused("'train/cat/9.png' has 3000 MB, too much for an image of so few pixels"):
+        load("cifar10")
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_an_archive_of_more_members_than_images_ends_early(cifar10, monkeypatch):
+    archive_of(cifar10, *((f"folder{n}", tarfile.DIRTYPE, b"") for n in range(10)))
+    monkeypatch.setattr(image_files, "MOST", 25)
+    with refused("has more than 25 members: it is no archive of images"):
         load("cifar10")
 
 

@@ -1,13 +1,19 @@
-"""A run that is killed at any moment ends with the same tables to the byte when it is started again."""
+"""A run that is killed at any moment ends with the same tables to the byte when it is started again.
+
+``python tests/lab/test_kills.py FOLDER 100`` kills one a hundred times, at random moments.
+"""
 
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from lab.bookkeeping import results
 from lab.bookkeeping.code import ROOT
@@ -37,12 +43,27 @@ def is_change(event, arguments):
     return event in ("os.rename", "os.remove") or (event == "open" and arguments[2] & os.O_WRONLY)
 
 
+def started(home, work, watch=None):
+    """Work in a process of its own, with results and cache there."""
+    home.mkdir(exist_ok=True)
+
+    def watched():
+        os.environ |= {"REBASIN_RESULTS": str(home / "results"), "REBASIN_CACHE": str(home / "cache")}
+        if watch is not None:
+            sys.addaudithook(watch)
+        work()
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=watched)
+    process.start()
+    return process
+
+
 def forked(home, work, die_at=None, half=False):
     """Work in a process that dies before change number ``die_at`` of a file there, or in the middle of its write.
 
     Gives the exit status, and what the changes were.
     """
-    home.mkdir(exist_ok=True)
     changes = []
     told, tell = os.pipe()
 
@@ -56,14 +77,7 @@ def forked(home, work, die_at=None, half=False):
                 os.truncate(arguments[0], os.path.getsize(arguments[0]) // 2)
             os._exit(KILLED)
 
-    def watched():
-        os.environ |= {"REBASIN_RESULTS": str(home / "results"), "REBASIN_CACHE": str(home / "cache")}
-        sys.addaudithook(watch)
-        work()
-        os._exit(0)
-
-    process = multiprocessing.get_context("fork").Process(target=watched)
-    process.start()
+    process = started(home, work, watch)
     process.join()
     os.close(tell)
     with os.fdopen(told) as lines:
@@ -74,12 +88,16 @@ def tables(home):
     return {path.name: path.read_bytes() for path in (home / "results" / "killed").glob("*.parquet")}
 
 
+def work_on_digits():
+    digits = load("digits")
+    experiment = results.begin("merge", results.declared_parameters("merge") | {"run": "killed"})
+    return partial(make, digits, trace(build("mlp", digits, RECIPE.width), digits.example), experiment)
+
+
 def kill_everywhere(folder):
     """Kill the work at every change that it makes, start it again, and compare what comes out."""
     stack.CHECKPOINT_SECONDS = -1.0  # an unfinished stack is kept after every epoch
-    digits = load("digits")
-    experiment = results.begin("merge", results.declared_parameters("merge") | {"run": "killed"})
-    work = partial(make, digits, trace(build("mlp", digits, RECIPE.width), digits.example), experiment)
+    work = work_on_digits()
     exitcode, changes = forked(folder / "whole", work)
     whole = tables(folder / "whole")
     assert exitcode == 0 and len(whole) == 2
@@ -94,12 +112,40 @@ def kill_everywhere(folder):
     print(f"{len(kills)} kills, the same tables after each")
 
 
-def test_killed_at_every_change_of_a_file_it_ends_with_the_same_tables(tmp_path):
+def kill_at_random(folder, kills):
+    """Kill the work so many times at random moments. Each time it goes on where it was, until it gets through."""
+    stack.CHECKPOINT_SECONDS = -1.0
+    work = work_on_digits()
+    began = time.monotonic()
+    assert forked(folder / "whole", work)[0] == 0
+    seconds, whole = time.monotonic() - began, tables(folder / "whole")
+    moments, killed, homes = random.Random(0), 0, 0
+    while killed < kills:
+        home = folder / str(homes)
+        homes += 1
+        while True:
+            process = started(home, work)
+            process.join(moments.uniform(0, seconds))
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            killed += 1
+        assert process.exitcode == 0
+        assert tables(home) == whole, f"in folder {home}"
+    print(f"{killed} kills in {homes} runs, the same tables after each")
+
+
+@pytest.mark.parametrize("arguments", [[], ["6"]], ids=["at every change", "at random moments"])
+def test_killed_at_every_change_of_a_file_or_at_random_it_ends_with_the_same_tables(tmp_path, arguments):
     # In a process of its own: one that has trained a network cannot be forked and train another.
     own = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, __file__, tmp_path], env=own, capture_output=True, text=True)
-    assert done.stdout.endswith("kills, the same tables after each\n"), done.stderr
+    done = subprocess.run([sys.executable, __file__, tmp_path, *arguments], env=own, capture_output=True, text=True)
+    assert done.stdout.endswith("the same tables after each\n"), done.stderr
 
 
 if __name__ == "__main__":
-    kill_everywhere(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        kill_at_random(Path(sys.argv[1]), kills=int(sys.argv[2]))
+    else:
+        kill_everywhere(Path(sys.argv[1]))

@@ -382,6 +382,31 @@ def test_the_steps_are_the_notebooks_of_the_book_in_their_order():
     assert list(STEPS) == pages
 
 
+# A library that is interrupted while it is loaded, and one that takes the interruption for a fault of its own.
+LOADING = """
+import runpy, signal, sys
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pandas":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException as error:
+                raise ImportError("pandas is broken") from error
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Slow())
+sys.argv = ["pipeline", "smoke", "train"]
+runpy.run_module("lab.bookkeeping.pipeline", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_interrupted_while_libraries_are_loaded_it_ends_with_one_line(home):
+    done = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True)
+    assert done.stderr == "rebasin: interrupted; the same command goes on from here\n"
+    assert done.returncode == 130
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize("at_once", ["1", "2"])
 def test_ending_the_pipeline_ends_its_notebooks(home, number, at_once):

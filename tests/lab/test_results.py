@@ -414,6 +414,17 @@ def test_rows_of_a_notebook_that_had_other_parameters_are_not_kept(folder):
     assert grow(2)[0] == ()
 
 
+def test_what_is_no_table_though_its_digest_is_right_is_named(folder):
+    write()
+    forged = folder / "train-first.parquet"
+    forged.write_bytes(b"PAR1 and nothing else PAR1")
+    made = json.loads((folder / "train.json").read_text())
+    made["tables"]["first"] = results._digest(forged)
+    (folder / "train.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="train-first.parquet is no table.*: run the notebook again"):
+        read("mine", "train", "first")
+
+
 def test_rows_of_a_damaged_table_are_not_kept(folder):
     measure("mlp")
     (folder / "arena-entries.parquet").write_bytes(b"PAR1")

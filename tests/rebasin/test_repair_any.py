@@ -158,7 +158,7 @@ class ComputedWeight(nn.Module):
             nn.Sequential(nn.ConvTranspose2d(2, 3, 1), nn.Conv2d(3, 2, 1)),
             "REPAIR cannot rescale what conv_transpose2d gives",
         ),
-        (ComputedWeight(), "REPAIR cannot rescale the computed weight of linear"),
+        (ComputedWeight(), "REPAIR cannot rescale the computed weight of linear in the model itself"),
         (Columns(weighed=True), "REPAIR cannot rescale what matmul gives with 'second'"),
     ],
 )

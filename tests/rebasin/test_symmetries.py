@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+import rebasin
 from rebasin import Permutation, trace
 from rebasin.expanding.expanded import kept_whole
 
@@ -268,6 +269,23 @@ def test_rescaled_weights_move_as_plain_ones_do(wrap, options, expected):
     assert sizes(traced(convolutions(wrap, **options), images, torch.randn(3, 3, 8, 8))) == expected
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_is_computed_before_each_call_is_followed_and_the_merge_keeps_it(wrap):
+    torch.manual_seed(0)
+    a, b = convolutions(wrap), convolutions(wrap)
+    images = torch.randn(2, 3, 8, 8)
+    a(images), b(images)  # now each has a weight with a history, which torch does not copy
+    spec = trace(a.eval(), images)
+    assert sizes(spec) == ["8", "8"]
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(1)).apply(a)
+    torch.testing.assert_close(moved(images), a(images))
+    merged = rebasin.merge(spec, [a, moved]).model
+    torch.testing.assert_close(merged(images), a(images), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="REPAIR cannot rescale the computed weight of conv2d in '2'"):
+        rebasin.repair(merged, merged, [a, b], images)
+
+
 def between(part, channels=8):
     """A part between two convolutions."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), part, nn.LazyConv2d(4, 1), Applied(over_places))
@@ -460,6 +478,18 @@ class Gates(nn.Module):
         return self.out((paths * gate.softmax(-2)).sum(-2) + paths.sum(-2) * gate.sum(-2))
 
 
+class Turned(nn.Module):
+    """Units that are added to themselves in the order of a matrix that is turned: three and three in a circle."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(3, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.a(x.mean((2, 3)))
+        return self.out((x + x.view(-1, 2, 4).mT.reshape(-1, 8)).relu())
+
+
 ONCE_REFUSED = {
     "selective kernels": (Selective, ["4", "8", "8"]),
     "dynamic convolution": (lambda: Chosen(1), ["3", "8", "8"]),
@@ -470,6 +500,7 @@ ONCE_REFUSED = {
     "bilinear": (Bilinear, ["6", "8"]),
     "tied blocks": (TwoRows, ["2", "2", "2", "2", "4", "4"]),
     "a gate of two sums": (Gates, ["8"]),
+    "slices in circles": (Turned, ["2"]),
 }
 
 

@@ -36,7 +36,7 @@ from rebasin.graph import export
 from rebasin.permutation import Permutation
 from rebasin.spec import SpecError
 from rebasin.tracing import trace
-from rebasin.tracing.proof import prove
+from rebasin.tracing.proof import prove, stays
 from rebasin.tracing.units import RULES
 
 
@@ -46,7 +46,7 @@ def with_statistics(model, seed=0):
     model = copy.deepcopy(model).double().eval()
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
-            fan = tensor[0].numel() if tensor.ndim > 1 else 4
+            fan = tensor.shape[1:].numel() if tensor.ndim > 1 else 4
             drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * (2 / fan) ** 0.5
             tensor.copy_(drawn if tensor.ndim > 1 else 0.5 + drawn.abs())
     return model
@@ -484,6 +484,17 @@ def test_a_huge_output_hides_no_other(beside):
         prove(forgotten, export(model, (inputs,)), (inputs,))
 
 
+def test_of_many_entries_few_that_hardly_vary_by_chance_are_no_false_alarm():
+    generator = torch.Generator().manual_seed(0)
+    old, other, noise = torch.randn(3, 200_000, generator=generator, dtype=torch.float64)
+    rounded = old + 1e-12 * noise  # of sums in another order, deep in a network
+    assert ((rounded - old).abs() > 1e-8 * (old - other).abs() + 1e-13 * old.abs()).any(), "there are such entries"
+    assert stays(rounded, old, other)
+    assert not stays(old + 1e-6 * noise, old, other)
+    few = torch.where(torch.arange(200_000) == 7, old + 1e-6, old)
+    assert not stays(few, old, other), "one entry that moves is one too many"
+
+
 class CutToLength(nn.Module):
     """Learned positions and a bias of each head, both cut to the length of the input."""
 
@@ -716,6 +727,30 @@ def test_a_model_that_cannot_be_cast_is_traced_in_its_own_number_format():
 def test_an_empty_vector_is_passed_over_by_a_concatenation():
     model = nn.Sequential(nn.Linear(3, 6), Applied(lambda x: torch.cat([x.new_zeros(0), x], -1)), nn.Linear(6, 2))
     assert trace(model, torch.randn(4, 3)).sizes == {"0": 6}
+
+
+class WithNothing(nn.Module):
+    """A layer of no units beside another."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.nothing = nn.Linear(3, 6), nn.Linear(6, 2), nn.Parameter(torch.zeros(0, 3))
+
+    def forward(self, x):
+        return self.b(torch.cat([self.a(x), nn.functional.linear(x, self.nothing)], -1))
+
+
+def test_a_layer_without_units_is_traced():
+    spec = trace(WithNothing(), torch.randn(4, 3))
+    assert spec.sizes == {"a": 6} and not spec.parts["nothing"]
+    assert largest_change(WithNothing(), spec, torch.randn(4, 3)) < 1e-12
+
+
+def test_a_model_that_renames_its_entries_is_refused():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    model.register_state_dict_post_hook(lambda module, state, *_: state.update({"own": state.pop("0.weight")}))
+    with pytest.raises(ValueError, match=r"the model uses '0.weight', and its state_dict\(\) has no such entry"):
+        trace(model, torch.randn(4, 3))
 
 
 class Random(nn.Module):

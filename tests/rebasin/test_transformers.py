@@ -5,120 +5,10 @@ import torch
 import transformers
 from torch import nn
 
-from rebasin import Permutation, trace
+from benchmarks.families import MODELS, WORDS, batch_of
+from rebasin import Permutation, collect, interpolate, match, pleas, repair, trace
 from rebasin.graph import export, without_cache
 from rebasin.tracing.proof import inputs_like
-
-WORDS = 64
-DEEP = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEXT = {"vocab_size": WORDS, **DEEP}
-GROUPED = {**TEXT, "num_key_value_heads": 2}  # two heads of queries for each of keys
-IMAGES = {**DEEP, "image_size": 16, "patch_size": 4}
-FEW = {"vocab_size": WORDS, "hidden_size": 24}
-BOTH_WAYS = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "d_model": 24}
-BOTH_WAYS |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": WORDS}
-SOUND = {**DEEP, "conv_dim": [8, 8], "conv_kernel": [4, 3], "conv_stride": [2, 2], "num_feat_extract_layers": 2}
-SOUND |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 4}
-TWO_STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_encoder_blocks": 2, "patch_sizes": [7, 3]}
-TWO_STAGES |= {"strides": [4, 2], "mlp_ratios": [2, 2]}
-# The model, what its configuration is told, and the least share of its numbers, in percent, that moves.
-MODELS = {
-    "LlamaForCausalLM": (GROUPED, 99),
-    "MistralForCausalLM": ({**GROUPED, "sliding_window": 4}, 99),
-    "Qwen2ForCausalLM": (GROUPED, 99),
-    "Qwen3ForCausalLM": ({**GROUPED, "head_dim": 6}, 99),
-    "GemmaForCausalLM": ({**GROUPED, "head_dim": 6}, 99),
-    "Gemma2ForCausalLM": ({**GROUPED, "head_dim": 6}, 99),
-    "PhiForCausalLM": ({**TEXT, "hidden_size": 32}, 99),
-    "Phi3ForCausalLM": ({**GROUPED, "pad_token_id": 0}, 99),
-    "OlmoForCausalLM": (GROUPED, 99),
-    "Olmo2ForCausalLM": (GROUPED, 99),
-    "GraniteForCausalLM": (GROUPED, 99),
-    "CohereForCausalLM": (GROUPED, 99),
-    "StableLmForCausalLM": (GROUPED, 99),
-    "Starcoder2ForCausalLM": (GROUPED, 99),
-    "GPTNeoXForCausalLM": (TEXT, 99),
-    "GPT2LMHeadModel": ({"vocab_size": WORDS, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 32}, 99),
-    "GPTNeoForCausalLM": (
-        {**FEW, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
-        99,
-    ),
-    "OPTForCausalLM": ({**TEXT, "ffn_dim": 40, "max_position_embeddings": 32, "word_embed_proj_dim": 24}, 99),
-    "BloomForCausalLM": ({**FEW, "n_layer": 2, "n_head": 4}, 99),
-    "FalconForCausalLM": ({**FEW, "num_hidden_layers": 2, "num_attention_heads": 4}, 99),
-    "MambaForCausalLM": ({**FEW, "num_hidden_layers": 2, "state_size": 4}, 99),
-    "BertForSequenceClassification": (TEXT, 99),
-    "RobertaModel": (TEXT, 36),
-    "DistilBertModel": ({"vocab_size": WORDS, "dim": 24, "hidden_dim": 40, "n_layers": 2, "n_heads": 4}, 37),
-    "ElectraModel": ({**TEXT, "embedding_size": 24}, 37),
-    "AlbertModel": ({**TEXT, "embedding_size": 16}, 94),
-    "DebertaV2Model": (TEXT, 37),
-    "T5ForConditionalGeneration": ({"vocab_size": WORDS, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2}, 84),
-    "BartModel": ({**BOTH_WAYS, "max_position_embeddings": 32}, 75),
-    "ViTModel": (IMAGES, 76),
-    "DeiTModel": (IMAGES, 76),
-    "Dinov2Model": ({**IMAGES, "mlp_ratio": 2}, 81),
-    "CLIPVisionModel": (IMAGES, 81),
-    "WhisperModel": (
-        {**BOTH_WAYS, "num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 16}
-        | {"pad_token_id": 0, "decoder_start_token_id": 1},
-        89,
-    ),
-    "ConvNextV2Model": ({"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "image_size": 16}, 82),
-    "GPTJForCausalLM": ({"vocab_size": WORDS, "n_embd": 24, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, 99),
-    "MptForCausalLM": ({"vocab_size": WORDS, "d_model": 24, "n_layers": 2, "n_heads": 4}, 99),
-    "Gemma3ForCausalLM": ({**GROUPED, "head_dim": 6}, 99),
-    "DeepseekV3ForCausalLM": (
-        {**TEXT, "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4}
-        | {"qk_nope_head_dim": 4, "v_head_dim": 6, "first_k_dense_replace": 2},
-        99,
-    ),
-    "Mamba2ForCausalLM": (
-        {
-            **FEW,
-            "num_hidden_layers": 2,
-            "state_size": 4,
-            "num_heads": 4,
-            "head_dim": 12,
-            "n_groups": 2,
-            "chunk_size": 4,
-        },
-        93,
-    ),
-    "ModernBertModel": ({**TEXT, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}, 86),
-    "DebertaModel": (
-        {**TEXT, "relative_attention": True, "pos_att_type": "c2p|p2c", "max_position_embeddings": 32},
-        82,
-    ),
-    "RoFormerModel": ({**TEXT, "embedding_size": 24}, 43),
-    "XLNetModel": ({"vocab_size": WORDS, "d_model": 24, "n_layer": 2, "n_head": 4, "d_inner": 40}, 83),
-    "FNetModel": (TEXT, 95),
-    "Wav2Vec2Model": ({**SOUND, "feat_extract_norm": "layer", "do_stable_layer_norm": True}, 83),
-    "WavLMModel": (SOUND, 74),
-    "SegformerForSemanticSegmentation": (
-        {**TWO_STAGES, "sr_ratios": [2, 1], "num_attention_heads": [1, 2], "decoder_hidden_size": 16},
-        99,
-    ),
-    "FocalNetModel": (
-        {**IMAGES, "embed_dim": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "focal_levels": [2, 2]},
-        96,
-    ),
-    "BeitModel": ({**IMAGES, "use_relative_position_bias": True}, 60),
-}
-
-
-def batch_of(model, generator):
-    """Inputs of a model by their names, of whatever kind it takes."""
-    tokens = torch.randint(3, WORDS, (2, 7), generator=generator)
-    if model.main_input_name == "pixel_values":
-        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
-    if model.main_input_name == "input_values":
-        return {"input_values": torch.randn(2, 64, generator=generator)}
-    if model.main_input_name == "input_features":
-        return {"input_features": torch.randn(2, 8, 16, generator=generator), "decoder_input_ids": tokens}
-    if model.config.is_encoder_decoder:
-        return {"input_ids": tokens, "decoder_input_ids": tokens[:, :5]}
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of entries that the example does not reach
@@ -187,3 +77,61 @@ def test_tokens_are_drawn_from_their_whole_vocabulary_and_other_whole_numbers_st
 def test_what_is_no_example_is_named(example, said):
     with pytest.raises(TypeError, match=said):
         trace(Named(), example)
+
+
+def small_gpt2(seed):
+    torch.manual_seed(seed)
+    options, _ = MODELS["GPT2LMHeadModel"]
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**options)).eval()
+    with torch.no_grad():  # biases as training leaves them: alike, they tell no unit from another
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("similarity", ["inner product", "correlation"])
+def test_units_of_gpt2_are_matched_by_what_they_answer(similarity):
+    model = small_gpt2(0)
+    tokens = {"input_ids": torch.randint(WORDS, (40, 16), generator=torch.Generator().manual_seed(1))}
+    spec = trace(model, {"input_ids": tokens["input_ids"][:2]})
+    planted = Permutation.random(spec, generator=torch.Generator().manual_seed(2))
+    found = match(
+        spec, model, planted.apply(model), by="activations", model=model, loader=tokens, similarity=similarity
+    )
+    for group, index in planted.invert().indices.items():
+        assert torch.equal(found.permutation.indices[group], index), group
+
+
+def test_layers_of_gpt2_are_repaired():
+    parents = [small_gpt2(0), small_gpt2(1)]
+    batch = {"input_ids": torch.randint(WORDS, (40, 16), generator=torch.Generator().manual_seed(1))}
+    middle = interpolate(*parents, 0.5)
+    repaired = repair(middle, middle, parents, batch)
+
+    def deviations(model):
+        seen = []
+        blocks = model.transformer.h
+        hooks = [
+            layer.register_forward_hook(lambda module, inputs, given: seen.append(given.flatten(0, 1).std(0)))
+            for block in blocks
+            for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        ]
+        with torch.no_grad():
+            model(**batch)
+        for hook in hooks:
+            hook.remove()
+        return torch.cat(seen)
+
+    goal = (deviations(parents[0]) + deviations(parents[1])) / 2
+    torch.testing.assert_close(deviations(repaired), goal, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(deviations(middle), goal, rtol=0.05)
+
+
+def test_least_squares_of_gpt2_are_refused_by_the_name_of_a_layer():
+    models = [small_gpt2(0), small_gpt2(1)]
+    batch = {"input_ids": torch.randint(WORDS, (40, 16), generator=torch.Generator().manual_seed(1))}
+    spec = trace(models[0], batch)
+    with pytest.raises(
+        ValueError, match="'transformer.h.0.attn.c_attn.weight' is multiplied outside of a linear layer"
+    ):
+        pleas(collect(spec, models, batch))

@@ -1,5 +1,7 @@
 """The directives: words for the outcome that the results have, or a fault that names page, sentence and outcomes."""
 
+import hashlib
+import json
 import re
 import sys
 import types
@@ -25,6 +27,11 @@ myst_enable_extensions = ["colon_fence"]
 @reads("planted")
 def gap(run):
     return Facts("above", {"gap": "+1.5", "run": run})
+
+
+@reads("planted")
+def read_from_table(run):
+    return pd.DataFrame({"value": results.read(run, "planted", "recovered")["value"]})
 
 
 @reads()
@@ -57,7 +64,7 @@ def page(tmp_path, monkeypatch):
     monkeypatch.delenv("REBASIN_RUN", raising=False)
     plant_run("smoke")
     chapter = types.ModuleType("lab.report.made_up")
-    chapter.gap, chapter.figure, chapter.table = gap, figure, table
+    chapter.gap, chapter.figure, chapter.table, chapter.read_from_table = gap, figure, table, read_from_table
     monkeypatch.setitem(sys.modules, "lab.report.made_up", chapter)
     (tmp_path / "book" / "notebooks").mkdir(parents=True)
     (tmp_path / "book" / "conf.py").write_text(CONF)
@@ -167,3 +174,16 @@ def test_of_what_was_not_run_a_caption_says_what_is_drawn_alone(page, tmp_path):
     (tmp_path / "results" / "smoke" / "planted.json").unlink()
     html, faults = page(FOUND.format(when="below"))
     assert "It is ahead" not in html and "A line through two points." in html and not faults
+
+
+def test_a_table_of_other_columns_is_a_fault_that_names_it_though_its_digest_is_right(page, tmp_path):
+    folder = tmp_path / "results" / "smoke"
+    forged = folder / "planted-recovered.parquet"
+    pd.DataFrame({"others": [1.0]}).to_parquet(forged)
+    made = json.loads((folder / "planted.json").read_text())
+    made["tables"]["recovered"] = hashlib.sha256(forged.read_bytes()).hexdigest()[:16]
+    (folder / "planted.json").write_text(json.dumps(made))
+    _, faults = page("```{result-table} made_up.read_from_table\n```")
+    (fault,) = (line for line in faults.splitlines() if "made_up" in line)
+    assert "made_up.read_from_table finds nothing called 'value' in the tables of results/smoke/planted" in fault
+    assert "Run it again" in fault and "Traceback" not in faults

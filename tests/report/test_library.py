@@ -79,6 +79,29 @@ def test_the_tracing_table_has_what_stays_and_why(benchmarks):
     assert network["stays (%), and why"] == "0.200 an output"
 
 
+def family(model, moving):
+    return {
+        "model": model,
+        "numbers": 5000,
+        "groups": 8,
+        "share_moving": moving,
+        "share_pinned_by_reason": {"an output of the network": 1 - moving},
+    }
+
+
+@pytest.mark.parametrize(("least", "outcome", "nearly_all"), [(0.993, "most move", "2"), (0.98, "few move", "1")])
+def test_how_much_of_the_models_of_transformers_moves(benchmarks, least, outcome, nearly_all):
+    benchmarks(families={"rows": [family("GPT2", 1.0), family("Bert", 0.364), family("Llama", least)]})
+    facts = library.families()
+    assert facts.outcome == outcome
+    assert facts.values == {
+        "n": "3", "nearly_all": nearly_all, "share": "99", "stiffest": "Bert", "least_moving": "36",
+    }  # fmt: skip
+    first, _, last = library.families_table().to_dict("records")
+    assert first["model"] == "GPT2" and first["moves (%)"] == "100.0"
+    assert last["model"] == "Bert" and last["stays (%), and why"] == "63.6 an output"
+
+
 @pytest.mark.parametrize(("over", "outcome"), [(0.5, "faster"), (1.25, "slower")])
 def test_speed_beside_the_fastest_other(benchmarks, over, outcome):
     benchmarks(matching=matching(ours_over_fastest_other=over))
@@ -123,8 +146,9 @@ def test_implementations_that_were_timed_stand_in_table_and_figure(benchmarks):
 
 
 def test_hardware_versions_and_commit_are_those_of_each_benchmark(benchmarks):
-    benchmarks(matching=matching(), tracing={"rows": []})
-    first, second = library.measured_on().to_dict("records")
-    assert (first["benchmark"], second["script"]) == ("tracing", "benchmarks/matching.py")
+    benchmarks(matching=matching(), tracing={"rows": []}, families={"rows": []})
+    first, second, third = library.measured_on().to_dict("records")
+    assert (first["benchmark"], second["benchmark"]) == ("tracing", "families")
+    assert third["script"] == "benchmarks/matching.py"
     assert first["machine"] == "Some CPU, 2 cores" and first["versions"] == "torch 2.15"
     assert first["commit"] == "0123456789"
