@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def peak(work: Callable[[], Any]) -> tuple[int, Any]:
             given = work()
             growth = status("VmHWM") - status("RssFile") - before
             os.write(writing, json.dumps([growth, given]).encode())
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(writing)

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.scaling`` prints a line for each point and keeps them in benchmarks/scaling.json. MLPs of three
 hidden layers, trained for three epochs on scikit-learn's digits: of width 64, from 8 networks to 1600, and then of 64
-units to 2048, as far as a point is expected to take a minute and 4 GiB at most. All networks go through at once, on one
+units to 2048, as far as a point is not expected to take more than ``MOST``. All networks go through at once, on one
 thread. Seconds are the processor's, so that other work on the machine hardly counts; memory is the peak above what
 networks and images take. An exponent is the slope of the last three points on logarithmic axes. Beside it stands that
 of the floor: of the operations that cannot be left out, once networks are many and wide. These are products of
@@ -19,6 +19,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.resident import peak, to_mebibytes
 from benchmarks.turns import keep
@@ -30,15 +31,32 @@ from lab.training.recipe import Recipe
 from lab.training.stack import start, train_epoch
 from lab.training.train import train
 from rebasin import collect, merge_many, merge_universe, pleas, trace, weight_matching
+from rebasin.spec import PermutationSpec
 from rebasin.weights import Weights, take
 
 NETWORKS = (8, 16, 32, 64, 128, 256, 512, 1024, 1600)
 WIDTHS = (64, 128, 256, 512, 1024, 2048)
 WIDTH, EPOCHS, IMAGES, STEPS = 64, 3, 500, 20
-MOST = {"seconds": 60, "mebibytes": 4096}  # that a point may be expected to take
+MOST = {"seconds": 60, "mebibytes": 2048}  # that a point may be expected to take
 FITTED = 3  # points that an exponent is the slope of
 
-Work = Callable[[Dataset, int, Weights], object]  # the images, the width, and networks (n, ...)
+
+@dataclass(frozen=True)
+class Networks:
+    """Trained networks (n, ...), what they are, and their images; the spec is known, and tracing is not timed."""
+
+    data: Dataset
+    width: int
+    model: nn.Module
+    spec: PermutationSpec
+    weights: Weights
+
+    @property
+    def n(self) -> int:
+        return len(next(iter(self.weights.values())))
+
+
+Work = Callable[[Networks], object]
 
 
 @dataclass(frozen=True)
@@ -91,8 +109,7 @@ def along(kind: Kind, axis: str, points: Sequence[tuple[int, int]], data: Datase
         at = {"networks": networks, "width": width}
         if any(expected(measured, axis, at[axis], column) > most for column, most in MOST.items()):
             return
-        weights = trained(data, networks, width)
-        bytes_taken, seconds = peak(partial(processor_seconds, kind.work, data, width, weights))
+        bytes_taken, seconds = peak(partial(processor_seconds, kind.work, trained(data, networks, width)))
         row = {"what": kind.name, "axis": axis, **at, "seconds": round(seconds, 4)}
         measured.append(row | {"mebibytes": to_mebibytes(bytes_taken)})
         print(measured[-1], flush=True)
@@ -100,10 +117,10 @@ def along(kind: Kind, axis: str, points: Sequence[tuple[int, int]], data: Datase
 
 
 def expected(measured: Sequence[Mapping], axis: str, size: int, column: str) -> float:
-    """What the next point will take, if it grows as it did last, and at first as the square."""
+    """What the next point will take, if it grows as it did last, and in proportion at first."""
     if not measured:
         return 0.0
-    steepness = 2.0 if len(measured) == 1 else max(1.0, slope(measured[-2:], axis, column))
+    steepness = 1.0 if len(measured) == 1 else max(1.0, slope(measured[-2:], axis, column))
     return measured[-1][column] * (size / measured[-1][axis]) ** steepness
 
 
@@ -130,67 +147,63 @@ def slope(points: Sequence[Mapping], axis: str, column: str) -> float:
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-4)), 1)[0])
 
 
-def trained(data: Dataset, networks: int, width: int) -> Weights:
-    """So many trained networks (n, ...)."""
-    return train(Recipe(width=width, batch_size=128), data, networks, (EPOCHS,), "cpu", chunk=2).last
+def trained(data: Dataset, networks: int, width: int) -> Networks:
+    """So many trained networks."""
+    model = build("mlp", data, width)
+    weights = train(Recipe(width=width, batch_size=128), data, networks, (EPOCHS,), "cpu", min(networks, 8)).last
+    return Networks(data, width, model, trace(model, data.example), weights)
 
 
-def processor_seconds(work: Work, data: Dataset, width: int, weights: Weights) -> float:
+def processor_seconds(work: Work, networks: Networks) -> float:
     began = time.process_time()
-    work(data, width, weights)
+    work(networks)
     return time.process_time() - began
 
 
 # ---- what is done with networks
 
 
-def train_all(data: Dataset, width: int, weights: Weights) -> None:
+def train_all(networks: Networks) -> None:
     """One epoch of training, from the start."""
-    recipe = Recipe(width=width, batch_size=128)
-    model, numbers = build("mlp", data, width), range(len(next(iter(weights.values()))))
-    own, optimiser = start(model, recipe, numbers, "cpu")
-    images = data.train
-    for _ in train_epoch(model, recipe, own, optimiser, images.images, images.labels, numbers, 0):
+    recipe, numbers, images = Recipe(width=networks.width, batch_size=128), range(networks.n), networks.data.train
+    own, optimiser = start(networks.model, recipe, numbers, "cpu")
+    for _ in train_epoch(networks.model, recipe, own, optimiser, images.images, images.labels, numbers, 0):
         pass
 
 
-def match_pairs(data: Dataset, width: int, weights: Weights) -> None:
+def match_pairs(networks: Networks) -> None:
     """Each network of the second half to one of the first."""
-    half = len(next(iter(weights.values()))) // 2
-    spec = trace(build("mlp", data, width), data.example)
-    weight_matching(spec, take(weights, slice(0, half)), take(weights, slice(half, None)))
+    half = networks.n // 2
+    weight_matching(networks.spec, take(networks.weights, slice(0, half)), take(networks.weights, slice(half, None)))
 
 
-def merge_all_by(method: Callable[..., object]) -> Work:
-    """One merge of all networks."""
-
-    def work(data: Dataset, width: int, weights: Weights) -> None:
-        method(trace(build("mlp", data, width), data.example), weights)
-
-    return work
+def merge_by_many(networks: Networks) -> None:
+    merge_many(networks.spec, networks.weights)
 
 
-def fit_all(data: Dataset, width: int, weights: Weights) -> None:
+def merge_by_universe(networks: Networks) -> None:
+    merge_universe(networks.spec, networks.weights)
+
+
+def fit_all(networks: Networks) -> None:
     """PLeaS of all networks, of the size of one, from so many images."""
-    model = build("mlp", data, width)
-    n = len(next(iter(weights.values())))
-    models = [take(weights, number) for number in range(n)]
-    batches = list(data.train.sample(IMAGES).pixels.split(250))
-    pleas(collect(trace(model, data.example), models, batches, model=model))
+    models = [take(networks.weights, number) for number in range(networks.n)]
+    batches = list(networks.data.train.sample(IMAGES).pixels.split(250))
+    pleas(collect(networks.spec, models, batches, model=networks.model))
 
 
-def attack_all(data: Dataset, width: int, weights: Weights) -> None:
-    """PGD-20 on so many images, one network after another."""
-    some = data.test.sample(100)
+def attack_all(networks: Networks) -> None:
+    """PGD-20 on a hundred images, one network after another."""
+    some = networks.data.test.sample(100)
     attack = Attack("cross_entropy", "linf", STEPS)
-    perturb(build("mlp", data, width), weights, some.pixels, some.labels, 8 / 255, attack, device="cpu")
+    perturb(networks.model, networks.weights, some.pixels, some.labels, 8 / 255, attack, device="cpu")
 
 
 KINDS = (
     Kind("training", train_all, 8, (1, 2), (1, 2)),
     Kind("matching in pairs", match_pairs, 2, (1, 3), (1, 2)),
-    Kind("MergeMany", merge_all_by(merge_many), 8, (1, 3), (1, 2)),
-    Kind("universe", merge_all_by(merge_universe), 4, (1, 3), (1, 2)),
+    Kind("MergeMany", merge_by_many, 8, (1, 3), (1, 2)),
+    Kind("universe", merge_by_universe, 4, (1, 3), (1, 2)),
     Kind("PLeaS", fit_all, 2, (2, 3), (2, 2)),
     Kind("attacks", attack_all, 8, (1, 2), (1, 1)),
 )

@@ -108,7 +108,7 @@ def grown(sizes, power, memory=1.0):
 
 
 def test_an_exponent_is_that_of_the_last_points():
-    kind = scaling.Kind("toys", lambda *_: None, 4, (1, 3), (2, 2))
+    kind = scaling.Kind("toys", lambda _: None, 4, (1, 3), (2, 2))
     points = grown((1, 2, 4), 0.0) + grown((8, 16, 32), 1.5, 2.0)
     row = scaling.exponent(kind, "networks", points)
     assert (row["time"], row["time_floor"], row["memory"], row["memory_floor"]) == (1.5, 1, 2.0, 2)
@@ -116,11 +116,11 @@ def test_an_exponent_is_that_of_the_last_points():
 
 
 def test_a_point_that_would_take_too_long_ends_the_series(monkeypatch):
-    monkeypatch.setattr(scaling, "trained", lambda data, networks, width: {"w": torch.zeros(networks)})
+    monkeypatch.setattr(scaling, "trained", lambda data, networks, width: networks)
     monkeypatch.setattr(scaling, "MOST", {"seconds": 60, "mebibytes": 1e9})
     taken = {1: 1.0, 2: 8.0, 4: 64.0}  # cubic: the next would take 512
-    monkeypatch.setattr(scaling, "peak", lambda work: (2**20, taken[len(work.args[-1]["w"])]))
-    kind = scaling.Kind("toys", lambda *_: None, 4, (1, 3), (1, 1))
+    monkeypatch.setattr(scaling, "peak", lambda work: (2**20, taken[work.args[-1]]))
+    kind = scaling.Kind("toys", lambda _: None, 4, (1, 3), (1, 1))
     rows = list(scaling.along(kind, "networks", [(1, 64), (2, 64), (4, 64), (8, 64)], None))
     assert [row["networks"] for row in rows] == [1, 2]
     assert scaling.expected(rows, "networks", 4, "seconds") == pytest.approx(64)
