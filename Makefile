@@ -1,7 +1,7 @@
 # The front door. Two commands matter: `make reproduce` and `make test`.
 PRESET ?= smoke
 # By the environment, not in a command's text: nothing in these names is a command.
-export PRESET RUN
+export PRESET RUN CLUSTER
 PYTHON ?= python3
 
 # Without compiled files every process parses torch anew (9 s instead of 3 s).
@@ -23,9 +23,9 @@ test outputs: export OMP_NUM_THREADS := 1
 help:  ## what there is to make
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
-reproduce: .venv/ready  ## train, merge, measure at PRESET (smoke, cpu, paper, gpu), then build the book
+reproduce: .venv/ready  ## train (on CLUSTER), merge, measure at PRESET (smoke, cpu, paper, gpu), build the book
 	@echo "1 of 2: the notebooks"
-	@$(BIN)/python -m lab.bookkeeping.pipeline "$$PRESET"
+	@$(BIN)/python -m lab.bookkeeping.pipeline "$$PRESET" $(if $(CLUSTER),--cluster "$$CLUSTER")
 	@echo "2 of 2: the book"
 	@$(MAKE) --no-print-directory book
 
