@@ -71,7 +71,7 @@ def killed_in_the_middle(home, number, *arguments):
         wait_until(lambda: kept(home), process)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        _, complaint = process.communicate(timeout=2000)
+        _, complaint = process.communicate(timeout=200)
     assert process.returncode != 0 and 0 < len(kept(home)) < 16
     gone, alive = psutil.wait_procs(family, timeout=10)
     assert len(gone) >= 2 and not alive
@@ -82,7 +82,7 @@ def killed_in_the_middle(home, number, *arguments):
 def test_processes_that_are_killed_and_started_again_give_the_table_of_one(home, alone):
     killed_in_the_middle(home, signal.SIGKILL, "-j", "2")
     with pipeline_process("-j", "2") as process:
-        told, complaint = process.communicate(timeout=2000)
+        told, complaint = process.communicate(timeout=200)
     assert process.returncode == 0, complaint
     assert re.match(r"\d chunks of networks to train, 2 at once\n(trained: .*\n)*trained: (\d) of \2 chunks in ", told)
     assert table(home) == alone
@@ -116,7 +116,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_table_of_one_process(home, alon
         wait_until(lambda: kept(home), process)
         workers[0].kill()
         assert len(kept(home)) < 16, "it was killed too late"
-        told, complaint = process.communicate(timeout=2000)
+        told, complaint = process.communicate(timeout=200)
     assert process.returncode == 0, complaint
     assert told.startswith(f"{LINE}on the cluster {address}\n") and "trained: 8 of 8 chunks in " in told
     assert table(home) == alone
