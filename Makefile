@@ -1,7 +1,7 @@
 # The front door. Two commands matter: `make reproduce` and `make test`.
 PRESET ?= smoke
 # By the environment, not in a command's text: nothing in these names is a command.
-export PRESET RUN
+export PRESET RUN CLUSTER
 PYTHON ?= python3
 
 # Without compiled files every process parses torch anew (9 s instead of 3 s).
@@ -18,14 +18,14 @@ SIDE_BY_SIDE := -n auto --dist loadfile
 # One thread for each of those side by side, as preset smoke has: the cache and the last digits of a number depend on it.
 test outputs: export OMP_NUM_THREADS := 1
 
-.PHONY: help reproduce book test outputs lock clean
+.PHONY: help reproduce book test outputs bench lock clean
 
 help:  ## what there is to make
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
-reproduce: .venv/ready  ## train, merge, measure at PRESET (smoke, cpu, paper, gpu), then build the book
+reproduce: .venv/ready  ## train (on CLUSTER), merge, measure at PRESET (smoke, cpu, paper, gpu), build the book
 	@echo "1 of 2: the notebooks"
-	@$(BIN)/python -m lab.bookkeeping.pipeline "$$PRESET"
+	@$(BIN)/python -m lab.bookkeeping.pipeline "$$PRESET" $(if $(CLUSTER),--cluster "$$CLUSTER")
 	@echo "2 of 2: the book"
 	@$(MAKE) --no-print-directory book
 
@@ -46,6 +46,9 @@ test: .venv/ready  ## style, types, all tests, and the notebooks' stored outputs
 
 outputs: .venv/ready  ## store anew what the repository keeps: the notebooks' outputs, the README's picture
 	$(BIN)/python -m lab.report.stored
+
+bench: .venv/ready  ## time everything beside its floor and its peers: one table, some ten minutes
+	@$(BIN)/python -m benchmarks.bench
 
 lock: .venv/ready  ## add what pyproject.toml asks for to requirements.lock; UPGRADE=1 chooses all versions anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --extra test \

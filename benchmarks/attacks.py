@@ -10,16 +10,14 @@ cpu, which it trains and merges if the cache does not hold them.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from pathlib import Path
 
 import eagerpy
 import foolbox
 import torch
 from torch.func import functional_call
 
-from lab.bookkeeping import results
+from benchmarks.turns import keep
 from lab.bookkeeping.pipeline import load_preset
 from lab.data import load
 from lab.measures.attacks import Attack, perturb, surviving
@@ -74,10 +72,8 @@ def main() -> None:
         "accuracy_left_stacked": round(float(ours[chosen].double().mean()), 4),
         "accuracy_left_foolbox": round(float(theirs.double().mean()), 4),
         "threads": torch.get_num_threads(),
-        "hardware": results._hardware(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    keep(__file__, table)
     print(json.dumps(table, indent=1))
 
 

@@ -8,17 +8,14 @@ same programme where each group is merged or kept apart as a whole, as the budge
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from lab.bookkeeping import results
+from benchmarks.turns import keep
 from rebasin.expanding.costs import layer_costs
 from rebasin.merging.budget import Budget, best_budget, cost_terms, shaped_budget
 from rebasin.merging.gains import linear_gains, mismatch_gains
@@ -68,10 +65,8 @@ def main() -> None:
         "layers": sum(cost.multiply_adds > 0 for cost in costs),
         "counting_seconds": round(counting, 2),
         "rows": rows,
-        "hardware": results._hardware(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    keep(__file__, table)
 
 
 def whole_groups(spec, costs, gains, size) -> float:

@@ -9,15 +9,13 @@ without which nothing can be known of their layers. The networks are as wide as 
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from lab.bookkeeping import results
+from benchmarks.turns import keep
 from lab.contestants.adam import fit_by_adam
 from lab.data import load
 from lab.networks import build
@@ -71,11 +69,9 @@ def main() -> None:
             f"{size:g}": round(time_of(lambda network=network: network(batches[0])) / parent, 2)
             for size, network in merged.items()
         },
-        "hardware": results._hardware(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
     print(json.dumps(table, indent=1))
-    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    keep(__file__, table)
 
 
 def timed(work):

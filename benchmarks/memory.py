@@ -12,21 +12,16 @@ thread, the median of so many runs as the table says.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib
-import json
-import os
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lab.bookkeeping import results
+from benchmarks.resident import peak, resident, to_mebibytes
+from benchmarks.turns import keep
 from lab.bookkeeping.pipeline import load_preset
 from lab.contestants import METHODS, Arena, adam
 from lab.contestants.settings import Setting, read_settings
@@ -36,7 +31,6 @@ from rebasin import Grams, trace
 from rebasin.weights import stack
 
 REPEATS, STEPS, CLASSES, SIDE = 3, 4, 5, 32
-PAGE, MEBIBYTE = 1024, 2**20
 
 
 class Watched(Arena):
@@ -60,10 +54,10 @@ def main() -> None:
             for method, size, most in peaks_of(setting):
                 peaks.setdefault((setting.name, method, size), []).append(most)
                 print(setting.name, method, to_mebibytes(most), flush=True)
-            keep(peaks)
+            write(peaks)
 
 
-def keep(peaks: Mapping[tuple[str, str, float], Sequence[int]]) -> None:
+def write(peaks: Mapping[tuple[str, str, float], Sequence[int]]) -> None:
     """Write what was measured so far: a row for each method, its median, and how far its runs are apart."""
     rows = []
     for (setting, method, size), runs in peaks.items():
@@ -73,24 +67,28 @@ def keep(peaks: Mapping[tuple[str, str, float], Sequence[int]]) -> None:
     table = {
         "what": "peak resident memory above networks and images, on one thread",
         "rows": rows,
-        "hardware": results._hardware(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    keep(__file__, table)
 
 
 def peaks_of(setting: Setting) -> Iterator[tuple[str, float, int]]:
     """The bytes that the Gram matrices of a setting take at their peak, and each method with them or without."""
     arena = arena_of(setting)
-    passing, _ = peak(arena, lambda arena: arena.timed_grams)
+    passing, _ = peak(partial(reads_grams, arena, lambda arena: arena.timed_grams))
     yield "grams", 1.0, passing
     before = resident()
     assert arena.timed_grams is not None  # from here on they are there
     held = resident() - before
     for method, sizes in setting.methods.items():
         size = min(sizes)
-        growth, reads_grams = peak(arena, partial(METHODS[method], size=size))
-        yield method, size, max(passing, held + growth) if reads_grams else growth
+        growth, reads = peak(partial(reads_grams, arena, partial(METHODS[method], size=size)))
+        yield method, size, max(passing, held + growth) if reads else growth
+
+
+def reads_grams(arena: Watched, work: Callable[[Arena], object]) -> bool:
+    """Whether some work in an arena reads its Gram matrices."""
+    work(arena)
+    return "reads_grams" in vars(arena)
 
 
 def arena_of(setting: Setting) -> Watched:
@@ -118,44 +116,6 @@ def random_split(m: int, generator: torch.Generator) -> Split:
     images = torch.randint(256, (m, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
     labels: Tensor = torch.arange(m) % CLASSES
     return Split(images, labels)
-
-
-def peak(arena: Watched, work: Callable[[Arena], object]) -> tuple[int, bool]:
-    """The bytes that some work takes at its peak above what there was, in a fork; and whether it read Gram matrices."""
-    resident()
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            before = status("RssAnon")
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            work(arena)
-            growth = status("VmHWM") - status("RssFile") - before
-            os.write(writing, json.dumps([growth, "reads_grams" in vars(arena)]).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        growth, reads = json.load(pipe)
-    os.waitpid(child, 0)
-    return growth, reads
-
-
-def resident() -> int:
-    """The bytes of memory in use, but for pages of files, after what was freed was given back."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return status("RssAnon")
-
-
-def status(field: str) -> int:
-    """A field of this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * PAGE for line in lines if line.startswith(field))
-
-
-def to_mebibytes(number: float) -> float:
-    return round(number / MEBIBYTE, 1)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ images, without labels. There is one group of 2 networks and one of 8: no interv
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections import OrderedDict
 from dataclasses import replace
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lab.bookkeeping import results
+from benchmarks.turns import keep
 from lab.contestants import METHODS, Arena
 from lab.data import load
 from lab.images import Split
@@ -52,10 +50,8 @@ def main() -> None:
     table = {
         "rows": rows,
         "images": IMAGES,
-        "hardware": results._hardware(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    keep(__file__, table)
 
 
 def arena_of(path: Path, seen: Split, test: Split) -> Arena:

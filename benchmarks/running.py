@@ -9,18 +9,16 @@ calls them, in runs of their own.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lab.bookkeeping import results
+from benchmarks.turns import keep
 from lab.images import Dataset, Split
 from lab.networks import build
 from rebasin import collect, pleas, trace
@@ -64,11 +62,9 @@ def main() -> None:
     table = {
         "what": f"two resnet20_bn of width {WIDTH} with random weights, {BATCH} images at once, one thread",
         "rows": rows,
-        "hardware": results._hardware(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
     print(json.dumps(table, indent=1))
-    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    keep(__file__, table)
 
 
 @torch.no_grad()

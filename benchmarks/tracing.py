@@ -6,17 +6,15 @@ is the floor: nothing can be followed before. A weight counts as moving if a gro
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 import torchvision
 from torch import nn
 
-from lab.bookkeeping import results
+from benchmarks.turns import keep
 from rebasin.graph import export
 from rebasin.tracing import trace
 
@@ -44,27 +42,27 @@ SIDES = {
 
 
 def main() -> None:
-    rows = []
-    for name, side in SIDES.items():
-        options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        model = getattr(torchvision.models, name)(weights=None, **options).eval()
-        rows.append(traced(f"torchvision {name}", model, torch.randn(1, 3, side, side)))
-    layer = nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True)
-    rows.append(traced("torch TransformerEncoder, 6 layers", nn.TransformerEncoder(layer, 6), torch.randn(2, 16, 256)))
     table = {
         "what": "rebasin.trace on networks as they are initialised, one example each",
-        "rows": rows,
+        "rows": [traced(*network) for network in networks()],
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         "threads": torch.get_num_threads(),
-        "hardware": results._hardware(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    keep(__file__, table)
+
+
+def networks() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+    """Each network by its name, with an example of its input."""
+    for name, side in SIDES.items():
+        options = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model = getattr(torchvision.models, name)(weights=None, **options)
+        yield f"torchvision {name}", model.eval(), torch.randn(1, 3, side, side)
+    layer = nn.TransformerEncoderLayer(256, 8, 1024, batch_first=True)
+    yield "torch TransformerEncoder, 6 layers", nn.TransformerEncoder(layer, 6).eval(), torch.randn(2, 16, 256)
 
 
 def traced(name: str, model: nn.Module, example: torch.Tensor) -> dict:
     """One row: the groups of a model, what moves and what stays, and the time."""
-    model = model.eval()
     export(nn.Linear(2, 2), (torch.randn(1, 2),))  # what torch loads at its first export is no cost of this model
     started = time.monotonic()
     export(model, (example,))

@@ -101,7 +101,7 @@ def test_a_file_is_read_in_one_sitting():
 
 
 def test_a_name_given_to_make_is_never_a_command():
-    for target, name in (("book", "RUN"), ("reproduce", "PRESET")):
+    for target, name in (("book", "RUN"), ("reproduce", "PRESET"), ("reproduce", "CLUSTER")):
         command = ["make", "-n", target, f"{name}=a b; touch owned"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert f'"${name}"' in done.stdout and "owned" not in done.stdout

@@ -53,6 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--share", metavar="K/N", help="only train every N-th chunk of networks from the K-th, and keep it"
     )
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="train on the workers of a Dask scheduler, such as tcp://host:8786"
+    )
     parser.add_argument("-j", type=int, metavar="N", help="notebooks at once; by default as the cores allow")
     options = parser.parse_intermixed_args(arguments)
     try:
@@ -63,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"results/{given['run']} is for the preset as it is: name a run of your own, -p run NAME")
         steps, threads = options.steps or preset_steps(options.preset), preset_threads(options.preset)
         if options.share is None:
+            build_networks(given, steps, threads, options.j, options.cluster)
             run_steps(given, steps, threads, options.j)
         else:
             build_share(given, steps, threads, options.share)
@@ -125,7 +129,7 @@ def run_steps(
     for number, step in enumerate(steps, 1):
         label = f"[{number}/{len(steps)}] {step}"
         parameters = results.completed(results.declared_parameters(step), chosen[step])
-        if results.is_current(parameters["run"], step, results.step_key(step, parameters)):
+        if is_up_to_date(step, parameters):
             print(f"{label}: up to date", flush=True)
         else:
             after = frozenset({BUILDS_ON[step]} if step in BUILDS_ON else ())
@@ -138,6 +142,46 @@ def run_steps(
     began = time.monotonic()
     run_jobs(jobs, ROOT / "_build" / "runs" / str(given["run"]), at_once, threads)
     print(f"{len(jobs)} notebooks: {duration(time.monotonic() - began)}", flush=True)
+
+
+def is_up_to_date(step: str, parameters: Mapping[str, Any]) -> bool:
+    """Whether the tables of a notebook are there, made by this code from these parameters."""
+    return results.is_current(parameters["run"], step, results.step_key(step, parameters))
+
+
+def build_networks(
+    given: Mapping[str, Any],
+    steps: Sequence[str],
+    threads: int | None = 1,
+    at_once: int | None = None,
+    cluster: str | None = None,
+) -> None:
+    """Train the networks that the notebooks to be run list, chunks of them side by side, for the notebooks to find.
+
+    They are spread over a ``cluster``, or over ``at_once`` processes of this machine, by default as many as there are
+    cores for. As many notebooks keep the cores busy themselves, and train their own. Raises as ``run_steps``, and
+    RuntimeError if no cluster answers.
+    """
+    at_once = at_once or notebooks_at_once(threads)
+    given_to = {
+        step: results.completed(results.declared_parameters(step), chosen)
+        for step, chosen in parameters_of(given, steps).items()
+    }
+    stale = [parameters for step, parameters in given_to.items() if not is_up_to_date(step, parameters)]
+    if not stale or (len(stale) >= at_once and cluster is None):
+        return
+    import torch
+
+    from lab.bookkeeping.spread import missing_chunks, spread, workers
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chunks = missing_chunks(stale)
+    if chunks:
+        where = f"on the cluster {cluster}" if cluster else f"{min(at_once, len(chunks))} at once"
+        print(f"{len(chunks)} chunks of networks to train, {where}", flush=True)
+        with workers(min(at_once, len(chunks)), cluster):
+            spread(chunks, threads)
 
 
 def build_share(given: Mapping[str, Any], steps: Sequence[str], threads: int | None, share: str) -> None:

@@ -1,0 +1,108 @@
+"""What it costs: exponents and points are those that were measured, and the arithmetic of a cluster is right."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from planting import plant
+
+from lab.bookkeeping import results
+from lab.images import Dataset, Split
+from lab.networks import build
+from lab.report import library, scaling
+
+
+def exponent(what, axis, time, floor):
+    grown = {"time": time, "time_floor": floor, "memory": 1.04, "memory_floor": 2}
+    return {"what": what, "axis": axis, "largest": 512, "seconds": 4.0, "mebibytes": 80.0, **grown}
+
+
+def point(what, axis, networks, width, seconds):
+    return {"what": what, "axis": axis, "networks": networks, "width": width, "seconds": seconds, "mebibytes": 7.4}
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch):
+    """``benchmark(exponents)`` puts these where the page reads them, with two points of training."""
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.setattr(library, "ROOT", tmp_path)
+
+    def write(exponents):
+        rows = [point("training", "networks", 8, 64, 0.09), point("training", "networks", 16, 64, 0.2)]
+        rows.append(point("training", "width", 8, 128, 0.5))
+        table = {"rows": rows, "exponents": exponents, "hardware": {"processor": "Some CPU"}}
+        (tmp_path / "benchmarks" / "scaling.json").write_text(json.dumps(table))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("time", "outcome", "above"),
+    [(1.2, "none above", "none"), (1.3, "some above", "MergeMany"), (2.1, "some above", "MergeMany")],
+)
+def test_what_grows_faster_than_its_floor_is_named(benchmark, time, outcome, above):
+    benchmark([exponent("training", "networks", 0.9, 1), exponent("MergeMany", "networks", time, 1)])
+    facts = scaling.networks()
+    assert facts.outcome == outcome and facts.values["above"] == above
+    assert facts.values["steepest"] == "MergeMany" and facts.values["exponent"] == f"{time:.1f}"
+    assert facts.values["machine"] == "Some CPU"
+
+
+def test_each_axis_has_its_own_exponents(benchmark):
+    benchmark([exponent("training", "networks", 1.5, 1), exponent("training", "width", 1.9, 2)])
+    assert scaling.networks().outcome == "some above" and scaling.widths().outcome == "none above"
+    (row,) = scaling.exponents_table().to_dict("records")
+    assert row[""] == "training" and row["networks, to"] == "512" and row["memory by width"] == "1.0"
+    assert (row["time by networks"], row["its floor by networks"]) == ("1.5", "1")
+    assert (row["time by width"], row["its floor by width"]) == ("1.9", "2")
+
+
+def test_every_point_stands_in_table_and_figure(benchmark):
+    benchmark([])
+    assert scaling.points_table()["processor seconds"].tolist() == ["0.09", "0.20", "0.50"]
+    figure = scaling.growing()
+    lines = [[line for line in panel.lines if line.get_label() == "training"][0] for panel in figure.axes]
+    assert list(lines[0].get_xdata()) == [8, 16] and list(lines[1].get_xdata()) == [128]
+    plt.close(figure)
+
+
+@pytest.fixture
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("REBASIN_RESULTS", str(tmp_path / "results"))
+
+
+def plant_cost(notebook, parameters, training, wall=0.0):
+    plant("cpu", {"nodes": pd.DataFrame({"value": [0.0]})}, notebook)
+    path = results.results_folder() / "cpu" / f"{notebook}.json"
+    made = json.loads(path.read_text())
+    made |= {"parameters": parameters, "training_seconds": training, "wall_seconds": wall}
+    path.write_text(json.dumps(made))
+
+
+@pytest.mark.parametrize(("training", "outcome"), [(6400.0, "training"), (64.0, "moving")])
+def test_a_cluster_trains_its_share_and_one_machine_reads_it_all(own_results, training, outcome):
+    plant_cost("train", {"networks": {"models": 64, "width": 512}}, training)
+    facts = scaling.cluster("cpu")
+    assert facts.outcome == outcome
+    if outcome == "training":  # 100 seconds each, 50 of them for each machine
+        assert (facts.values["alone"], facts.values["together"]) == ("44", "83")
+    # 2.1 million numbers of 4 bytes, 1600 times, at 125 million bytes a second
+    assert (facts.values["size"], facts.values["moving"]) == ("13", "1.8")
+
+
+def test_the_parameters_of_an_mlp_are_those_of_the_network():
+    split = Split(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))
+    model = build("mlp", Dataset("", "", split, split, split, (0.5,) * 3, (0.5,) * 3, ""), 16)
+    assert scaling.parameters_of_mlp(16) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("training", "outcome", "share"), [(9000.0, "training", "75"), (1000.0, "rest", "25")])
+def test_the_trees_that_are_missing_take_what_those_took(own_results, training, outcome, share):
+    plant_cost("trees", {"trees": 5, "networks": {"models": 32}}, training, 3000.0)
+    facts = scaling.tree("cpu")
+    assert facts.outcome == outcome and facts.values["training"] == share
+    assert facts.values["missing"] == "45" and facts.values["trees"] == "5"
+    assert facts.values["minutes"] == f"{(training + 3000) / 5 / 60:.0f}"
+    assert facts.values["rest"] == f"{45 * (training + 3000) / 5 / 3600:.0f}"
