@@ -90,7 +90,8 @@ def test_processes_that_are_killed_and_started_again_give_the_table_of_one(home,
 
 def test_who_ends_the_training_ends_all_its_processes(home):
     complaint = killed_in_the_middle(home, signal.SIGTERM, "-j", "2")
-    assert complaint == "rebasin: interrupted; the same command goes on from here\n"
+    # Python may say after it which semaphores it has taken away.
+    assert complaint.splitlines()[0] == "rebasin: interrupted; the same command goes on from here"
 
 
 @contextmanager
