@@ -1,4 +1,4 @@
-"""All that the library does, timed beside its floor and its peers in one run: ``make bench``.
+"""Matching, merging, tracing, training and attacks, timed beside floors and peers in one run: ``make bench``.
 
 Every contest of benchmarks/contests.py: its contestants take turns, and the table has the medians. It is kept in
 benchmarks/bench.json, with every run, the machine and the versions. ``python -m benchmarks.bench ResNet MLP`` runs only

@@ -120,9 +120,11 @@ def matched(spec: PermutationSpec, a: Weights, b: Weights, names: Sequence[str],
                 workers.append(Worker(name, path, peers))
         timed = {worker.name: partial(seconds_of, worker) for worker in workers}
         missing = [name for name in names if name not in timed]
-        yield Contest(clocked(ours), partial(assignments_of, ours), "assignments", timed, rounds, 1, missing)
-        for worker in workers:
-            worker.close()
+        try:
+            yield Contest(clocked(ours), partial(assignments_of, ours), "assignments", timed, rounds, 1, missing)
+        finally:
+            for worker in workers:
+                worker.close()
 
 
 def seconds_of(worker: Worker) -> float:
@@ -141,7 +143,10 @@ def plain_pair(spec: PermutationSpec, a: Weights, b: Weights) -> Pair:
 
 @contextmanager
 def many_pairs(sizes: Sizes) -> Iterator[Contest]:
-    """All pairs in one call on all cores; the floor and the peer are those of a tenth of them, ten times."""
+    """All pairs in one call on all cores.
+
+    The floor is that of a tenth of them, ten times; the peer that of one pair, as often as there are pairs.
+    """
     spec, weights = trained_mlps(sizes, sizes.width)
     n = len(next(iter(weights.values())))
     ordered = [(i, j) for i in range(n) for j in range(n) if i != j][: sizes.pairs]

@@ -1,22 +1,19 @@
 """How much of each family of the package transformers moves: which share of its numbers has a group along an axis.
 
-``python benchmarks/families.py`` prints a line for each and keeps them in benchmarks/families.json. The models are
+``python -m benchmarks.families`` prints a line for each and keeps them in benchmarks/families.json. The models are
 small ones of their kind, random, and traced with the inputs that they are used with. The tests hold the same list to
 the least shares below.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import torch
 import transformers
 
-from lab.bookkeeping import results
+from benchmarks.turns import keep
 from rebasin.tracing import trace
 
 WORDS = 64
@@ -142,10 +139,8 @@ def main() -> None:
         "rows": rows,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "threads": torch.get_num_threads(),
-        "hardware": results._hardware(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    keep(__file__, table)
 
 
 def traced(name: str, options: dict) -> dict:

@@ -196,7 +196,7 @@ def operator(node: torch.fx.Node) -> str:
 
 
 def place_of(node: torch.fx.Node) -> str:
-    """Where in the model's code a node comes from, as the end of a message; nothing if that is not known."""
+    """Where in the model's code a node comes from, or else which module calls it, as the end of a message."""
     return _last_line(node.stack_trace or "") or f", called in {module_of(node)}"
 
 

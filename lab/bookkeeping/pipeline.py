@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("-j", type=int, metavar="N", help="notebooks at once; by default as the cores allow")
     options = parser.parse_intermixed_args(arguments)
+    if options.share and options.cluster:
+        parser.error("--share and --cluster are two ways to share out the training: choose one")
     try:
         interruption.raise_from_now_on()
         changed = {name: text if name == "run" else _value(text) for name, text in options.p}

@@ -52,8 +52,9 @@ def spread(chunks: Sequence[Chunk], threads: int | None) -> None:
 
     They go to the workers that ``joblib.parallel_config`` names: processes of this machine, or a cluster's, which must
     see this cache. A worker gives back the names of the files that it kept, and nothing else. If one of a cluster dies,
-    another one takes its chunk. Raises RuntimeError for a process of this machine that was killed and for workers that
-    keep other files than are read here, and what training raises.
+    another one takes its chunk, a few times over. Raises RuntimeError for a process of this machine that was killed,
+    for a chunk that ended all workers which took it, and for workers that keep other files than are read here; and what
+    training raises.
     """
     began = told = time.monotonic()
     parallel = joblib.Parallel(batch_size=1, return_as="generator_unordered")
@@ -66,8 +67,11 @@ def spread(chunks: Sequence[Chunk], threads: int | None) -> None:
                 left = duration((now - began) / number * (len(chunks) - number))
                 print(f"trained: {number} of {len(chunks)} chunks in {duration(now - began)}, {left} left", flush=True)
                 told = now
-    except TerminatedWorkerError as error:
-        raise RuntimeError("a process that trained networks was killed, perhaps for want of memory") from error
+    except Exception as error:
+        # The second is Dask's, which need not be installed: of a chunk that ended every worker that took it.
+        if isinstance(error, TerminatedWorkerError) or type(error).__name__ == "KilledWorker":
+            raise RuntimeError("a process that trained networks was killed, perhaps for want of memory") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -239,6 +239,17 @@ def orders(run: str) -> Facts:
 
 
 @reads("transformers")
+def by_weights(run: str) -> Facts:
+    """By how many nats matching by weights lowers the barrier of vision transformers, beside not matching at all.
+
+    The value is ``beside_naive``; outcomes as those of one matcher in ``turning``.
+    """
+    facts = _differences(run, {"beside_naive": ("naive", "weights")})
+    first, *_ = facts.outcome.split(", ")
+    return Facts(first, {"beside_naive": facts.values["vit_beside_naive"]})
+
+
+@reads("transformers")
 def tenth(run: str) -> Facts:
     """Accuracy a tenth of the way, by correlation with the stream held minus that as they are, in points.
 
@@ -293,7 +304,6 @@ def barriers_table(run: str) -> pd.DataFrame:
                     "above the line": hundredths(in_nats(table, name, "loss_above_line")),
                     "accuracy (points)": points(interval(100 * by_pair(table, name, "accuracy_barrier"))),
                     "accuracy halfway (%)": points(interval(100 * by_pair(table, name, "accuracy_midpoint"))),
-                    "perplexity halfway": decimal(math.exp(by_pair(table, name, "loss_midpoint").mean()), 2),
                     "n": about["n"],
                 }
             )

@@ -59,10 +59,21 @@ def kept(home):
     return list((home / "cache" / "snapshot").glob("*.pt"))
 
 
-def wait_until(condition, process):
+def wait_until(condition, process, most=150):
+    """Wait, so many seconds at most, while the process runs."""
+    began = time.monotonic()
     while not condition():
         assert process.poll() is None, process.communicate()
+        assert time.monotonic() - began < most
         time.sleep(0.02)
+
+
+def address_in(file):
+    """The address that a scheduler wrote into its file; None while it has not."""
+    try:
+        return json.loads(file.read_text())["address"]
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def killed_in_the_middle(home, number, *arguments):
@@ -98,17 +109,27 @@ def test_who_ends_the_training_ends_all_its_processes(home):
 def cluster(folder):
     """The address of a Dask scheduler, and its two workers, of one thread each."""
     with ExitStack() as processes:
-        file = str(folder / "scheduler.json")
-        scheduler = ["-m", "dask", "scheduler", "--scheduler-file", file, "--host", "127.0.0.1", "--port", "0"]
-        worker = ["-m", "dask", "worker", "--scheduler-file", file, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        file = folder / "scheduler.json"
+        scheduler = ["-m", "dask", "scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1", "--port", "0"]
+        worker = [
+            "-m",
+            "dask",
+            "worker",
+            "--scheduler-file",
+            str(file),
+            "--nthreads",
+            "1",
+            "--no-nanny",
+            "--no-dashboard",
+        ]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-        members = [started(*scheduler, "--no-dashboard", **quiet)]
+        members = [started(*scheduler, **quiet)]
         members += [started(*worker, "--name", str(number), **quiet) for number in (1, 2)]
         for member in members:
             processes.enter_context(member)
             processes.callback(member.kill)
-        wait_until((folder / "scheduler.json").exists, members[0])
-        yield json.loads((folder / "scheduler.json").read_text())["address"], members[1:]
+        wait_until(lambda: address_in(file), members[0])
+        yield address_in(file), members[1:]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="dask is not installed")
