@@ -47,7 +47,7 @@ test: .venv/ready  ## style, types, all tests, and the notebooks' stored outputs
 outputs: .venv/ready  ## store anew what the repository keeps: the notebooks' outputs, the README's picture
 	$(BIN)/python -m lab.report.stored
 
-bench: .venv/ready  ## time it beside floors and published packages: one table, some ten minutes
+bench: .venv/ready  ## time the package beside floors and other packages: one table, some ten minutes
 	@$(BIN)/python -m benchmarks.bench
 
 lock: .venv/ready  ## add what pyproject.toml asks for to requirements.lock; UPGRADE=1 chooses all versions anew
