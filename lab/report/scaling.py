@@ -115,6 +115,8 @@ def growing() -> Figure:
                 label=what,
             )
         panel.set(xscale="log", yscale="log", xlabel={"networks": "networks", "width": "units of a layer"}[axis])
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_major_locator(LogLocator(10))
     panels[0].set_title("processor seconds")
     handles, labels = panels[0].get_legend_handles_labels()
