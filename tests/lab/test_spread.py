@@ -135,6 +135,7 @@ def cluster(folder):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="dask is not installed")
+@pytest.mark.skipif("REBASIN_SLOW" not in os.environ, reason="takes minutes; REBASIN_SLOW=1 runs it")
 def test_a_cluster_that_loses_a_worker_gives_the_table_of_one_process(home, alone):
     with cluster(home) as (address, workers), pipeline_process("--cluster", address) as process:
         wait_until(lambda: kept(home), process)
