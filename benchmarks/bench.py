@@ -78,15 +78,15 @@ def row(name: str, contest: Contest, threads: int, seconds: Mapping[str, list[fl
     fastest = min(contest.peers, key=median.__getitem__, default=None)
     return {
         "what": name,
-        "ours_seconds": round(median["ours"], 4),
+        "ours_seconds": round(median["ours"], 6),
         "floor": contest.beneath,
-        "floor_seconds": round(median["floor"], 4),
+        "floor_seconds": round(median["floor"], 6),
         "ours_over_floor": round(median["ours"] / median["floor"], 3),
         "peer": fastest if fastest else NOT_INSTALLED if contest.missing else NONE,
-        "peer_seconds": round(median[fastest], 4) if fastest else None,
+        "peer_seconds": round(median[fastest], 6) if fastest else None,
         "ours_over_peer": round(median["ours"] / median[fastest], 3) if fastest else None,
         "threads": threads,
-        "runs": {contestant: [round(value, 4) for value in runs] for contestant, runs in seconds.items()},
+        "runs": {contestant: [round(value, 6) for value in runs] for contestant, runs in seconds.items()},
     }
 
 

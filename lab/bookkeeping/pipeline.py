@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             build_share(given, steps, threads, options.share)
     except KeyboardInterrupt:
-        sys.exit(interruption.MESSAGE)
+        print(interruption.MESSAGE, file=sys.stderr)
+        sys.exit(interruption.STATUS)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"rebasin: {error}")
     except OSError as error:

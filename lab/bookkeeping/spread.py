@@ -28,7 +28,7 @@ from lab.training.plan import Planned
 from lab.training.recipe import Recipe
 from lab.training.share import planned_networks
 from lab.training.stack import snapshot
-from lab.training.train import train_missing
+from lab.training.train import stacks, train_missing
 
 TELL = 10  # seconds between two lines about how far it is
 WATCH = 1  # seconds between two looks whether the process that started this one is still there
@@ -118,9 +118,7 @@ def missing_chunks(parameters: Iterable[Mapping[str, Any]]) -> list[Chunk]:
 
 
 def _chunks(planned: Planned, device: str) -> Iterator[Chunk]:
-    numbers = tuple(range(planned.models))
-    for first in range(0, planned.models, planned.chunk):
-        together = numbers[first : first + planned.chunk]
+    for together in stacks(planned.models, planned.chunk):
         yield Chunk(planned.dataset, planned.held_out, planned.recipe, together, device, planned.epochs)
 
 

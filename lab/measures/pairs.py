@@ -24,27 +24,6 @@ OTHERS = ("correlation",)  # by what units answer, whatever their scale
 BATCH = 1000  # images whose activations are taken at once
 
 
-def permuted(
-    matcher: str,
-    spec: PermutationSpec,
-    model: nn.Module,
-    a: Weights,
-    b: Weights,
-    images: Split,
-    seed: int,
-    device: str,
-    chunk: int,
-    **straight_through: int,
-) -> dict[str, Tensor]:
-    """The second network of each pair (pairs, ...), permuted to match the first; for ``none`` unchanged.
-
-    Arguments and errors are those of ``permutation_between``.
-    """
-    if matcher == "none":
-        return dict(b)
-    return permutation_between(matcher, spec, model, a, b, images, seed, device, chunk, **straight_through).apply(b)
-
-
 def permutation_between(
     matcher: str,
     spec: PermutationSpec,

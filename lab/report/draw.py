@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
@@ -179,6 +179,27 @@ def interval_line(
         x, [value.mean for value in intervals], errors(intervals), linestyle=line, color=colour, label=label,
         marker=drawn.marker, markerfacecolor=colour if filled else paper(), elinewidth=1.2, capsize=2.5,
     )  # fmt: skip
+
+
+def interval_rows(rows: Mapping[str, Sequence[tuple[Drawn, Interval]]], label: str) -> Figure:
+    """A row for each title, below it its marks with their intervals and a line at 0; ``label`` is that of the axis."""
+    figure, axes = plt.subplots(figsize=(ON_PHONE, 1.0 + 0.55 * len(rows)))
+    for row, (title, marks) in enumerate(rows.items()):
+        for offset, (drawn, value) in zip(offsets(len(marks), 0.2), marks, strict=True):
+            axes.errorbar(
+                value.mean, row + 0.2 + offset, xerr=errors([value]), color=on_page(drawn.colour), marker=drawn.marker,
+                elinewidth=1.2, capsize=2, linestyle="none", label=drawn.title,
+            )  # fmt: skip
+        axes.vlines(0, row - 0.04, row + 0.5, color=ink(), linewidth=1.5, zorder=1)
+        # Above its marks, and not beside them: so the axis is as wide as the page.
+        axes.text(0, row - 0.24, title, transform=axes.get_yaxis_transform(), va="center")
+        axes.axhline(row + 0.5, color=plt.rcParams["grid.color"], linewidth=0.8)
+    axes.set_yticks([])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(label)
+    legend_below(figure, axes)
+    return figure
 
 
 def errors(intervals: Sequence[Interval]) -> np.ndarray:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from lab.bookkeeping import results
-from lab.report.draw import on_page, on_phone, width
+from lab.report.draw import legend_below, on_page, width
 from lab.report.facts import Facts, reads
 from lab.report.library import measured
 from lab.report.words import decimal, listed, seconds
@@ -119,8 +119,7 @@ def growing() -> Figure:
         panel.yaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_major_locator(LogLocator(10))
     panels[0].set_title("processor seconds")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 if on_phone() else 3)
+    legend_below(figure, panels[0])
     return figure
 
 

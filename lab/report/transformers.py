@@ -15,7 +15,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import DATASETS, Drawn
 from lab.networks import ARCHITECTURES
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
-from lab.report.draw import ON_PHONE, errors, ink, legend_below, name_ends, offsets, on_page, width, word_colour
+from lab.report.draw import interval_rows, name_ends, on_page, width, word_colour
 from lab.report.facts import ABOVE, BELOW, FEW, OPEN, Facts, outcome, reads
 from lab.report.pairs import GONE, NOT_DECIDED, STILL_THERE, unsigned
 from lab.report.statistics import Interval, interval
@@ -39,6 +39,11 @@ class Way:
     matcher: str
     stream: str
     curve: Drawn | None = None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What rows of the tables have in their columns that are of this way."""
+        return {"form": self.form, "matcher": self.matcher, "stream": self.stream}
 
 
 WAYS = {
@@ -101,9 +106,12 @@ def barriers_of(run: str, kind: str) -> pd.DataFrame:
 
 def by_pair(table: pd.DataFrame, way: str, metric: str) -> np.ndarray:
     """A metric of one way, (pairs,)."""
-    wanted = WAYS[way]
-    kind = {"form": wanted.form, "matcher": wanted.matcher, "stream": wanted.stream, "metric": metric}
-    return picked(table, kind).set_index("node", verify_integrity=True)["value"].sort_index().to_numpy()
+    return (
+        picked(table, {**WAYS[way].columns, "metric": metric})
+        .set_index("node", verify_integrity=True)["value"]
+        .sort_index()
+        .to_numpy()
+    )
 
 
 def in_nats(table: pd.DataFrame, way: str, metric: str = "loss_barrier") -> Interval:
@@ -213,11 +221,17 @@ def _differences(run: str, pairs: Mapping[str, tuple[str, str]]) -> Facts:
     for kind in measured(run):
         table = barriers_of(run, kind)
         for name, (before, after) in pairs.items():
-            lower = interval(by_pair(table, before, "loss_barrier") - by_pair(table, after, "loss_barrier"))
+            lower, told = _lower(table, before, after)
             values[f"{kind}_{name}"] = hundredths(lower, signed=True)
-            words = {ABOVE: LOWER, BELOW: NO_LOWER, OPEN: OPEN, FEW: FEW}
-            outcomes.append(words[outcome(lower, fewest=FEWEST_FOR_VERDICT)])
+            outcomes.append(told)
     return Facts(", ".join(outcomes), values)
+
+
+def _lower(table: pd.DataFrame, before: str, after: str) -> tuple[Interval, str]:
+    """By how many nats one way has a lower barrier than another, and what that is: ``lower``, ``open``, ..."""
+    lower = interval(by_pair(table, before, "loss_barrier") - by_pair(table, after, "loss_barrier"))
+    words = {ABOVE: LOWER, BELOW: NO_LOWER, OPEN: OPEN, FEW: FEW}
+    return lower, words[outcome(lower, fewest=FEWEST_FOR_VERDICT)]
 
 
 @reads("transformers")
@@ -231,10 +245,9 @@ def orders(run: str) -> Facts:
     steps = {"activations": ("naive", "activations"), "weights": ("activations", "weights")}
     outcomes, values = [], {}
     for name, (before, after) in steps.items():
-        lower = interval(by_pair(table, before, "loss_barrier") - by_pair(table, after, "loss_barrier"))
+        lower, told = _lower(table, before, after)
         values[name] = hundredths(unsigned(lower))
-        words = {ABOVE: LOWER, BELOW: NO_LOWER, OPEN: OPEN, FEW: FEW}
-        outcomes.append(words[outcome(lower, fewest=FEWEST_FOR_VERDICT)])
+        outcomes.append(told)
     return Facts(", ".join(outcomes), values)
 
 
@@ -244,9 +257,8 @@ def by_weights(run: str) -> Facts:
 
     The value is ``beside_naive``; outcomes as those of one matcher in ``turning``.
     """
-    facts = _differences(run, {"beside_naive": ("naive", "weights")})
-    first, *_ = facts.outcome.split(", ")
-    return Facts(first, {"beside_naive": facts.values["vit_beside_naive"]})
+    lower, told = _lower(barriers_of(run, "vit"), "naive", "weights")
+    return Facts(told, {"beside_naive": hundredths(lower, signed=True)})
 
 
 @reads("transformers")
@@ -356,8 +368,7 @@ def along_the_line(run: str) -> Figure:
 
 def half_lines(lines: pd.DataFrame, recipe: str, way: str) -> pd.DataFrame:
     """The loss from each end of each line to its midpoint: a row for each half, a column for each place up to ½."""
-    wanted = WAYS[way]
-    kind = {"recipe": recipe, "form": wanted.form, "matcher": wanted.matcher, "stream": wanted.stream, "metric": "loss"}
+    kind = {"recipe": recipe, **WAYS[way].columns, "metric": "loss"}
     loss = picked(lines, kind).pivot(index="node", columns="lam", values="value")
     places = [lam for lam in loss.columns if lam <= 0.5]
     first, second = loss[places], loss.iloc[:, ::-1].iloc[:, : len(places)]
@@ -368,20 +379,8 @@ def half_lines(lines: pd.DataFrame, recipe: str, way: str) -> pd.DataFrame:
 def barriers_by_way(run: str) -> Figure:
     """The barrier in test loss of every way, a row for each, with its interval, of both kinds of networks."""
     tables = {kind: barriers_of(run, kind) for kind in measured(run)}
-    figure, axes = plt.subplots(figsize=(ON_PHONE, 1.0 + 0.55 * len(WAYS)))
-    for row, (name, way) in enumerate(WAYS.items()):
-        for offset, (kind, table) in zip(offsets(len(tables), 0.2), tables.items(), strict=True):
-            value, drawn = in_nats(table, name), STYLES[kind]
-            axes.errorbar(
-                value.mean, row + 0.2 + offset, xerr=errors([value]), color=on_page(drawn.colour), marker=drawn.marker,
-                elinewidth=1.2, capsize=2, linestyle="none", label=drawn.title,
-            )  # fmt: skip
-        axes.vlines(0, row - 0.04, row + 0.5, color=ink(), linewidth=1.5, zorder=1)
-        axes.text(0, row - 0.24, way.title, transform=axes.get_yaxis_transform(), va="center")
-        axes.axhline(row + 0.5, color=plt.rcParams["grid.color"], linewidth=0.8)
-    axes.set_yticks([])
-    axes.set_ylim(len(WAYS) - 0.4, -0.6)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("barrier in test loss (nats)")
-    legend_below(figure, axes)
-    return figure
+    rows = {
+        way.title: [(STYLES[kind], in_nats(table, name)) for kind, table in tables.items()]
+        for name, way in WAYS.items()
+    }
+    return interval_rows(rows, "barrier in test loss (nats)")

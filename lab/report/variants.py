@@ -19,7 +19,7 @@ from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, Drawn
 from lab.networks import ARCHITECTURES
 from lab.report.claims import picked
-from lab.report.draw import ON_PHONE, errors, ink, interval_line, legend_below, offsets, on_page, width
+from lab.report.draw import interval_line, interval_rows, legend_below, on_page, width
 from lab.report.facts import FEW, Facts, outcome, reads
 from lab.report.page import data_titles
 from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
@@ -311,21 +311,8 @@ def accuracy_by_round(run: str) -> Figure:
 def gaps_by_variant(run: str) -> Figure:
     """The gap at four and at eight networks under every change, a row for each, with its interval."""
     nodes, changes = measured(run)
-    figure, axes = plt.subplots(figsize=(ON_PHONE, 1.0 + 0.55 * len(changes)))
-    for row, change in enumerate(changes.values()):
-        for offset, (size, drawn) in zip(offsets(len(STYLES), 0.2), STYLES.items(), strict=True):
-            value = interval(gap(nodes, change, size))
-            axes.errorbar(
-                value.mean, row + 0.2 + offset, xerr=errors([value]), color=on_page(drawn.colour), marker=drawn.marker,
-                elinewidth=1.2, capsize=2, linestyle="none", label=drawn.title,
-            )  # fmt: skip
-        axes.vlines(0, row - 0.04, row + 0.5, color=ink(), linewidth=1.5, zorder=1)
-        # Above its marks, and not beside them: so the axis is as wide as the page.
-        axes.text(0, row - 0.24, change.title, transform=axes.get_yaxis_transform(), va="center")
-        axes.axhline(row + 0.5, color=plt.rcParams["grid.color"], linewidth=0.8)
-    axes.set_yticks([])
-    axes.set_ylim(len(changes) - 0.4, -0.6)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlabel("hierarchy minus MergeMany (points)")
-    legend_below(figure, axes)
-    return figure
+    rows = {
+        change.title: [(drawn, interval(gap(nodes, change, size))) for size, drawn in STYLES.items()]
+        for change in changes.values()
+    }
+    return interval_rows(rows, "hierarchy minus MergeMany (points)")

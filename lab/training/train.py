@@ -57,7 +57,7 @@ def train(
     model, images, device = build(recipe.architecture, dataset, recipe.width), dataset.train, pick_device(device)
     with unchanged(images.images, images.labels):
         by_epoch = [
-            [snapshot(model, recipe, images, numbers, epoch, device) for numbers in _stacks(n_models, chunk, first)]
+            [snapshot(model, recipe, images, numbers, epoch, device) for numbers in stacks(n_models, chunk, first)]
             for epoch in snapshots
         ]
     weights = {
@@ -90,13 +90,13 @@ def train_missing(
     # Weights, gradients, two moments and a temporary, in float32, and the data as they are.
     memory = (chunk * size * 4 * 5 + images.images.numel()) / 1e9
     number, of = share
-    stacks = _stacks(n_models, chunk, first)[number - 1 :: of]
+    mine = stacks(n_models, chunk, first)[number - 1 :: of]
 
     def missing(numbers: tuple[int, ...]) -> list[int]:
         return [e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists()]
 
     with unchanged(images.images, images.labels):
-        wanted = {numbers: epochs for numbers in stacks if (epochs := missing(numbers))}
+        wanted = {numbers: epochs for numbers in mine if (epochs := missing(numbers))}
         count = sum(map(len, wanted))
         what = f"train {count} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
         with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
@@ -107,7 +107,7 @@ def train_missing(
     return count
 
 
-def _stacks(n_models: int, chunk: int, first: int) -> list[tuple[int, ...]]:
+def stacks(n_models: int, chunk: int, first: int = 0) -> list[tuple[int, ...]]:
     """The numbers of the networks that go through together."""
     numbers = range(first, first + n_models)
     return [tuple(numbers[start : start + chunk]) for start in range(0, n_models, chunk)]

@@ -173,10 +173,7 @@ class _Scores:
                     value.index_copy_(0, again, score)
             if value is not None:
                 score = value.index_select(0, rows)
-            if part.group in total:
-                total[part.group] += score
-            else:
-                total[part.group] = score
+            _add(total, part.group, score)
         self.stale[rows] = False
         return total
 
@@ -184,11 +181,7 @@ class _Scores:
         """What the terms are worth whose other axes never move, by group: (rows, units, units)."""
         total: dict[str, Tensor] = {}
         for key, part in self.fixed:
-            score = gram(*self._entry(key, rows), part)
-            if part.group in total:
-                total[part.group] += score
-            else:
-                total[part.group] = score
+            _add(total, part.group, gram(*self._entry(key, rows), part))
         return total
 
     def _entry(self, key: str, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,3 +209,11 @@ class _Scores:
             a, b = self._entry(key, rows)
             total += (a * permute(b, parts, flat, b.ndim - 1)).flatten(1).sum(-1, dtype=torch.float64)
         return total
+
+
+def _add(total: dict[str, Tensor], group: str, score: Tensor) -> None:
+    """Add to a group's scores, in place; the first of them is taken as it is."""
+    if group in total:
+        total[group] += score
+    else:
+        total[group] = score

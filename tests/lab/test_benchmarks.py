@@ -41,7 +41,9 @@ def test_the_table_has_ours_beside_floor_and_peer(offline, monkeypatch, capsys):
     rows = {row["what"]: row for row in bench.main(["MLP", "PGD", "universe"], TINY)}
     assert list(rows) == [name for name in bench.CONTESTS if "ResNet" not in name and "trace" not in name]
     for row in rows.values():
-        assert row["ours_seconds"] > 0 and row["ours_over_floor"] > 0
+        assert row["ours_seconds"] > 0 and row["floor_seconds"] > 0
+        # Seconds have six digits: of the smallest floor, some tens of microseconds, they tell a twentieth.
+        assert row["ours_over_floor"] == pytest.approx(row["ours_seconds"] / row["floor_seconds"], rel=0.05, abs=0.01)
     peers = {name: row["peer"] for name, row in rows.items()}
     assert peers["match a pair, 3x512 MLP"] == peers["match 100 pairs, 3x512 MLP"] == "not installed"
     assert peers["MergeMany of 8, 3x256 MLP"] == peers["universe of 5, 3x256 MLP"] == "–"
