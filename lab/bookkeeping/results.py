@@ -186,9 +186,9 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     """The rows of those entries of a listed parameter that the run's tables have, by this code and from equal entries.
 
     ``name`` is the key under which an entry has its name, and the column in which all tables of the notebook have it.
-    A parameter that is a number lists 0, 1, 2, ... up to it. So a list may grow without what was measured being
-    measured again, where no cache has it any more. All other parameters must be what they were. Raises ValueError for
-    two entries of one name.
+    Entries of one name are kept together, or none of them is. A parameter that is a number lists 0, 1, 2, ... up to it.
+    So a list may grow without what was measured being measured again, where no cache has it any more. All other
+    parameters must be what they were.
     """
     run, listed = experiment.parameters["run"], experiment.parameters[parameter]
     made = provenance(run, experiment.name)
@@ -212,13 +212,13 @@ def kept_rows(experiment: Experiment, parameter: str, name: str) -> KeptRows:
     return KeptRows({table: rows[rows[name].isin(entries)] for table, rows in tables.items()}, entries, made)
 
 
-def _entries(listed: int | Sequence[Mapping[str, Any]], name: str) -> dict[Any, Any]:
+def _entries(listed: int | Sequence[Mapping[str, Any]], name: str) -> dict[Any, list[Any]]:
     """The entries of a listed parameter by their names; those of a number are 0, 1, 2, ..."""
     if isinstance(listed, int):
-        return {number: number for number in range(listed)}
-    entries = {entry[name]: entry for entry in listed}
-    if len(entries) < len(listed):
-        raise ValueError(f"two entries have the same {name!r}: each row of the tables tells its entry by it")
+        return {number: [number] for number in range(listed)}
+    entries: dict[Any, list[Any]] = {}
+    for entry in listed:
+        entries.setdefault(entry[name], []).append(entry)
     return entries
 
 

@@ -61,6 +61,7 @@ CONTESTANTS = {
     "distilled": Drawn("matched average, distilled", "#7F7F7F", "P"),
     "mean": Drawn("naive average", "#009E73", "^"),
     "weights": Drawn("weight matching", "#0072B2", "o"),
+    "weights_refitted": Drawn("weight matching, refitted", "#0072B2", "h"),
     "hierarchy": Drawn("hierarchy", "#0072B2", "P"),
     "universe": Drawn("universe (C2M3)", "#0072B2", "d"),
     "activations": Drawn("activation matching", "#0072B2", "s"),

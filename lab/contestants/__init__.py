@@ -21,6 +21,7 @@ from lab.contestants.arena import Arena, Entry, Mending, Method
 from lab.contestants.cca import merged_by_canonical_correlations
 from lab.contestants.distilled import distilled
 from lab.contestants.fitted import (
+    by_weights_refitted,
     pleas_averaged,
     pleas_by_weights,
     pleas_on_noise,
@@ -59,6 +60,7 @@ METHODS: dict[str, Method] = {
     "distilled": distilled,
     "mean": not_matched,
     "weights": matched_by_weights,
+    "weights_refitted": by_weights_refitted,
     "hierarchy": in_a_hierarchy,
     "universe": in_a_universe,
     "activations": matched_by_activations,

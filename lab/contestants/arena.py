@@ -23,6 +23,8 @@ from rebasin.merging.mending import norms_of
 from rebasin.weights import Weights
 
 MEASURES = ("structured", "dense", "parameters")
+# What the Gram matrices may take: sixteen ResNet20 of the usual width need eleven.
+GIBIBYTES = 16.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,8 @@ class Arena:
 
     def grams_on(self, images: Tensor) -> Grams:
         """The Gram matrices of the parents on these images (m, ...)."""
-        return collect(self.spec, self.parents, self.batches(images), model=self.model, seed=self.seed)
+        batches = self.batches(images)
+        return collect(self.spec, self.parents, batches, model=self.model, memory=GIBIBYTES, seed=self.seed)
 
     def batches(self, images: Tensor) -> list[Tensor]:
         """The images in batches that are nearly of one size."""

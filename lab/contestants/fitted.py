@@ -59,6 +59,17 @@ def pleas_refitted(arena: Arena, size: float) -> Entry | None:
     return _refitted(arena, pleas(arena.grams, size=size, heads=arena.heads))
 
 
+def by_weights_refitted(arena: Arena, size: float) -> Entry | None:
+    """The mean of units matched by their weights, each layer then fitted to what the merge itself reads by then.
+
+    No Gram matrices are needed, which take too much of many convolutional networks.
+    """
+    if size != 1 or arena.heads != "shared":
+        return None
+    slots = Slots.of_permutation(by_weights(arena))
+    return _entry(arena, refit(slots, arena.parents, arena.inputs, model=arena.model, seed=arena.seed))
+
+
 def pleas_tree(arena: Arena, size: float) -> Entry | None:
     """PLeaS as the node of a tree: pairs are merged, then their merges, stage by stage; of 4, 8, ... networks."""
     if size != 1 or arena.n < 4 or arena.n.bit_count() > 1 or arena.heads != "shared":

@@ -65,11 +65,13 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
     ``images`` 1000, without ``test_images`` 5000, and without ``attacked`` none. Raises ValueError, with the setting's
     name, for what does not fit together, and as ``read_networks`` does.
     """
-    settings = []
+    settings: list[Setting] = []
     for entry in entries:
         name = entry.get("setting") if isinstance(entry, Mapping) else None
         if not isinstance(name, str):
             raise ValueError(f"a setting of the arena lacks its name, 'setting': {entry!r}")
+        if name in [setting.name for setting in settings]:
+            raise ValueError(f"two settings of the arena are called {name!r}: each row of the tables names its setting")
         for key in ("methods", "networks"):
             if key not in entry:
                 raise ValueError(f"the setting {name!r} lacks {key!r}")

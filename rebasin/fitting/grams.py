@@ -118,7 +118,7 @@ def collect(
         check_count(places, "places")
     check_number(memory, "memory", above=0)
     check_seed(seed)
-    model = _template(models) if model is None else model
+    model = template(models) if model is None else model
     check_module(model, "collect(spec, models, loader, model=model)", "model")
     check_device(model, weights)
     n = len(next(iter(weights.values())))
@@ -200,7 +200,7 @@ def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor],
     return layers
 
 
-def _template(models: Models) -> nn.Module:
+def template(models: Models) -> nn.Module:
     """The first of the models, as a module. Raises ValueError if they are none."""
     first = models[0] if isinstance(models, list | tuple) else models
     if not isinstance(first, nn.Module):

@@ -9,52 +9,67 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rebasin.arguments import check_count, check_seed
+from rebasin.expanding.expanded import expand_network
 from rebasin.expanding.layout import blocks_of, places_as_given, whole
-from rebasin.fitting.grams import Grams, halves
+from rebasin.expanding.slots import Slots
+from rebasin.fitting.grams import Grams, halves, template
 from rebasin.fitting.least_squares import Fit, solve
 from rebasin.fitting.norm_statistics import batch_statistics
 from rebasin.fitting.normal_equations import Equations, Layout
 from rebasin.fitting.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export, run
-from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs
+from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs, on_each
 from rebasin.merging.mending import norms_of
 from rebasin.merging.pleas import Fitted
-from rebasin.weights import take, weights_of
+from rebasin.merging.record import side_by_side
+from rebasin.weights import Models, check_module, take, weights_of
 
 # What a layer leaves of its targets, as a share of their squares, if rounding of single precision is all.
 ROUNDING_OF_SINGLES = 1e-10
 
 
 @torch.no_grad()
-def refit(merge: Fitted, grams: Grams, inputs: Inputs, *, places: int | None = 16, seed: int = 0) -> Fitted:
+def refit(
+    merge: Fitted | Slots,
+    models: Grams | Models,
+    inputs: Inputs,
+    *,
+    model: nn.Module | None = None,
+    places: int | None = 16,
+    seed: int = 0,
+) -> Fitted:
     """Fit the layers of a merge once more, in order, each to what the merge itself reads by then.
 
-    ``merge`` is what ``pleas`` or ``fit_slots`` made of ``grams``, and ``inputs`` (m, ...) go into it, all at once: a
-    tensor, a tuple or a dict of them. In ``fit_slots`` a layer reads what the models' layers read; here it reads what
-    the layers before it give, so that it makes up for their errors. Its targets are the same: the mean of what the
-    models' layers give for the units of a slot. The ridge pulls towards the weights that the merge has. Running
-    statistics are those of ``inputs``. ``places`` and ``seed`` are those of ``collect``; every second image is held
-    back. Sources: RegMean++ (Nguyen et al. 2025) and the least squares of neuron interpolation (2025), which differ in
-    their targets. The ``fits`` are by parameter.
+    ``merge`` is what ``pleas`` or ``fit_slots`` made, or the slots of an average: ``Slots.of_permutation(permutation)``.
+    ``models`` are what went into it: Gram matrices, or the models themselves, a list or their weights (n, ...) with one
+    of them as ``model``. An average needs no Gram matrices, which grow with the square of n. ``inputs`` (m, ...) go
+    into it, all at once: a tensor, a tuple or a dict of them. In ``fit_slots`` a layer reads what the models' layers
+    read; here it reads what the layers before it give, so that it makes up for their errors. Its targets are the same:
+    the mean of what the models' layers give for the units of a slot. The ridge pulls towards the weights that the merge
+    has. Running statistics are those of ``inputs``. ``places`` and ``seed`` are those of ``collect``; every second
+    image is held back. Sources: RegMean++ (Nguyen et al. 2025) and the least squares of neuron interpolation (2025),
+    which differ in their targets. The ``fits`` are by parameter.
 
-    Raises ValueError for fewer than two inputs, and for a layer that is used twice.
+    Raises ValueError for other models than those of the merge, for fewer than two inputs, and for a layer that is used
+    twice.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> x = torch.randn(200, 3)
-    >>> grams = rebasin.collect(rebasin.trace(models[0], x), models, x)
+    >>> spec = rebasin.trace(models[0], x)
+    >>> grams = rebasin.collect(spec, models, x)
     >>> refit(rebasin.pleas(grams), grams, x)
     Fitted(2 models, 1 group, 8 + 8 -> 8 units; size 1.00; ...)
+    >>> average = rebasin.merge(spec, models)
+    >>> refit(rebasin.Slots.of_permutation(average.permutation), models, x)
+    Fitted(2 models, 1 group, 8 + 8 -> 8 units; size 1.00; ...)
     """
-    if not isinstance(merge, Fitted):
+    if not isinstance(merge, Fitted | Slots):
         raise TypeError(
-            f"the first argument is what pleas gives, and a {type(merge).__name__} was given: refit(merge, ...)"
-        )
-    if not isinstance(grams, Grams):
-        raise TypeError(
-            f"grams is what collect gives, and a {type(grams).__name__} was given: refit(merge, grams, inputs)"
+            "the first argument is what pleas gives, or the slots of an average, and a "
+            f"{type(merge).__name__} was given: refit(merge, models, inputs)"
         )
     if places is not None:
         check_count(places, "places")
@@ -62,7 +77,12 @@ def refit(merge: Fitted, grams: Grams, inputs: Inputs, *, places: int | None = 1
     check_batch(inputs, "the inputs")
     if batch_size(inputs) < 2:
         raise ValueError(f"two inputs or more are needed, of which every second is held back: got {batch_size(inputs)}")
-    check_inputs(inputs, "the inputs", next(iter(grams.weights.values())).device)
+    slots = merge if isinstance(merge, Slots) else merge.slots
+    parents, model = _parents(models, model, slots)
+    check_inputs(inputs, "the inputs", next(iter(parents.values())).device)
+    if isinstance(merge, Slots):
+        example = on_each(lambda x: x[:2], inputs)
+        merge = Fitted(expand_network(merge, model, parents, example=example), merge, {})
     network = copy.deepcopy(merge.model)
     program = export(network, inputs)
     layers, norms, weights = layers_of(program), norms_of(program), weights_of(network)
@@ -71,7 +91,7 @@ def refit(merge: Fitted, grams: Grams, inputs: Inputs, *, places: int | None = 1
             raise ValueError(
                 f"{name!r} is used {times} times, and reads something else each time: it cannot be refitted"
             )
-    targets = _Targets(grams, merge, inputs, places, seed)
+    targets = _Targets(parents, model, merge, inputs, places, seed)
     held = torch.arange(batch_size(inputs)) % 2 == 1
     fits: dict[str, Fit] = {}
 
@@ -98,14 +118,31 @@ def refit(merge: Fitted, grams: Grams, inputs: Inputs, *, places: int | None = 1
     return replace(merge, model=network, fits=fits)
 
 
+def _parents(models: Grams | Models, model: nn.Module | None, slots: Slots) -> tuple[dict[str, Tensor], nn.Module]:
+    """The weights (n, ...) of the models of a merge with these slots, and one of them."""
+    if isinstance(models, Grams):
+        parents, model = models.weights, models.model
+    else:
+        call = "refit(merge, models, inputs, model=model)"
+        parents, _ = side_by_side(slots.spec, models, call)
+        model = template(models) if model is None else model
+        check_module(model, call, "model")
+    n = len(next(iter(parents.values())))
+    if n != slots.n:
+        raise ValueError(f"the merge is of {slots.n} models, and {n} were given")
+    return parents, model
+
+
 class _Targets:
     """What the layers of a merge should give: the mean of what the models' layers give for the units of a slot."""
 
-    def __init__(self, grams: Grams, merge: Fitted, inputs: Inputs, places: int | None, seed: int) -> None:
-        self.grams, self.merge, self.places = grams, merge, places
+    def __init__(
+        self, parents: dict[str, Tensor], model: nn.Module, merge: Fitted, inputs: Inputs, places: int | None, seed: int
+    ) -> None:
+        self.parents, self.merge, self.places = parents, merge, places
         self.generator = torch.Generator().manual_seed(seed)
-        self.program = export(grams.model, inputs)
-        alone = [take(grams.weights, m) for m in range(grams.n)]
+        self.program = export(model, inputs)
+        alone = [take(parents, m) for m in range(merge.slots.n)]
         # The models are computed only as far as the merge has come.
         self.coming: Iterator[Any] = zip(*(layer_inputs(self.program, one, inputs) for one in alone), strict=True)
         self.known: dict[str, tuple[Tensor, Tensor]] = {}
@@ -123,10 +160,10 @@ class _Targets:
                 index, _ = places_as_given(slots, weight, 0, stacked=True)
             total = torch.zeros(())
             for m, (_, read) in enumerate(of_models):
-                matrix = whole(self.grams.weights[weight][m], number_of_blocks(node)).flatten(1)
+                matrix = whole(self.parents[weight][m], number_of_blocks(node)).flatten(1)
                 rows = rows_at(node, read, at)
                 given = rows @ matrix.T.to(rows)
-                given = given if bias is None else given + self.grams.weights[bias][m]
+                given = given if bias is None else given + self.parents[bias][m]
                 total = total + given.new_zeros(*at.shape, height).index_add_(2, index[m].to(given.device), given)
             self.known[weight] = at, total / torch.bincount(index.flatten(), minlength=height).to(total)
         return self.known[key]

@@ -399,12 +399,20 @@ def test_a_number_lists_what_is_below_it(folder):
     assert grow(2, attack_steps=7) == ((), [0, 1])
 
 
-def test_two_entries_of_one_name_are_refused(folder):
-    measure("mlp")
-    listed = [{"setting": "mlp", "methods": {"mean": [1.0]}}, {"setting": "mlp", "methods": {"zip": [1.0]}}]
-    experiment = begin("arena", given("arena", arena_settings=listed, arena_steps=5))
-    with pytest.raises(ValueError, match="two entries have the same 'setting'"):
-        kept_rows(experiment, "arena_settings", "setting")
+def test_entries_of_one_name_are_kept_together_or_not_at_all(folder):
+    def widths(*of_mlp):
+        """Let run "mine" have rows of "mlp" in these widths and of "vgg"; gives which names it had already."""
+        listed = [{"recipe": "mlp", "width": width} for width in of_mlp] + [{"recipe": "vgg", "width": 1}]
+        experiment = begin("barriers", given("barriers", barrier_recipes=listed))
+        kept = kept_rows(experiment, "barrier_recipes", "recipe")
+        rows = [entry for entry in listed if entry["recipe"] not in kept.entries]
+        table = kept.followed_by("barriers", pd.DataFrame(rows))
+        finish(experiment, load("digits"), {"barriers": table}, kept=kept)
+        return sorted(kept.entries), sorted(table["width"])
+
+    assert widths(4, 8) == ([], [1, 4, 8])
+    assert widths(4, 8) == (["mlp", "vgg"], [1, 4, 8])
+    assert widths(4, 8, 16) == (["vgg"], [1, 4, 8, 16])
 
 
 def test_rows_of_a_notebook_that_had_other_parameters_are_not_kept(folder):

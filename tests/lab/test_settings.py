@@ -88,3 +88,8 @@ def test_the_settings_of_the_presets_have_what_the_claims_are_about(preset):
 def test_what_is_missing_is_named(key):
     with pytest.raises(ValueError, match=f"the setting 'tiny' lacks '{key}'"):
         read_settings([{name: value for name, value in HALVES.items() if name != key}])
+
+
+def test_two_settings_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two settings of the arena are called 'tiny'"):
+        read_settings([HALVES, {**HALVES, "images": 7}])

@@ -201,8 +201,15 @@ FUNCTIONS = {
     ),
     "refit": (
         rebasin.refit,
-        {"merge": MERGE, "grams": GRAMS, "inputs": X},
-        {"merge": SPECS, "grams": SPECS, "inputs": INPUTS, "places": FROM_ONE, "seed": SEEDS},
+        {"merge": SLOTS, "models": [A, B], "inputs": X},
+        {
+            "merge": SPECS,
+            "models": LISTS,
+            "inputs": INPUTS,
+            "model": without(MODELS, "None"),
+            "places": FROM_ONE,
+            "seed": SEEDS,
+        },
     ),
     "solve_assignment": (
         rebasin.solve_assignment,

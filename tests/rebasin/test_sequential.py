@@ -5,7 +5,8 @@ import torch
 from networks import NETWORKS, Attention, Branches, Chain, Reused, drawn, images
 from torch import nn
 
-from rebasin import Permutation, collect, pleas, trace
+from rebasin import Fitted, Permutation, Slots, collect, merge_many, pleas, trace
+from rebasin.expanding.expanded import expand_network
 from rebasin.merging.sequential import refit
 from rebasin.weights import take
 
@@ -68,6 +69,18 @@ def test_permuted_copies_stay_the_model(network):
         assert fit.after <= fit.before
 
 
+def test_an_average_is_refitted_from_its_slots_and_models_as_from_gram_matrices():
+    grams, x = merged_from(Branches, 3), images(200)
+    permutation = merge_many(grams.spec, grams.weights).permutation
+    slots = Slots.of_permutation(permutation)
+    average = Fitted(expand_network(slots, grams.model, grams.weights, example=x[:2]), slots, {})
+    expected = refit(average, grams, x)
+    again = refit(slots, grams.weights, x, model=grams.model)
+    assert again.fits == expected.fits
+    for key, tensor in expected.model.weights.items():
+        assert torch.equal(again.model.weights[key], tensor)
+
+
 def test_bad_input_is_named():
     grams = merged_from(Reused, 2, count=200)
     merge = pleas(grams)
@@ -75,3 +88,5 @@ def test_bad_input_is_named():
         refit(merge, grams, images(10))
     with pytest.raises(ValueError, match="two inputs or more"):
         refit(merge, grams, images(1))
+    with pytest.raises(ValueError, match="the merge is of 2 models, and 3 were given"):
+        refit(merge, drawn(grams.model, 3), images(10), model=grams.model)
