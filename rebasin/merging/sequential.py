@@ -43,7 +43,7 @@ def refit(
 ) -> Fitted:
     """Fit the layers of a merge once more, in order, each to what the merge itself reads by then.
 
-    ``merge`` is what ``pleas`` or ``fit_slots`` made, or the slots of an average: ``Slots.of_permutation(permutation)``.
+    ``merge`` is what ``pleas`` or ``fit_slots`` made, or an average's slots, ``Slots.of_permutation(permutation)``.
     ``models`` are what went into it: Gram matrices, or the models themselves, a list or their weights (n, ...) with one
     of them as ``model``. An average needs no Gram matrices, which grow with the square of n. ``inputs`` (m, ...) go
     into it, all at once: a tensor, a tuple or a dict of them. In ``fit_slots`` a layer reads what the models' layers
