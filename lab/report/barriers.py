@@ -32,8 +32,8 @@ NOT_MEASURED = "not measured"
 SUBSETS = {"split": "shared out", "all": "all, for both"}
 # What is done to a path's points, as the table of norms calls it.
 PATHS = {"none": "as merged", "repair": "REPAIR at the midpoint", "reset": "statistics measured anew"}
-# Git Re-Basin's barriers once matched on CIFAR-10, in nats of test loss by epoch: read off its plot's code, which has
-# epoch 22 in place of 25.
+# Git Re-Basin's barriers once matched on CIFAR-10, in nats of test loss by epoch: where two arrows in its plot's code
+# point, the second at epoch 22 in place of 25.
 PAPER_CIFAR10 = {1: 0.31, 25: 0.015}
 
 

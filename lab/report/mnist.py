@@ -18,7 +18,8 @@ from lab.report.words import hundredths, nats, points, side
 
 MATCHED = ("weights", "activations", "straight-through")
 DASHES = {"none": ":", "weights": "-", "activations": "--", "straight-through": (0, (3, 2))}
-# What the paper says of each matcher, and of the barrier after so many epochs, the latter read off its plot's code.
+# What the paper says of each matcher, and of the barrier after so many epochs, the latter where an arrow in
+# its plot's code points.
 PAPER = {
     "none": "–",
     "weights": "zero",

@@ -75,6 +75,20 @@ def tally() -> Facts:
     return Facts(counts.most_common(1)[0][0], {"all": str(counts.total()), **values})
 
 
+@reads()
+def once_more() -> Facts:
+    """Which claims have another verdict once they are decided again, by better rules and on more networks.
+
+    The outcome names them with the new verdict, ``H4 partly, H6 replicated``; or ``all the same``. Values are ``same``,
+    how many have the verdict that they had, and ``all`` that were decided again.
+    """
+    again = shown_claims(rules="again")
+    first = {claim.id: claim.verdict for claim in shown_claims([claim.id for claim in again])}
+    other = [f"{claim.id} {claim.verdict}" for claim in again if claim.verdict != first[claim.id]]
+    values = {"same": str(len(again) - len(other)), "all": str(len(again))}
+    return Facts(", ".join(other) or "all the same", values)
+
+
 def gaps(decided: Claim, conditions: Mapping[str, str]) -> Facts:
     """The effects of a claim's conditions, ``conditions`` by the name of their value, and ``n``.
 

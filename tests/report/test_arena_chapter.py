@@ -9,7 +9,7 @@ import pytest
 from planting import plant
 
 from lab.bookkeeping import results
-from lab.report import arena, arena_attacked, arena_elsewhere, arena_one_size, arena_tables, library
+from lab.report import arena, arena_attacked, arena_elsewhere, arena_one_size, arena_record, arena_tables, library
 
 NETS = {"mlp": ("mlp", 512), "vgg11": ("vgg11", 16)}
 # Accuracy of each (method, size, mended).
@@ -260,3 +260,35 @@ def test_figures_show_each_method_where_it_lies():
     assert [label.get_text() for label in number.axes[0].get_xticklabels()] == ["4", "8"]
     for figure in (by_size, one, number):
         plt.close(figure)
+
+
+@pytest.mark.parametrize(("refitted", "outcome"), [(0.6, "first"), (0.54, "behind")])
+def test_the_record_is_of_the_largest_group_and_has_an_interval_over_test_images(refitted, outcome):
+    kind = {
+        "setting": "digits many 4", "tasks": "whole", "parents": 4, "images": 1000, "epochs": 5, "dataset": "digits",
+        "architecture": "vgg11", "width": 16, "subset": "all",
+    }  # fmt: skip
+    values = {
+        ("parent", 1.0, "none"): 0.7, ("weights", 1.0, "none"): 0.2, ("weights", 1.0, "repair"): 0.55,
+        ("weights_refitted", 1.0, "none"): refitted, ("ensemble", 4.0, "none"): 0.8,
+    }  # fmt: skip
+    entries = []
+    for (method, size, mended), value in values.items():
+        entries += planted(kind, method, size, mended, value, 1)
+        pairs = {**kind, "setting": "digits many 2", "parents": 2}
+        entries += planted(pairs, method, 2.0 if method == "ensemble" else size, mended, value, 2)
+    plant("mine", {"entries": pd.DataFrame(entries)}, "arena")
+    facts = arena_record.record("mine")
+    assert facts.outcome == outcome
+    assert facts.values["number"] == "4" and facts.values["groups"] == "1"
+    assert facts.values["images"] == "5000", "what the notebook takes where it is not told"
+    assert facts.values["weights_repair"].startswith("55.0 [53.6, 56.4]")
+    assert facts.values["parent"] == "70.0"
+    table = arena_record.record_table("mine")
+    assert list(table.columns) == ["method", "mending", "2 networks (n = 2)", "4 networks (n = 1)"]
+    assert table["4 networks (n = 1)"].iloc[-1].startswith("80.0"), "the ensemble is as large as its networks"
+
+
+def test_without_such_networks_there_is_no_record():
+    plant_arena(nets=("mlp",), elsewhere={})
+    assert arena_record.record("mine").outcome == "not measured"

@@ -1,0 +1,88 @@
+"""The most convolutional networks of one task that were merged into one of their size, and what that reaches."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lab.bookkeeping import results
+from lab.contestants.settings import read_settings
+from lab.report.arena import NO_MERGES, ONE, name_of, title_of
+from lab.report.arena_tables import cell, mending
+from lab.report.claims import picked
+from lab.report.facts import Facts, reads
+from lab.report.statistics import Interval, share_interval
+from lab.report.words import decimal, points
+
+CHOSEN = "weights_refitted"  # what counts as the record, chosen before any of these networks was merged
+# Of twelve convolutional networks of 94 % each, what MergeMany leaves in a program that others published.
+PUBLISHED_OF_TWELVE = 18.5
+
+
+def convolutional(run: str) -> pd.DataFrame:
+    """Accuracies of merges of convolutional networks that all know the same, by the number of ``parents``."""
+    kind = {"tasks": "whole", "subset": "all", "task": "joint", "metric": "accuracy"}
+    rows = picked(results.read(run, "arena", "entries"), kind)
+    return rows[rows["architecture"] != "mlp"]
+
+
+@reads("arena")
+def record(run: str) -> Facts:
+    """What merges of the largest ``number`` of networks reach: accuracies in percent, with intervals over test images.
+
+    Their names are those of the methods, ``weights_repair`` after REPAIR. ``parent`` is the mean over the first network
+    of each of the smallest groups, ``images`` the number of test images, ``kind`` the networks, ``published`` what we
+    know of others. Outcomes: ``first`` if the method that had been chosen is the most accurate merge, else ``behind``;
+    ``not measured`` without such networks.
+    """
+    rows = convolutional(run)
+    if not len(rows):
+        return Facts("not measured", {})
+    most, fewest = rows["parents"].max(), rows["parents"].min()
+    largest = picked(rows, {"parents": most, "node": 0})
+    images = _test_images(run, largest["setting"].iloc[0])
+    merges, values = {}, {}
+    for (method, mended), row in largest.groupby(["method", "mended"]):
+        share = float(row["value"].iloc[0])
+        name = method if mended == "none" else f"{method}_{mended}"
+        values[name] = points(in_percent(share, images))
+        if method not in NO_MERGES:
+            merges[name] = share
+    alone = picked(rows, {"parents": fewest, "method": "parent"})["value"]
+    values |= {
+        "parent": decimal(100 * alone.mean(), 1),
+        "number": str(most),
+        "groups": str(largest["node"].nunique()),
+        "images": str(images),
+        "kind": title_of(largest),
+        "epochs": str(largest["epochs"].iloc[0]),
+        "published": f"{PUBLISHED_OF_TWELVE:g}",
+    }
+    return Facts("first" if max(merges, key=merges.__getitem__) == CHOSEN else "behind", values)
+
+
+def in_percent(share: float, images: int) -> Interval:
+    """An accuracy in percent with its exact interval over so many test images."""
+    exact = share_interval(round(share * images), images)
+    return Interval(100 * exact.mean, 100 * exact.low, 100 * exact.high, images)
+
+
+def _test_images(run: str, setting: str) -> int:
+    """How many test images a setting was measured on, as the notebook was told."""
+    made = results.provenance(run, "arena")
+    assert made is not None, "there are tables"
+    settings = {read.name: read for read in read_settings(made["parameters"]["arena_settings"])}
+    return settings[setting].test_images
+
+
+@reads("arena")
+def record_table(run: str) -> pd.DataFrame:
+    """Accuracy of merges of convolutional networks of one task, of the size of one, by how many were merged."""
+    rows, table = convolutional(run), []
+    for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
+        row = {"method": name_of(method), "mending": mending(mended)}
+        for number, of_number in rows.groupby("parents"):
+            size = float(number) if method == "ensemble" else ONE
+            groups = of_number["node"].nunique()
+            row[f"{number} networks (n = {groups})"] = cell(picked(own, {"parents": number, "size": size}))
+        table.append(row)
+    return pd.DataFrame(table)
