@@ -11,7 +11,7 @@ from planting import plant
 from lab.bookkeeping import results
 from lab.images import Dataset, Split
 from lab.networks import build
-from lab.report import library, scaling
+from lab.report import beside_peers, library, scaling
 
 
 def exponent(what, axis, time, floor):
@@ -106,3 +106,27 @@ def test_the_trees_that_are_missing_take_what_those_took(own_results, training, 
     assert facts.values["missing"] == "45" and facts.values["trees"] == "5"
     assert facts.values["minutes"] == f"{(training + 3000) / 5 / 60:.0f}"
     assert facts.values["rest"] == f"{45 * (training + 3000) / 5 / 3600:.0f}"
+
+
+def test_ours_is_told_beside_the_fastest_other(tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.setattr(library, "ROOT", tmp_path)
+    contests = [("a pair", 0.5, 1.0), ("a small pair", 3.0, 1.0), ("even", 1.05, 1.0), ("alone", 9.0, None)]
+    rows = [
+        {
+            "what": what,
+            **{"ours_seconds": seconds, "ours_over_floor": 2 * seconds, "floor": "products", "floor_seconds": 0.5},
+            **{"peer": "other" if other else "–", "peer_seconds": other, "ours_over_peer": seconds if other else None},
+            "threads": 1,
+        }
+        for what, seconds, other in contests
+    ]
+    table = {"rows": rows, "hardware": {"processor": "Some CPU"}}
+    (tmp_path / "benchmarks" / "bench.json").write_text(json.dumps(table))
+    facts = beside_peers.ratios()
+    assert facts.outcome == "some behind"
+    named = ("contests", "ahead", "behind", "worst", "times")
+    assert [facts.values[name] for name in named] == ["3", "1", "a small pair", "a small pair", "3.0"]
+    shown = beside_peers.table()
+    assert shown["fastest other"].tolist() == ["other, 1 s"] * 3 + ["–"]
+    assert shown["ours over it"].tolist()[:2] == ["0.50", "3.00"]
