@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench, contests, matchers, scaling, turns
+from benchmarks import bench, contests, matchers, published_many, scaling, turns
 from benchmarks.contests import Sizes, plain_pair
 from lab.networks.initial import initial_weights
 from rebasin import trace, weight_matching
@@ -125,3 +125,36 @@ def test_a_point_that_would_take_too_long_ends_the_series(monkeypatch):
     rows = list(scaling.along(kind, "networks", [(1, 64), (2, 64), (4, 64), (8, 64)], None))
     assert [row["networks"] for row in rows] == [1, 2]
     assert scaling.expected(rows, "networks", 4, "seconds") == pytest.approx(64)
+
+
+STAND_IN = """
+from torch import nn
+
+class PermutationCoordinateDescent:
+    def __init__(self, model_a, model_b, example):
+        model_b(example)
+
+    def rebasin(self):
+        pass
+
+class MergeMany:
+    def __init__(self, models, working_model, example):
+        self.models = models
+
+    def run(self):
+        return self.models[0]
+"""
+
+
+def test_another_program_merges_in_a_process_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "rebasin.py").write_text(STAND_IN)
+    monkeypatch.setattr(matchers, "install_peers", lambda: tmp_path)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    generator = torch.Generator().manual_seed(0)
+    group = {key: torch.randn(4, *tensor.shape, generator=generator) for key, tensor in model.state_dict().items()}
+    merged = published_many.published(group)
+    assert merged["many"].keys() == merged["hierarchy"].keys() == group.keys()
+    for key, tensor in group.items():
+        assert torch.equal(merged["many"][key], tensor[0])
+        # Pairs of neighbours are averaged, and then their averages, by a program that leaves all units where they are.
+        torch.testing.assert_close(merged["hierarchy"][key], tensor.mean(0))
