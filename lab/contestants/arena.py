@@ -23,7 +23,7 @@ from rebasin.merging.mending import norms_of
 from rebasin.weights import Weights
 
 MEASURES = ("structured", "dense", "parameters")
-# What the Gram matrices may take: sixteen ResNet20 of the usual width need eleven.
+# What the Gram matrices may take: sixteen ResNet20 of the usual width need nine.
 GIBIBYTES = 16.0
 
 

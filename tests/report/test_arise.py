@@ -1,6 +1,7 @@
 """What the chapter says of variants turns with the table, by the rule that stands on the page."""
 
 import itertools
+import json
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -9,7 +10,7 @@ from planting import clean, digits, planted_comparison, planted_images
 
 from lab.bookkeeping import results
 from lab.bookkeeping.code import ROOT
-from lab.report import unequal, variants
+from lab.report import published, unequal, variants
 from lab.report.draw import house_style
 from lab.report.variants import AHEAD, CHANGES, FIGURE, NOT
 from lab.training.plan import Planned
@@ -87,8 +88,8 @@ ONE_ROUND = {"algorithm": "many", "variant": "printed", "limit": 1, "mended": "n
 def test_a_change_gives_the_papers_figure_by_three_intervals(lost, outcome):
     plant((ONE_ROUND, lost))
     nodes, changes = variants.measured("mine")
-    assert variants.gives(nodes, changes["one_round"]) == outcome
-    assert variants.gives(nodes, changes["printed"]) == NOT
+    assert variants.gives(*variants.gaps_of(nodes, changes["one_round"])) == outcome
+    assert variants.gives(*variants.gaps_of(nodes, changes["printed"])) == NOT
     facts = variants.rounds("mine")
     assert facts.outcome == f"{outcome}, {NOT}, {NOT}"
     assert facts.values["one_round_many_8"] == f"{50 + lost[8]:.1f}" and facts.values["n_8"] == "8"
@@ -99,7 +100,7 @@ def test_orders_are_averaged_within_a_group_before_the_interval():
     nodes, changes = variants.measured("mine")
     # Two points from order to order, 0.2 from node to node.
     assert variants.gap(nodes, changes["one_round"], 4) == pytest.approx([2.1, 1.9] * 8)
-    assert variants.growth(nodes, changes["one_round"]) == pytest.approx([2.1, 1.9] * 4)
+    assert variants.growth(*variants.gaps_of(nodes, changes["one_round"])) == pytest.approx([2.1, 1.9] * 4)
 
 
 def test_too_few_groups_decide_nothing():
@@ -236,3 +237,28 @@ def test_the_rule_of_the_code_is_that_of_the_page():
     page = " ".join((ROOT / "book" / "arise.md").read_text().split())
     assert "ahead of MergeMany at four networks and at eight, and if the gap at eight is larger than at four" in page
     assert variants.SIZES == (4, 8)
+
+
+@pytest.mark.parametrize(("lead", "outcome"), [(-0.02, "not"), (0.02, "the paper's figure")])
+def test_another_program_is_told_by_the_same_rule(tmp_path, monkeypatch, lead, outcome):
+    rows = []
+    for number, groups in ((4, 16), (8, 8)):
+        for group in range(groups):
+            small = 0.001 * (group % 2)
+            many = {"ours": 0.5, "published": 0.4}
+            for program, accuracy in many.items():
+                gap = lead * number / 4 + small
+                rows += [
+                    {"program": program, "networks": number, "group": group, "algorithm": "many", "accuracy": accuracy},
+                    {"program": program, "networks": number, "group": group, "algorithm": "hierarchy",
+                     "accuracy": accuracy + gap},
+                ]  # fmt: skip
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "published_many.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr("lab.report.library.ROOT", tmp_path)
+    facts = published.program()
+    assert facts.outcome == f"{outcome}, {outcome}"
+    assert facts.values["published_gap_8"].startswith("+4.1" if lead > 0 else "−3.9")
+    assert facts.values["published_many_8"] == "40.0" and facts.values["ours_many_8"] == "50.0"
+    assert (facts.values["n_4"], facts.values["n_8"]) == ("16", "8")
+    assert len(published.table()) == 4
