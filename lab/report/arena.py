@@ -359,10 +359,14 @@ def accuracy_by_number(run: str) -> Figure:
 
 
 def many(run: str) -> pd.DataFrame:
-    """Accuracies of merges of MLPs that all know the same, by the number of ``parents``."""
+    """Accuracies of merges of MLPs that all know the same and have no penalty, by the number of ``parents``."""
+    return picked(together(run), {"architecture": "mlp", "l1": 0.0})
+
+
+def together(run: str) -> pd.DataFrame:
+    """Accuracies of merges of networks that all know the same."""
     entries = results.read(run, "arena", "entries")
-    kind = {"tasks": "whole", "subset": "all", "architecture": "mlp"}
-    return picked(entries, {**kind, "task": "joint", "metric": "accuracy"})
+    return picked(entries, {"tasks": "whole", "subset": "all", "task": "joint", "metric": "accuracy"})
 
 
 def name_of(method: str) -> str:

@@ -6,10 +6,10 @@ import pandas as pd
 
 from lab.bookkeeping import results
 from lab.contestants.settings import read_settings
-from lab.report.arena import NO_MERGES, ONE, name_of, title_of
+from lab.report.arena import NO_MERGES, ONE, accuracy, difference, name_of, title_of, together
 from lab.report.arena_tables import cell, mending
 from lab.report.claims import picked
-from lab.report.facts import Facts, reads
+from lab.report.facts import Facts, outcome, reads
 from lab.report.statistics import Interval, share_interval
 from lab.report.words import decimal, points
 
@@ -20,8 +20,7 @@ PUBLISHED_OF_TWELVE = 18.5
 
 def convolutional(run: str) -> pd.DataFrame:
     """Accuracies of merges of convolutional networks that all know the same, by the number of ``parents``."""
-    kind = {"tasks": "whole", "subset": "all", "task": "joint", "metric": "accuracy"}
-    rows = picked(results.read(run, "arena", "entries"), kind)
+    rows = together(run)
     return rows[rows["architecture"] != "mlp"]
 
 
@@ -86,3 +85,27 @@ def record_table(run: str) -> pd.DataFrame:
             row[f"{number} networks (n = {groups})"] = cell(picked(own, {"parents": number, "size": size}))
         table.append(row)
     return pd.DataFrame(table)
+
+
+@reads("arena")
+def penalised(run: str) -> Facts:
+    """Networks with a penalty on their absolute weights: by how many points the hierarchy is ahead of MergeMany.
+
+    ``gap_8`` and ``gap_4`` as merged, ``repaired_8`` after REPAIR of both, ``n_8`` groups; ``parent``, ``hierarchy``
+    and ``many`` are accuracies in percent, the merges' of eight. The outcome is where ``gap_8`` and ``repaired_8`` lie.
+    """
+    rows = together(run)
+    rows = rows[(rows["architecture"] == "mlp") & (rows["l1"] > 0)]
+    if not len(rows):
+        return Facts("not measured", {})
+    values, gaps = {}, {}
+    for number, own in rows.groupby("parents"):
+        for name, mended in (("gap", "none"), ("repaired", "repair")):
+            gaps[f"{name}_{number}"] = difference(own, ("hierarchy", ONE, mended), ("weights", ONE, mended))
+            values[f"{name}_{number}"] = points(gaps[f"{name}_{number}"], signed=True)
+        values[f"n_{number}"] = str(own["node"].nunique())
+        for name, method in (("parent", "parent"), ("hierarchy", "hierarchy"), ("many", "weights")):
+            reached = accuracy(own, method)
+            assert reached is not None, "it is among the methods"
+            values[name] = decimal(reached.mean, 1)  # of the largest groups, which come last
+    return Facts(", ".join(outcome(gaps[f"{name}_{max(rows['parents'])}"]) for name in ("gap", "repaired")), values)

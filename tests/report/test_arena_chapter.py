@@ -50,7 +50,7 @@ def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY, elsewhe
         architecture, width = NETS[net]
         kind = {
             "setting": f"cifar10 halves {net}", "tasks": "halves", "parents": 2, "images": 1000, "epochs": 9,
-            "dataset": "cifar10", "architecture": architecture, "width": width, "subset": "all",
+            "dataset": "cifar10", "architecture": architecture, "width": width, "subset": "all", "l1": 0.0,
         }  # fmt: skip
         for (method, size, mended), value in PLANTED.items():
             mean = (changed or {}).get((net, method, size, mended), value)
@@ -58,7 +58,7 @@ def plant_arena(pairs=8, nets=("mlp", "vgg11"), changed=None, many=MANY, elsewhe
     for parents in (4, 8):
         kind = {
             "setting": f"cifar10 many {parents}", "tasks": "whole", "parents": parents, "images": 1000, "epochs": 9,
-            "dataset": "cifar10", "architecture": "mlp", "width": 128, "subset": "all",
+            "dataset": "cifar10", "architecture": "mlp", "width": 128, "subset": "all", "l1": 0.0,
         }  # fmt: skip
         for (method, size, mended), value in many.items():
             entries += planted(kind, method, size, mended, value, pairs)
@@ -266,7 +266,7 @@ def test_figures_show_each_method_where_it_lies():
 def test_the_record_is_of_the_largest_group_and_has_an_interval_over_test_images(refitted, outcome):
     kind = {
         "setting": "digits many 4", "tasks": "whole", "parents": 4, "images": 1000, "epochs": 5, "dataset": "digits",
-        "architecture": "vgg11", "width": 16, "subset": "all",
+        "architecture": "vgg11", "width": 16, "subset": "all", "l1": 0.0,
     }  # fmt: skip
     values = {
         ("parent", 1.0, "none"): 0.7, ("weights", 1.0, "none"): 0.2, ("weights", 1.0, "repair"): 0.55,
@@ -287,6 +287,31 @@ def test_the_record_is_of_the_largest_group_and_has_an_interval_over_test_images
     table = arena_record.record_table("mine")
     assert list(table.columns) == ["method", "mending", "2 networks (n = 2)", "4 networks (n = 1)"]
     assert table["4 networks (n = 1)"].iloc[-1].startswith("80.0"), "the ensemble is as large as its networks"
+
+
+@pytest.mark.parametrize(("repaired", "outcome"), [(0.5, "below, above"), (0.4, "below, below")])
+def test_the_hierarchy_of_penalised_networks_is_told_beside_merge_many(repaired, outcome):
+    values = {
+        ("parent", 1.0, "none"): 0.55, ("weights", 1.0, "none"): 0.45, ("hierarchy", 1.0, "none"): 0.4,
+        ("weights", 1.0, "repair"): 0.47, ("hierarchy", 1.0, "repair"): repaired,
+    }  # fmt: skip
+    entries = []
+    for parents, groups in ((4, 16), (8, 8)):
+        kind = {
+            "setting": f"penalised {parents}", "tasks": "whole", "parents": parents, "images": 1000, "epochs": 5,
+            "dataset": "digits", "architecture": "mlp", "width": 128, "subset": "all", "l1": 0.00003,
+        }  # fmt: skip
+        for (method, size, mended), value in values.items():
+            entries += planted(kind, method, size, mended, value, groups)
+    table = pd.DataFrame(entries)
+    spread = table["node"] % 3 * (table["method"] == "hierarchy") * 0.001
+    table.loc[table["metric"] == "accuracy", "value"] += spread
+    plant("mine", {"entries": table}, "arena")
+    facts = arena_record.penalised("mine")
+    assert facts.outcome == outcome
+    assert facts.values["gap_8"].startswith("−4.9") and facts.values["n_8"] == "8" and facts.values["n_4"] == "16"
+    assert (facts.values["parent"], facts.values["many"]) == ("55.0", "45.0")
+    assert not len(arena.many("mine")), "those without a penalty are told apart"
 
 
 def test_without_such_networks_there_is_no_record():
