@@ -24,7 +24,7 @@ from rebasin.weights import Weights
 
 MEASURES = ("structured", "dense", "parameters")
 # What the Gram matrices may take: sixteen ResNet20 of the usual width need nine.
-GIBIBYTES = 16.0
+GIBIBYTES = 10.0
 
 
 @dataclass(frozen=True, eq=False)

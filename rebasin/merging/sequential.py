@@ -25,7 +25,7 @@ from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs, on_eac
 from rebasin.merging.mending import norms_of
 from rebasin.merging.pleas import Fitted
 from rebasin.merging.record import side_by_side
-from rebasin.weights import Models, check_module, take, weights_of
+from rebasin.weights import Models, check_device, check_module, take, weights_of
 
 # What a layer leaves of its targets, as a share of their squares, if rounding of single precision is all.
 ROUNDING_OF_SINGLES = 1e-10
@@ -53,8 +53,8 @@ def refit(
     image is held back. Sources: RegMean++ (Nguyen et al. 2025) and the least squares of neuron interpolation (2025),
     which differ in their targets. The ``fits`` are by parameter.
 
-    Raises ValueError for other models than those of the merge, for fewer than two inputs, and for a layer that is used
-    twice.
+    Raises ValueError for another number of models than the merge's, for fewer than two inputs, and for a weight or bias
+    that is used twice.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)]
     >>> x = torch.randn(200, 3)
@@ -86,10 +86,12 @@ def refit(
     network = copy.deepcopy(merge.model)
     program = export(network, inputs)
     layers, norms, weights = layers_of(program), norms_of(program), weights_of(network)
-    for name, times in Counter(weight for weight, _ in layers.values()).items():
+    used = [name for names in layers.values() for name in names if name is not None]
+    for name, times in Counter(used).items():
         if times > 1:
             raise ValueError(
-                f"{name!r} is used {times} times, and reads something else each time: it cannot be refitted"
+                f"{name.removeprefix('network.')!r} is used {times} times, and what is best for one use is not for the "
+                "other: it cannot be refitted"
             )
     targets = _Targets(parents, model, merge, inputs, places, seed)
     held = torch.arange(batch_size(inputs)) % 2 == 1
@@ -121,12 +123,19 @@ def refit(
 def _parents(models: Grams | Models, model: nn.Module | None, slots: Slots) -> tuple[dict[str, Tensor], nn.Module]:
     """The weights (n, ...) of the models of a merge with these slots, and one of them."""
     if isinstance(models, Grams):
+        if model is not None:
+            raise ValueError("Gram matrices come with their model: model= is for weights (n, ...)")
         parents, model = models.weights, models.model
     else:
         call = "refit(merge, models, inputs, model=model)"
-        parents, _ = side_by_side(slots.spec, models, call)
+        parents, batch = side_by_side(slots.spec, models, call)
+        if batch:
+            raise ValueError(
+                f"models of one merge are needed, (n, ...), the weights have the axes {tuple(batch)} before n"
+            )
         model = template(models) if model is None else model
         check_module(model, call, "model")
+        check_device(model, parents)
     n = len(next(iter(parents.values())))
     if n != slots.n:
         raise ValueError(f"the merge is of {slots.n} models, and {n} were given")

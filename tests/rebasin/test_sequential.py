@@ -1,5 +1,8 @@
 """Least squares on the merge's own inputs: each layer makes up for the errors of those before it."""
 
+import copy
+import re
+
 import pytest
 import torch
 from networks import NETWORKS, Attention, Branches, Chain, Reused, drawn, images
@@ -81,6 +84,19 @@ def test_an_average_is_refitted_from_its_slots_and_models_as_from_gram_matrices(
         assert torch.equal(again.model.weights[key], tensor)
 
 
+class SharedBias(nn.Module):
+    """Two layers that add the same bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.randn(*shape)) for shape in ((9, 32), (9, 9)))
+        self.bias, self.out = nn.Parameter(torch.randn(9)), nn.Linear(9, 3)
+
+    def forward(self, x):
+        x = nn.functional.linear(x.flatten(1), self.first, self.bias).relu()
+        return self.out(nn.functional.linear(x, self.second, self.bias).relu())
+
+
 def test_bad_input_is_named():
     grams = merged_from(Reused, 2, count=200)
     merge = pleas(grams)
@@ -88,5 +104,33 @@ def test_bad_input_is_named():
         refit(merge, grams, images(10))
     with pytest.raises(ValueError, match="two inputs or more"):
         refit(merge, grams, images(1))
+    with pytest.raises(ValueError, match="'bias' is used 2 times"):
+        shared = SharedBias().double().eval()
+        two = collect(trace(shared, images(1)), drawn(shared, 2), images(200), model=shared)
+        refit(pleas(two), two, images(10))
+
+
+def test_models_that_do_not_fit_the_merge_are_refused():
+    grams = merged_from(Chain, 2, count=200)
+    merge, x, model = pleas(grams), images(10), grams.model
     with pytest.raises(ValueError, match="the merge is of 2 models, and 3 were given"):
-        refit(merge, drawn(grams.model, 3), images(10), model=grams.model)
+        refit(merge, drawn(model, 3), x, model=model)
+    groups = {key: torch.stack([tensor, tensor]) for key, tensor in grams.weights.items()}
+    with pytest.raises(ValueError, match=re.escape("models of one merge are needed, (n, ...)")):
+        refit(merge, groups, x, model=model)
+    with pytest.raises(ValueError, match="Gram matrices come with their model"):
+        refit(merge, grams, x, model=model)
+    with pytest.raises(ValueError, match="pass model="):
+        refit(merge, grams.weights, x)
+
+
+def test_a_list_of_modules_is_refitted_too_with_its_norms():
+    grams, x = merged_from(Branches, 2), images(200)
+    modules = []
+    for m in range(2):
+        modules.append(copy.deepcopy(grams.model))
+        modules[m].load_state_dict(take(grams.weights, m))
+    slots = Slots.apart(grams.spec, 2)
+    expected = refit(slots, grams.weights, x, model=grams.model)
+    again = refit(slots, modules, x)
+    assert all(torch.equal(again.model.weights[key], tensor) for key, tensor in expected.model.weights.items())
