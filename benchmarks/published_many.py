@@ -118,4 +118,7 @@ def work(given: str, made: str) -> None:
 
 
 if __name__ == "__main__":
-    work(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    if len(sys.argv) > 1:
+        work(*sys.argv[1:])
+    else:
+        main()

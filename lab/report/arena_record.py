@@ -14,14 +14,13 @@ from lab.report.statistics import Interval, share_interval
 from lab.report.words import decimal, points
 
 CHOSEN = "weights_refitted"  # what counts as the record, chosen before any of these networks was merged
-# Of twelve convolutional networks of 94 % each, what MergeMany leaves in a program that others published.
-PUBLISHED_OF_TWELVE = 18.5
 
 
 def convolutional(run: str) -> pd.DataFrame:
-    """Accuracies of merges of convolutional networks that all know the same, by the number of ``parents``."""
+    """Accuracies of merges of convolutional networks that all know the same, those of the first kind that a run has."""
     rows = together(run)
-    return rows[rows["architecture"] != "mlp"]
+    rows = rows[rows["architecture"] != "mlp"]
+    return rows[rows["architecture"] == rows["architecture"].iloc[0]] if len(rows) else rows
 
 
 @reads("arena")
@@ -29,34 +28,34 @@ def record(run: str) -> Facts:
     """What merges of the largest ``number`` of networks reach: accuracies in percent, with intervals over test images.
 
     Their names are those of the methods, ``weights_repair`` after REPAIR. ``parent`` is the mean over the first network
-    of each of the smallest groups, ``images`` the number of test images, ``kind`` the networks, ``published`` what we
-    know of others. Outcomes: ``first`` if the method that had been chosen is the most accurate merge, else ``behind``;
-    ``not measured`` without such networks.
+    of each of the smallest groups, ``groups`` how many of the largest there are, ``images`` the number of test images,
+    ``kind`` the networks. Outcomes: the method that had been chosen is the ``first`` of all merges, is ``behind``
+    another, or cannot be told from the next, ``open``; ``not measured`` without such networks.
     """
     rows = convolutional(run)
     if not len(rows):
         return Facts("not measured", {})
-    most, fewest = rows["parents"].max(), rows["parents"].min()
-    largest = picked(rows, {"parents": most, "node": 0})
-    images = _test_images(run, largest["setting"].iloc[0])
+    largest = picked(rows, {"parents": rows["parents"].max()})
+    groups, images = largest["node"].nunique(), _test_images(run, largest["setting"].iloc[0])
     merges, values = {}, {}
-    for (method, mended), row in largest.groupby(["method", "mended"]):
-        share = float(row["value"].iloc[0])
+    for (method, mended), own in largest.groupby(["method", "mended"]):
+        reached = in_percent(own["value"].mean(), images * groups)
         name = method if mended == "none" else f"{method}_{mended}"
-        values[name] = points(in_percent(share, images))
+        values[name] = points(reached)
         if method not in NO_MERGES:
-            merges[name] = share
-    alone = picked(rows, {"parents": fewest, "method": "parent"})["value"]
+            merges[name] = reached
+    alone = picked(rows, {"parents": rows["parents"].min(), "method": "parent"})["value"]
     values |= {
         "parent": decimal(100 * alone.mean(), 1),
-        "number": str(most),
-        "groups": str(largest["node"].nunique()),
+        "number": str(largest["parents"].iloc[0]),
+        "groups": str(groups),
         "images": str(images),
         "kind": title_of(largest),
         "epochs": str(largest["epochs"].iloc[0]),
-        "published": f"{PUBLISHED_OF_TWELVE:g}",
     }
-    return Facts("first" if max(merges, key=merges.__getitem__) == CHOSEN else "behind", values)
+    chosen = merges.pop(CHOSEN)
+    next_best = max(other.mean for other in merges.values())
+    return Facts("first" if chosen.low > next_best else "behind" if chosen.high < next_best else "open", values)
 
 
 def in_percent(share: float, images: int) -> Interval:

@@ -152,7 +152,6 @@ def beside_the_paper(run: str) -> Facts:
         "last": nats(at_last),
         "paper_first": f"{paper_first:g}",
         "paper_last": f"{paper_last:g}",
-        "times": decimal(at_last.mean / paper_last, 0),
         "n": str(at_last.n),
     }
     return Facts("higher" if at_last.mean > paper_last else "lower", values)
@@ -284,7 +283,7 @@ def _trend_table(run: str, axis: str) -> pd.DataFrame:
         row = {"networks": title_of_networks(part), "width": str(width), "epochs": str(epochs)} | _barriers(part)
         if axis == "epochs":
             of_paper = part["dataset"].iloc[0] == "cifar10" and epochs in PAPER_CIFAR10
-            row["Git Re-Basin, loss"] = f"{PAPER_CIFAR10[epochs]:g}" if of_paper else ""
+            row["arrow in Git Re-Basin's plot"] = f"{PAPER_CIFAR10[epochs]:g}" if of_paper else ""
         rows.append(row)
     return pd.DataFrame(rows)
 

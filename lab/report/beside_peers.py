@@ -6,7 +6,7 @@ import pandas as pd
 
 from lab.report.facts import Facts, reads
 from lab.report.library import measured
-from lab.report.words import decimal, listed
+from lab.report.words import decimal
 
 CLEARLY = 0.1  # by so much of the other's time ours is ahead or behind; less may be the machine's doing
 NONE = "–"
@@ -25,7 +25,7 @@ def ratios() -> Facts:
     values = {
         "contests": str(len(rows)),
         "ahead": str(sum(row["ours_over_peer"] < 1 - CLEARLY for row in rows)),
-        "behind": listed(behind) if behind else "nothing",
+        "behind": "; ".join(behind) or "none",
         "worst": worst["what"],
         "times": decimal(worst["ours_over_peer"], 1),
         "over_floor": decimal(worst["ours_over_floor"], 0),

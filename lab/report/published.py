@@ -29,7 +29,7 @@ def gaps(program: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @reads()
-def program() -> Facts:
+def both_programs() -> Facts:
     """What both programs reach: ``published_many_8`` in percent, ``published_gap_8`` the hierarchy minus MergeMany.
 
     The outcome is what the rule of the chapter makes of ours, and of the published program's.

@@ -262,7 +262,7 @@ def test_figures_show_each_method_where_it_lies():
         plt.close(figure)
 
 
-@pytest.mark.parametrize(("refitted", "outcome"), [(0.6, "first"), (0.54, "behind")])
+@pytest.mark.parametrize(("refitted", "outcome"), [(0.6, "first"), (0.51, "behind"), (0.555, "open")])
 def test_the_record_is_of_the_largest_group_and_has_an_interval_over_test_images(refitted, outcome):
     kind = {
         "setting": "digits many 4", "tasks": "whole", "parents": 4, "images": 1000, "epochs": 5, "dataset": "digits",
@@ -277,10 +277,12 @@ def test_the_record_is_of_the_largest_group_and_has_an_interval_over_test_images
         entries += planted(kind, method, size, mended, value, 1)
         pairs = {**kind, "setting": "digits many 2", "parents": 2}
         entries += planted(pairs, method, 2.0 if method == "ensemble" else size, mended, value, 2)
+        # Networks of another kind, which are told apart.
+        entries += planted({**kind, "setting": "others", "architecture": "resnet20_bn"}, method, size, mended, 0.9, 1)
     plant("mine", {"entries": pd.DataFrame(entries)}, "arena")
     facts = arena_record.record("mine")
     assert facts.outcome == outcome
-    assert facts.values["number"] == "4" and facts.values["groups"] == "1"
+    assert facts.values["number"] == "4" and facts.values["groups"] == "1" and facts.values["kind"] == "VGG-11, 1/4"
     assert facts.values["images"] == "5000", "what the notebook takes where it is not told"
     assert facts.values["weights_repair"].startswith("55.0 [53.6, 56.4]")
     assert facts.values["parent"] == "70.0"

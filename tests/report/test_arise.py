@@ -256,7 +256,7 @@ def test_another_program_is_told_by_the_same_rule(tmp_path, monkeypatch, lead, o
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "published_many.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr("lab.report.library.ROOT", tmp_path)
-    facts = published.program()
+    facts = published.both_programs()
     assert facts.outcome == f"{outcome}, {outcome}"
     assert facts.values["published_gap_8"].startswith("+4.1" if lead > 0 else "−3.9")
     assert facts.values["published_many_8"] == "40.0" and facts.values["ours_many_8"] == "50.0"

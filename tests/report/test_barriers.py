@@ -87,12 +87,12 @@ def test_barriers_at_the_best_temperatures_have_a_direction_of_their_own(tempere
     assert barriers.tempered_over_epochs("mine").outcome == "not measured"
 
 
-@pytest.mark.parametrize(("loss", "outcome", "times"), [(0.15, "higher", "10"), (0.01, "lower", "1")])
-def test_the_last_barrier_is_held_against_the_papers(loss, outcome, times):
+@pytest.mark.parametrize(("loss", "outcome"), [(0.15, "higher"), (0.01, "lower")])
+def test_the_last_barrier_is_held_against_the_papers(loss, outcome):
     rows = planted_barriers("digits mlp", dataset="cifar10")
     plant_barriers(rows + planted_barriers("digits mlp", dataset="cifar10", epochs=25, loss_barrier=loss))
     facts = barriers.beside_the_paper("mine")
-    assert facts.outcome == outcome and facts.values["times"] == times
+    assert facts.outcome == outcome and facts.values["last"].startswith(f"{loss:.3f}")
     assert facts.values["paper_last"] == "0.015" and facts.values["first"].startswith("0.500")
 
 
