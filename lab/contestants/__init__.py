@@ -82,6 +82,18 @@ METHODS: dict[str, Method] = {
     "pleas_noise": pleas_on_noise,
     "pleas_other": pleas_on_other_images,
 }
+# Methods that never ask for the Gram matrices of all parents, which take too much of many convolutional networks.
+WITHOUT_GRAMS = {
+    "parent",
+    "ensemble",
+    "head",
+    "mean",
+    "weights",
+    "weights_refitted",
+    "hierarchy",
+    "universe",
+    "pleas_tree",
+}
 MENDINGS: dict[str, Mending] = {
     "none": as_merged,
     "reset": reset,
@@ -98,4 +110,4 @@ def contestants(names: Sequence[str]) -> dict[str, Method]:
     return {name: METHODS[name] for name in names}
 
 
-__all__ = ["MENDINGS", "METHODS", "Arena", "Entry", "Mending", "Method", "contestants"]
+__all__ = ["MENDINGS", "METHODS", "WITHOUT_GRAMS", "Arena", "Entry", "Mending", "Method", "contestants"]

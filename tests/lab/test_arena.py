@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 import lab.contestants
 from lab.bookkeeping import vocabulary
-from lab.contestants import MENDINGS, METHODS, Arena, Entry, contestants
+from lab.contestants import MENDINGS, METHODS, WITHOUT_GRAMS, Arena, Entry, contestants
 from lab.contestants.arena import with_own_heads
 from lab.contestants.whole import by_weights, matched_by_weights, repaired_by_task
 from lab.images import Split
@@ -341,3 +341,14 @@ def test_an_attack_goes_through_the_head_of_the_other_task():
 
 def test_two_are_no_tree(apart):
     assert METHODS["hierarchy"](apart, 1.0) is None and METHODS["pleas_tree"](apart, 1.0) is None
+
+
+@pytest.mark.parametrize("method", sorted(WITHOUT_GRAMS))
+def test_methods_that_are_said_to_do_without_gram_matrices_do(four, method):
+    arena = replace(four)
+    for size in (1.0, 4.0):
+        entry = METHODS[method](arena, size)
+        if entry is not None:
+            for mending in MENDINGS.values():
+                mending(arena, entry)
+    assert "timed_grams" not in vars(arena)
