@@ -261,4 +261,5 @@ def test_another_program_is_told_by_the_same_rule(tmp_path, monkeypatch, lead, o
     assert facts.values["published_gap_8"].startswith("+4.1" if lead > 0 else "−3.9")
     assert facts.values["published_many_8"] == "40.0" and facts.values["ours_many_8"] == "50.0"
     assert (facts.values["n_4"], facts.values["n_8"]) == ("16", "8")
+    assert facts.values["many_ahead_8"].startswith("−10.0")
     assert len(published.table()) == 4
