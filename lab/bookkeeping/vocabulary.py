@@ -78,6 +78,7 @@ CONTESTANTS = {
     "pleas_folded": Drawn("PLeaS after folding norms", "#D55E00", "p"),
     "pleas_adam": Drawn("PLeaS by 400 steps of Adam", "#D55E00", "<"),
     "pleas_tree": Drawn("PLeaS in a tree", "#D55E00", ">"),
+    "pleas_tree_refitted": Drawn("PLeaS in a tree, each node refitted", "#D55E00", "H"),
     "pleas_weights": Drawn("PLeaS with weight matching", "#D55E00", "^"),
     "pleas_linear": Drawn("PLeaS with linear gains", "#D55E00", "v"),
     "pleas_noise": Drawn("PLeaS on noise", "#D55E00", "X"),

@@ -29,6 +29,7 @@ from lab.contestants.fitted import (
     pleas_refitted,
     pleas_stacked,
     pleas_tree,
+    pleas_tree_refitted,
     pleas_with_linear_gains,
     regmean,
     regmean_refitted,
@@ -77,6 +78,7 @@ METHODS: dict[str, Method] = {
     "pleas_folded": pleas_folded,
     "pleas_adam": pleas_by_adam,
     "pleas_tree": pleas_tree,
+    "pleas_tree_refitted": pleas_tree_refitted,
     "pleas_weights": pleas_by_weights,
     "pleas_linear": pleas_with_linear_gains,
     "pleas_noise": pleas_on_noise,
@@ -93,6 +95,7 @@ WITHOUT_GRAMS = {
     "hierarchy",
     "universe",
     "pleas_tree",
+    "pleas_tree_refitted",
 }
 MENDINGS: dict[str, Mending] = {
     "none": as_merged,

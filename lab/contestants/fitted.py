@@ -72,11 +72,20 @@ def by_weights_refitted(arena: Arena, size: float) -> Entry | None:
 
 def pleas_tree(arena: Arena, size: float) -> Entry | None:
     """PLeaS as the node of a tree: pairs are merged, then their merges, stage by stage; of 4, 8, ... networks."""
+    return _tree(arena, size, refitted=False)
+
+
+def pleas_tree_refitted(arena: Arena, size: float) -> Entry | None:
+    """The same, each node refitted on its own inputs before it is merged in its turn."""
+    return _tree(arena, size, refitted=True)
+
+
+def _tree(arena: Arena, size: float, refitted: bool) -> Entry | None:
     if size != 1 or arena.n < 4 or arena.n.bit_count() > 1 or arena.heads != "shared":
         return None
     nodes = [take(arena.parents, m) for m in range(arena.n)]
     while len(nodes) > 1:
-        nodes = [_pair(arena, stack(nodes[at : at + 2])) for at in range(0, len(nodes), 2)]
+        nodes = [_pair(arena, stack(nodes[at : at + 2]), refitted) for at in range(0, len(nodes), 2)]
     return Entry(Together(arena.model, (nodes[0],), shared=True), 1.0, 1.0, 1.0)
 
 
@@ -112,10 +121,11 @@ def pleas_on_other_images(arena: Arena, size: float) -> Entry | None:
     return _entry(arena, pleas(arena.grams_on(arena.other), size=size, heads=arena.heads))
 
 
-def _pair(arena: Arena, parents: Weights) -> Weights:
+def _pair(arena: Arena, parents: Weights, refitted: bool) -> Weights:
     """The weights of a merge of two networks, which has their shape."""
-    batches = arena.batches(arena.inputs)
-    return pleas(collect(arena.spec, parents, batches, model=arena.model, seed=arena.seed)).model.weights
+    grams = collect(arena.spec, parents, arena.batches(arena.inputs), model=arena.model, seed=arena.seed)
+    merge = pleas(grams)
+    return (refit(merge, grams, arena.inputs, seed=arena.seed) if refitted else merge).model.weights
 
 
 def _zip_slots(arena: Arena, size: float) -> Slots | None:

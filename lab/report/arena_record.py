@@ -29,8 +29,9 @@ def record(run: str) -> Facts:
 
     Their names are those of the methods, ``weights_repair`` after REPAIR. ``parent`` is the mean over the first network
     of each of the smallest groups, ``groups`` how many of the largest there are, ``images`` the number of test images,
-    ``kind`` the networks. Outcomes: the method that had been chosen is the ``first`` of all merges, is ``behind``
-    another, or cannot be told from the next, ``open``; ``not measured`` without such networks.
+    ``kind`` the networks, ``best`` the highest of all merges and ``best_way`` what a reader calls it. Outcomes: the
+    method that had been chosen is the ``first`` of all merges, is ``behind`` another, or cannot be told from the next,
+    ``open``; ``not measured`` without such networks.
     """
     rows = convolutional(run)
     if not len(rows):
@@ -44,8 +45,11 @@ def record(run: str) -> Facts:
         values[name] = points(reached)
         if method not in NO_MERGES:
             merges[name] = reached
+    best = max(merges, key=lambda name: merges[name].mean)
     alone = picked(rows, {"parents": rows["parents"].min(), "method": "parent"})["value"]
     values |= {
+        "best": values[best],
+        "best_way": name_of(best.removesuffix("_repair").removesuffix("_reset")),
         "parent": decimal(100 * alone.mean(), 1),
         "number": str(largest["parents"].iloc[0]),
         "groups": str(groups),

@@ -31,8 +31,8 @@ from rebasin.weights import stack, take
 RECIPE = Recipe(architecture="mlp2", width=12, batch_size=64, learning_rate=0.003)
 # Logits of order 10 from a few layers in float32, of weights whose sums were taken in another order.
 ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
-AT_ANY_SIZE = ["zip", "zip_fitted", *(name for name in METHODS if name.startswith("pleas") and name != "pleas_tree")]
-OF_MANY = ["hierarchy", "pleas_tree"]
+AT_ANY_SIZE = ["zip", "zip_fitted", *(name for name in METHODS if name.startswith("pleas") and "tree" not in name)]
+OF_MANY = ["hierarchy", "pleas_tree", "pleas_tree_refitted"]
 SIZES = {1: (1.0, 2.0), 2: (1.0, 1.5, 2.0)}  # to try, by the number of heads
 
 
@@ -267,12 +267,13 @@ def four(digits):
     return Arena(model, trace(model, digits.example), weights, (digits.train.sample(300),), (digits.test,))
 
 
-def test_a_tree_merges_pairs_and_then_their_merges(four):
+@pytest.mark.parametrize(("of_two", "tree"), [("pleas", "pleas_tree"), ("pleas_refitted", "pleas_tree_refitted")])
+def test_a_tree_merges_pairs_and_then_their_merges(four, of_two, tree):
     pairs = [take(four.parents, slice(at, at + 2)) for at in (0, 2)]
     halves_of_four = [replace(four, parents=pair) for pair in pairs]
-    merged = stack([METHODS["pleas"](half, 1.0).network.weights for half in halves_of_four])
-    expected = METHODS["pleas"](replace(four, parents=merged), 1.0).network
-    network = METHODS["pleas_tree"](four, 1.0).network
+    merged = stack([METHODS[of_two](half, 1.0).network.weights for half in halves_of_four])
+    expected = METHODS[of_two](replace(four, parents=merged), 1.0).network
+    network = METHODS[tree](four, 1.0).network
     with torch.no_grad():
         torch.testing.assert_close(network(four.inputs), expected(four.inputs), **ROUNDING)
 
