@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.contestants.settings import read_settings
 from lab.report.arena import NO_MERGES, ONE, accuracy, difference, name_of, title_of, together
 from lab.report.arena_tables import cell, mending
 from lab.report.claims import picked
@@ -13,6 +12,7 @@ from lab.report.facts import Facts, outcome, reads
 from lab.report.statistics import Interval, share_interval
 from lab.report.words import decimal, points
 
+TEST_IMAGES = 5000  # where a setting does not say how many
 CHOSEN = "weights_refitted"  # what counts as the record, chosen before any of these networks was merged
 
 
@@ -72,8 +72,8 @@ def _test_images(run: str, setting: str) -> int:
     """How many test images a setting was measured on, as the notebook was told."""
     made = results.provenance(run, "arena")
     assert made is not None, "there are tables"
-    settings = {read.name: read for read in read_settings(made["parameters"]["arena_settings"])}
-    return settings[setting].test_images
+    (entry,) = (entry for entry in made["parameters"]["arena_settings"] if entry["setting"] == setting)
+    return int(entry.get("test_images", TEST_IMAGES))
 
 
 @reads("arena")

@@ -9,6 +9,8 @@ import pytest
 from planting import plant
 
 from lab.bookkeeping import results
+from lab.bookkeeping.results import declared_parameters
+from lab.contestants.settings import read_settings
 from lab.report import arena, arena_attacked, arena_elsewhere, arena_one_size, arena_record, arena_tables, library
 
 NETS = {"mlp": ("mlp", 512), "vgg11": ("vgg11", 16)}
@@ -283,7 +285,8 @@ def test_the_record_is_of_the_largest_group_and_has_an_interval_over_test_images
     facts = arena_record.record("mine")
     assert facts.outcome == outcome
     assert facts.values["number"] == "4" and facts.values["groups"] == "1" and facts.values["kind"] == "VGG-11, 1/4"
-    assert facts.values["images"] == "5000", "what the notebook takes where it is not told"
+    (default,) = (one for one in read_settings(declared_parameters("arena")["arena_settings"]) if one.parents == 4)
+    assert facts.values["images"] == str(default.test_images), "what the notebook takes where it is not told"
     assert facts.values["weights_repair"].startswith("55.0 [53.6, 56.4]")
     assert facts.values["parent"] == "70.0"
     table = arena_record.record_table("mine")

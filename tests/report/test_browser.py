@@ -124,7 +124,8 @@ def test_the_front_page_says_something_without_a_script(browser):
         browser.do("Emulation.setScriptExecutionDisabled", value=False)
 
 
-CLAIMS = "document.querySelectorAll('.claims tbody tr:not([hidden])')"
+# Those of the table that a reader chooses from.
+CLAIMS = "document.querySelectorAll('.claims[data-filtered] tbody tr:not([hidden])')"
 
 
 def test_claims_are_chosen_by_paper_and_verdict(browser):
