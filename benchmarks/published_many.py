@@ -71,8 +71,7 @@ def published(group: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         raise RuntimeError("the published package cannot be installed")
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "given.pt", Path(folder) / "made.pt"
-        layers = [(key, tuple(tensor.shape[1:])) for key, tensor in group.items() if key.endswith("weight")]
-        torch.save((layers, group), given)
+        torch.save(group, given)
         environment = os.environ | {"PYTHONPATH": str(peers), "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, __file__, str(given), str(made)], env=environment, check=True)
         return torch.load(made)
@@ -80,28 +79,21 @@ def published(group: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def work(given: str, made: str) -> None:
     """In a process where ``rebasin`` means the published package: merge what one file holds, and write the other."""
+    from matchers import Pair, chain  # beside this file, which is where a script's own folder is looked through
+
     from rebasin import MergeMany, PermutationCoordinateDescent
 
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    layers, group = torch.load(given)
-    n, inputs = len(group[layers[0][0]]), layers[0][1][1]
-    example = torch.zeros(1, inputs)
+    group = torch.load(given)
+    first_layer = next(iter(group.values()))  # (n, outputs, inputs)
+    n, example = len(first_layer), torch.zeros(1, first_layer.shape[2])
 
     def network(m: int) -> nn.Sequential:
-        chain = nn.Sequential()
-        for _, (outputs, width) in layers:
-            chain.append(nn.Linear(width, outputs)).append(nn.ReLU())
-        chain = chain[:-1]
-        for (key, _), layer in zip(layers, chain[::2], strict=True):
-            layer.load_state_dict({name: group[key.replace("weight", name)][m] for name in ("weight", "bias")})
-        return chain
-
-    def weights(chain: nn.Sequential) -> dict[str, Tensor]:
-        of_layer = zip(layers, chain[::2], strict=True)
-        return {
-            key.replace("weight", name): w.data for (key, _), layer in of_layer for name, w in layer.named_parameters()
-        }
+        weights = {key: tensor[m] for key, tensor in group.items()}
+        model = chain(Pair(weights, weights, {}))
+        model.load_state_dict(weights)
+        return model
 
     nodes = [network(m) for m in range(n)]
     while len(nodes) > 1:
@@ -114,7 +106,7 @@ def work(given: str, made: str) -> None:
             merged.append(middle)
         nodes = merged
     many = MergeMany([network(m) for m in range(n)], network(0), example).run()
-    torch.save({"hierarchy": weights(nodes[0]), "many": weights(many)}, made)
+    torch.save({"hierarchy": nodes[0].state_dict(), "many": many.state_dict()}, made)
 
 
 if __name__ == "__main__":

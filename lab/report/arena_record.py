@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.report.arena import NO_MERGES, ONE, accuracy, difference, name_of, title_of, together
-from lab.report.arena_tables import cell, mending
+from lab.report.arena import NO_MERGES, ONE, difference, name_of, title_of, together
+from lab.report.arena_tables import by_number
 from lab.report.claims import picked
 from lab.report.facts import Facts, outcome, reads
 from lab.report.statistics import Interval, share_interval
@@ -28,10 +28,10 @@ def record(run: str) -> Facts:
     """What merges of the largest ``number`` of networks reach: accuracies in percent, with intervals over test images.
 
     Their names are those of the methods, ``weights_repair`` after REPAIR. ``parent`` is the mean over the first network
-    of each of the smallest groups, ``groups`` how many of the largest there are, ``images`` the number of test images,
-    ``kind`` the networks, ``best`` the highest of all merges and ``best_way`` what a reader calls it. Outcomes: the
-    method that had been chosen is the ``first`` of all merges, is ``behind`` another, or cannot be told from the next,
-    ``open``; ``not measured`` without such networks.
+    of each of the smallest groups, ``groups`` how many of the largest there are, ``images`` the number of test images
+    and ``seen`` that of the training images which methods see, ``kind`` the networks, ``best`` the highest of all
+    merges and ``best_way`` what a reader calls it. Outcomes: the method that had been chosen is the ``first`` of all
+    merges, is ``behind`` another, or cannot be told from the next, ``open``; ``not measured`` without such networks.
     """
     rows = convolutional(run)
     if not len(rows):
@@ -54,6 +54,7 @@ def record(run: str) -> Facts:
         "number": str(largest["parents"].iloc[0]),
         "groups": str(groups),
         "images": str(images),
+        "seen": str(largest["images"].iloc[0]),
         "kind": title_of(largest),
         "epochs": str(largest["epochs"].iloc[0]),
     }
@@ -79,15 +80,7 @@ def _test_images(run: str, setting: str) -> int:
 @reads("arena")
 def record_table(run: str) -> pd.DataFrame:
     """Accuracy of merges of convolutional networks of one task, of the size of one, by how many were merged."""
-    rows, table = convolutional(run), []
-    for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
-        row = {"method": name_of(method), "mending": mending(mended)}
-        for number, of_number in rows.groupby("parents"):
-            size = float(number) if method == "ensemble" else ONE
-            groups = of_number["node"].nunique()
-            row[f"{number} networks (n = {groups})"] = cell(picked(own, {"parents": number, "size": size}))
-        table.append(row)
-    return pd.DataFrame(table)
+    return by_number(convolutional(run))
 
 
 @reads("arena")
@@ -103,12 +96,12 @@ def penalised(run: str) -> Facts:
         return Facts("not measured", {})
     values, gaps = {}, {}
     for number, own in rows.groupby("parents"):
+        values[f"n_{number}"] = str(own["node"].nunique())
         for name, mended in (("gap", "none"), ("repaired", "repair")):
             gaps[f"{name}_{number}"] = difference(own, ("hierarchy", ONE, mended), ("weights", ONE, mended))
             values[f"{name}_{number}"] = points(gaps[f"{name}_{number}"], signed=True)
-        values[f"n_{number}"] = str(own["node"].nunique())
-        for name, method in (("parent", "parent"), ("hierarchy", "hierarchy"), ("many", "weights")):
-            reached = accuracy(own, method)
-            assert reached is not None, "it is among the methods"
-            values[name] = decimal(reached.mean, 1)  # of the largest groups, which come last
-    return Facts(", ".join(outcome(gaps[f"{name}_{max(rows['parents'])}"]) for name in ("gap", "repaired")), values)
+    most = rows["parents"].max()
+    largest = picked(rows, {"parents": most, "mended": "none"})
+    for name, method in (("parent", "parent"), ("hierarchy", "hierarchy"), ("many", "weights")):
+        values[name] = decimal(100 * picked(largest, {"method": method})["value"].mean(), 1)
+    return Facts(", ".join(outcome(gaps[f"{name}_{most}"]) for name in ("gap", "repaired")), values)

@@ -33,7 +33,12 @@ def size_table(run: str) -> pd.DataFrame:
 @reads("arena")
 def number_table(run: str) -> pd.DataFrame:
     """Accuracy of merges of networks of one task, of the size of one, by how many were merged."""
-    rows, table = many(run), []
+    return by_number(many(run))
+
+
+def by_number(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies of merges of one kind of networks, a row for each method and mending, a column for each number."""
+    table = []
     for (method, mended), own in rows.groupby(["method", "mended"], sort=False):
         row = {"method": name_of(method), "mending": mending(mended)}
         for number, of_number in rows.groupby("parents"):

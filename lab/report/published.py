@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lab.bookkeeping.vocabulary import ALGORITHMS
+from lab.report.claims import picked
 from lab.report.facts import Facts, reads
 from lab.report.library import measured
 from lab.report.statistics import interval
@@ -18,7 +19,7 @@ PROGRAMS = {"ours": "ours", "published": "rebasin 0.0.47 of PyPI"}
 def accuracies(program: str, algorithm: str, size: int) -> np.ndarray:
     """Test accuracy in percent of each group of so many networks, (groups,)."""
     rows = pd.DataFrame(measured("published_many")["rows"])
-    chosen = rows[(rows["program"] == program) & (rows["algorithm"] == algorithm) & (rows["networks"] == size)]
+    chosen = picked(rows, {"program": program, "algorithm": algorithm, "networks": size})
     return 100 * chosen.sort_values("group")["accuracy"].to_numpy()
 
 
