@@ -31,10 +31,10 @@ def record(run: str) -> Facts:
     of each of the smallest groups, ``groups`` how many of the largest there are, ``images`` the number of test images
     and ``seen`` that of the training images which methods see, ``kind`` the networks, ``best`` the highest of all
     merges and ``best_way`` what a reader calls it. Outcomes: the method that had been chosen is the ``first`` of all
-    merges, is ``behind`` another, or cannot be told from the next, ``open``; ``not measured`` without such networks.
+    merges, is ``behind`` another, or cannot be told from the next, ``open``; ``not measured`` without it.
     """
     rows = convolutional(run)
-    if not len(rows):
+    if CHOSEN not in set(rows["method"]):
         return Facts("not measured", {})
     largest = picked(rows, {"parents": rows["parents"].max()})
     groups, images = largest["node"].nunique(), _test_images(run, largest["setting"].iloc[0])

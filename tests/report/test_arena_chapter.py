@@ -322,3 +322,10 @@ def test_the_hierarchy_of_penalised_networks_is_told_beside_merge_many(repaired,
 def test_without_such_networks_there_is_no_record():
     plant_arena(nets=("mlp",), elsewhere={})
     assert arena_record.record("mine").outcome == "not measured"
+    # Nor where they were merged by other methods alone.
+    kind = {
+        "setting": "digits many 4", "tasks": "whole", "parents": 4, "images": 9, "epochs": 5, "dataset": "digits",
+        "architecture": "vgg11", "width": 16, "subset": "all", "l1": 0.0,
+    }  # fmt: skip
+    plant("mine", {"entries": pd.DataFrame(planted(kind, "weights", 1.0, "none", 0.2, 1))}, "arena")
+    assert arena_record.record("mine").outcome == "not measured"
