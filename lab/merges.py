@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lab.bookkeeping.cache import kept
+from lab.bookkeeping.spread import each
 from lab.device import pick_device
 from rebasin.inner_products import mean_inner_product
 from rebasin.merging import METHODS, merge
@@ -67,8 +68,8 @@ def merge_all(
     nodes = []
     for method, wanted in sizes.items():
         if method == "hierarchy" and wanted:
-            tree = merged_trees(spec, leaves, max(wanted), seed, pick_device(device), chunk)
-            nodes += [Nodes(method, size, **tree[size]) for size in wanted]
+            trees = _trees(spec, leaves, max(wanted), seed, pick_device(device), chunk)
+            nodes += [Nodes(method, size, **trees[size]) for size in wanted]
         else:
             nodes += [merged_groups(spec, leaves, size, method, seed, device, chunk) for size in wanted]
     return nodes
@@ -81,6 +82,28 @@ def unmerged(spec: PermutationSpec, leaves: Weights) -> Nodes:
     return Nodes(
         "unmerged", 1, dict(leaves), torch.full((n,), torch.nan), torch.zeros(n, dtype=torch.int64), dict(as_they_are)
     )
+
+
+def _trees(
+    spec: PermutationSpec, leaves: Weights, tree_leaves: int, seed: int, device: str, chunk: int
+) -> dict[int, dict[str, Any]]:
+    """``merged_trees`` of as many trees at a time as have ``chunk`` pairs of leaves, put together."""
+    together = max(1, chunk // (tree_leaves // 2)) * tree_leaves
+    n = len(next(iter(leaves.values())))
+    calls = [
+        (spec, take(leaves, slice(start, start + together)), tree_leaves, seed, device, chunk)
+        for start in range(0, n, together)
+    ]
+    parts = list(each(merged_trees, calls, f"merge trees of {tree_leaves}"))
+    return {size: _put_together([part[size] for part in parts]) for size in parts[0]}
+
+
+def _put_together(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of ``Nodes`` that were merged in parts."""
+    whole: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in ("alignment", "effort")}
+    for name in ("weights", "indices"):
+        whole[name] = {key: torch.cat([part[name][key] for part in parts]) for key in parts[0][name]}
+    return whole
 
 
 @kept
@@ -116,20 +139,16 @@ def merged_groups(
     """Neighbouring leaves (n, ...) merged in groups of ``size``, ``chunk`` of them at once."""
     groups = grouped(leaves, size)
     count = len(groups[next(iter(groups))])
+    calls = [
+        (spec, take(groups, slice(start, start + chunk)), method, seed, pick_device(device))
+        for start in range(0, count, chunk)
+    ]
     parts = []
     with track(count if count > chunk else 0, f"merge {size} by {method}", "group") as bar:
-        for start in range(0, count, chunk):
-            some = take(groups, slice(start, start + chunk))
-            parts.append(merged_at_once(spec, some, method, seed, pick_device(device)))
-            bar.update(len(parts[-1]["effort"]))
-    return Nodes(
-        method,
-        size,
-        {key: torch.cat([part["weights"][key] for part in parts]) for key in groups},
-        torch.cat([part["alignment"] for part in parts]),
-        torch.cat([part["effort"] for part in parts]),
-        {group: torch.cat([part["indices"][group] for part in parts]) for group in spec.sizes},
-    )
+        for part in each(merged_at_once, calls, f"merge {size} by {method}"):
+            parts.append(part)
+            bar.update(len(part["effort"]))
+    return Nodes(method, size, **_put_together(parts))
 
 
 @kept

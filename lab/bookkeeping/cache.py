@@ -83,6 +83,9 @@ class Kept:
         key = fingerprint(self.code, reassigned(self.function.__module__), around, holds)
         return cache_folder() / self.function.__name__ / f"{key}.pt"
 
+    def __reduce__(self) -> str:
+        return self.function.__qualname__  # another process finds it in its module, by this name
+
     def keep(self, value: Any, *args: Any, **kwargs: Any) -> None:
         """Keep ``value`` as the result of this call, for who computes several of them at once."""
         write(self.path(*args, **kwargs), _plain(value))

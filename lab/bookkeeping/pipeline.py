@@ -17,6 +17,7 @@ from lab.bookkeeping import interruption, results
 from lab.bookkeeping.cache import remove_leftovers
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.same_code import cache_folder
+from lab.bookkeeping.spread import SHARE, check_cluster, share
 from lab.bookkeeping.workers import Job, duration, run_jobs, seconds_left, with_advice
 
 PRESETS = results.PRESETS
@@ -51,15 +52,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("steps", nargs="*", help=f"only these of: {', '.join(STEPS)}")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
     parser.add_argument(
-        "--share", metavar="K/N", help="only train every N-th chunk of networks from the K-th, and keep it"
+        "--share", metavar="K/N", help="be the K-th of N that do this work together, each beginning at another place"
     )
     parser.add_argument(
-        "--cluster", metavar="ADDRESS", help="train on the workers of a Dask scheduler, such as tcp://host:8786"
+        "--cluster", metavar="ADDRESS", help="compute on the workers of a Dask scheduler, such as tcp://host:8786"
     )
-    parser.add_argument("-j", type=int, metavar="N", help="notebooks at once; by default as the cores allow")
+    parser.add_argument("-j", type=int, metavar="N", help="processes at once; by default as the cores allow")
     options = parser.parse_intermixed_args(arguments)
     if options.share and options.cluster:
-        parser.error("--share and --cluster are two ways to share out the training: choose one")
+        parser.error("--share and --cluster are two ways to share out the work: choose one")
     try:
         interruption.raise_from_now_on()
         changed = {name: text if name == "run" else _value(text) for name, text in options.p}
@@ -67,11 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
         if changed and given["run"] in results.REFERENCE:
             raise ValueError(f"results/{given['run']} is for the preset as it is: name a run of your own, -p run NAME")
         steps, threads = options.steps or preset_steps(options.preset), preset_threads(options.preset)
-        if options.share is None:
-            build_networks(given, steps, threads, options.j, options.cluster)
-            run_steps(given, steps, threads, options.j)
-        else:
-            build_share(given, steps, threads, options.share)
+        if options.share is not None:
+            take_share(options.share)
+        run_steps(given, steps, threads, options.j, options.cluster)
     except KeyboardInterrupt:
         print(interruption.MESSAGE, file=sys.stderr)
         sys.exit(interruption.STATUS)
@@ -116,14 +115,28 @@ def _preset(name: str) -> dict[str, Any]:
     return preset
 
 
+def take_share(share: str) -> None:
+    """Let this process do a share of the work, such as "3/32". Raises ValueError for what is no share."""
+    form = re.fullmatch(r"(\d+)/(\d+)", share)
+    if not form or not 1 <= int(form[1]) <= int(form[2]):
+        raise ValueError(f"a share is K/N, the K-th of N, such as 3/32: got {share!r}")
+    os.environ[SHARE] = share
+
+
 def run_steps(
-    given: Mapping[str, Any], steps: Sequence[str] = STEPS, threads: int | None = 1, at_once: int | None = None
+    given: Mapping[str, Any],
+    steps: Sequence[str] = STEPS,
+    threads: int | None = 1,
+    at_once: int | None = None,
+    cluster: str | None = None,
 ) -> None:
     """Execute these notebooks with these parameters, each as far as it has them, unless its tables are current.
 
     ``at_once`` of them side by side, by default as many as there are cores for, with so many ``threads`` each: numbers
-    depend on threads in their last digits, and never on how many notebooks there are at once. Raises ValueError for a
-    step or a parameter that no notebook has, or out of its range, RuntimeError when a notebook fails.
+    depend on threads in their last digits, and never on how many notebooks there are at once. Fewer notebooks have
+    processes of their own for what can be done in any order, or the workers of a ``cluster``. Raises ValueError for a
+    step or a parameter that no notebook has, or out of its range, RuntimeError when a notebook fails, and if no cluster
+    answers.
     """
     chosen = parameters_of(given, steps)
     remove_leftovers(cache_folder())
@@ -139,81 +152,22 @@ def run_steps(
             jobs.append(Job(label, step, chosen[step], after, expected_seconds(step, parameters["run"])))
     if not jobs:
         return
+    if cluster is not None:
+        check_cluster(cluster)
     at_once = at_once or notebooks_at_once(threads)
     left = duration(seconds_left(jobs, {}, {}, at_once))
     print(f"{len(jobs)} notebooks to run, {at_once} at once: about {left}", flush=True)
     began = time.monotonic()
-    run_jobs(jobs, ROOT / "_build" / "runs" / str(given["run"]), at_once, threads)
+    number, folder = share()[0], ROOT / "_build" / "runs" / str(given["run"])
+    run_jobs(jobs, folder if number == 1 else folder / f"share {number}", at_once, threads, cluster)
     print(f"{len(jobs)} notebooks: {duration(time.monotonic() - began)}", flush=True)
+    if number > 1:
+        print(f"share {os.environ[SHARE]} is done: the first one writes the tables", flush=True)
 
 
 def is_up_to_date(step: str, parameters: Mapping[str, Any]) -> bool:
     """Whether the tables of a notebook are there, made by this code from these parameters."""
     return results.is_current(parameters["run"], step, results.step_key(step, parameters))
-
-
-def build_networks(
-    given: Mapping[str, Any],
-    steps: Sequence[str],
-    threads: int | None = 1,
-    at_once: int | None = None,
-    cluster: str | None = None,
-) -> None:
-    """Train the networks that the notebooks to be run list, chunks of them side by side, for the notebooks to find.
-
-    They are spread over a ``cluster``, or over ``at_once`` processes of this machine, by default as many as there are
-    cores for. As many notebooks keep the cores busy themselves, and train their own. Raises as ``run_steps``, and
-    RuntimeError if no cluster answers.
-    """
-    at_once = at_once or notebooks_at_once(threads)
-    given_to = {
-        step: results.completed(results.declared_parameters(step), chosen)
-        for step, chosen in parameters_of(given, steps).items()
-    }
-    stale = [parameters for step, parameters in given_to.items() if not is_up_to_date(step, parameters)]
-    if not stale or (len(stale) >= at_once and cluster is None):
-        return
-    import torch
-
-    from lab.bookkeeping.spread import missing_chunks, spread, workers
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    chunks = missing_chunks(stale)
-    if chunks:
-        where = f"on the cluster {cluster}" if cluster else f"{min(at_once, len(chunks))} at once"
-        print(f"{len(chunks)} chunks of networks to train, {where}", flush=True)
-        with workers(min(at_once, len(chunks)), cluster):
-            spread(chunks, threads)
-
-
-def build_share(given: Mapping[str, Any], steps: Sequence[str], threads: int | None, share: str) -> None:
-    """Train a share of the networks of these notebooks, such as "3/32", for a later run to find; no table is written.
-
-    Raises ValueError for a share that is none, a notebook whose networks cannot be shared out, and as ``run_steps``.
-    """
-    form = re.fullmatch(r"(\d+)/(\d+)", share)
-    if not form or not 1 <= int(form[1]) <= int(form[2]):
-        raise ValueError(f"a share is K/N, the K-th of N, such as 3/32: got {share!r}")
-    # Here, for else this process need not know how networks are trained.
-    import torch
-
-    from lab.training.share import planned_networks, train_share
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    parameters = {
-        step: results.completed(results.declared_parameters(step), chosen)
-        for step, chosen in parameters_of(given, steps).items()
-    }
-    for step in steps:
-        try:
-            planned_networks(parameters[step])
-        except ValueError as error:
-            raise ValueError(f"notebooks/{step}.ipynb: {error}") from error
-    for step in steps:
-        began, trained = time.monotonic(), train_share(parameters[step], int(form[1]), int(form[2]))
-        print(f"{step}: share {share}, {trained} networks trained in {duration(time.monotonic() - began)}", flush=True)
 
 
 def parameters_of(given: Mapping[str, Any], steps: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ from lab.bookkeeping.cache import write_together
 from lab.bookkeeping.checkout import commit, is_clean
 from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
 from lab.bookkeeping.ranges import check, comments
+from lab.bookkeeping.spread import share
 from lab.images import Dataset
 from rebasin.progress import show_progress
 
@@ -227,6 +228,10 @@ def results_folder() -> Path:
     return Path(os.environ.get("REBASIN_RESULTS") or ROOT / "results")
 
 
+class NotTheFirstShare(Exception):
+    """A notebook has done its share of the work, and another process makes its tables."""
+
+
 def finish(
     experiment: Experiment,
     datasets: Dataset | Sequence[Dataset],
@@ -240,8 +245,11 @@ def finish(
     ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook; ``models`` says
     in words what they are, where the notebook's parameters do not; ``kept`` says which rows of the tables an earlier
     execution made. All files are written before any takes its place, and the provenance names each table's content:
-    what is read is whole.
+    what is read is whole. Raises NotTheFirstShare, and writes nothing, where another process does the same work and is
+    the first.
     """
+    if share()[0] > 1:
+        raise NotTheFirstShare(f"{experiment.name}: the first share writes the tables")
     folder = results_folder() / experiment.parameters["run"]
     digests: dict[str, str] = {}
 

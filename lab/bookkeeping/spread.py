@@ -1,162 +1,224 @@
-"""Training spread over processes or machines: each trains chunks of networks and keeps them in the one cache."""
+"""Work that can be done in any order, spread over processes, over a cluster, or over machines that share one cache.
+
+Whatever is spread keeps its results in the cache. Who wants them reads them there, so that it does not matter who
+computed them, and nothing that was computed is lost.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
+import pickle
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import joblib
 import torch
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from torch import Tensor
 
-from lab.bookkeeping.content import unchanged
+from lab.bookkeeping.cache import Kept, read, write
 from lab.bookkeeping.same_code import cache_folder
-from lab.bookkeeping.workers import duration
-from lab.data import load
-from lab.device import pick_device
-from lab.images import Dataset
-from lab.networks import build
-from lab.training.plan import Planned
-from lab.training.recipe import Recipe
-from lab.training.share import planned_networks
-from lab.training.stack import snapshot
-from lab.training.train import stacks, train_missing
+from rebasin.progress import track
 
-TELL = 10  # seconds between two lines about how far it is
+Call = TypeVar("Call")
+
+SHARE = "REBASIN_SHARE"  # in the environment: K/N, which of so many processes that do the same work this one is
+LARGE = 100_000  # bytes of a tensor that is sent through the cache, once, and not with every call that has it
 WATCH = 1  # seconds between two looks whether the process that started this one is still there
 PATIENCE = 30  # seconds that a scheduler has to answer
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Networks that are trained side by side: of which images and recipe, their numbers, and to which epochs."""
+def each(function: Kept, calls: Iterable[Sequence[Any]], what: str) -> Iterator[Any]:
+    """What a kept function returns for each of these calls, in their order.
 
-    dataset: str
-    held_out: int
-    recipe: Recipe
-    numbers: tuple[int, ...]
-    device: str
-    epochs: tuple[int, ...]
-
-
-def spread(chunks: Sequence[Chunk], threads: int | None) -> None:
-    """Train chunks of networks, each on so many ``threads`` (None: as torch takes), and keep them in the cache.
-
-    They go to the workers that ``joblib.parallel_config`` names: processes of this machine, or a cluster's, which must
-    see this cache. A worker gives back the names of the files that it kept, and nothing else. If one of a cluster dies,
-    another one takes its chunk, a few times over. Raises RuntimeError for a process of this machine that was killed,
-    for a chunk that ended all workers which took it, and for workers that keep other files than are read here; and what
-    training raises.
+    What the cache lacks is computed one by one as it is asked for; by the workers, all of it first, where there are
+    several; and in another order in each process that has a share of the work. ``what`` names it in a progress bar.
+    Raises as ``compute``, and what the function raises.
     """
-    began = told = time.monotonic()
+    calls = list(calls)
+    if workers() > 1:
+        missing = [call for call in calls if not function.path(*call).exists()]
+        compute(function, missing, what)
+        check_here(function.path(*call) for call in missing)
+    elif share() != (1, 1):
+        for call in mine_first(calls):
+            if not function.path(*call).exists():  # nobody else has computed it by now
+                function(*call)
+    for call in calls:
+        yield function(*call)
+
+
+def ahead(function: Callable[..., Any], calls: Sequence[Sequence[Any]], what: str) -> None:
+    """Have a function called that keeps what it computes, by several workers or in the order of this process's share.
+
+    Where there is one process it is not called: what is not kept is computed when it is asked for. Raises as ``each``.
+    """
+    if workers() > 1:
+        compute(function, calls, what)
+    elif share() != (1, 1):
+        for call in mine_first(calls):
+            function(*call)
+
+
+def compute(function: Callable[..., Any], calls: Sequence[Sequence[Any]], what: str) -> None:
+    """Have the workers call a function of a module with each of these arguments; what it returns is dropped.
+
+    They compute with as many threads as this process, and large tensors reach them by the cache; a single call is made
+    here. If a worker of a
+    cluster dies, another one takes its call, a few times over. Raises RuntimeError for a process of this machine that
+    was killed, and for a call that ended all workers which took it; and what the function raises.
+    """
+    if len(calls) < 2:  # others would not be faster
+        for call in calls:
+            function(*call)
+        return
+    head, threads, parcels = os.getpid(), torch.get_num_threads(), Parcels()
     parallel = joblib.Parallel(batch_size=1, return_as="generator_unordered")
-    kept = parallel(joblib.delayed(train_chunk)(chunk, threads, os.getpid()) for chunk in chunks)
+    packed = (parcels.pack((function, tuple(call))) for call in calls)
     try:
-        for number, names in enumerate(kept, 1):
-            _check_here(names)
-            now = time.monotonic()
-            if now - told > TELL or number == len(chunks):
-                left = duration((now - began) / number * (len(chunks) - number))
-                print(f"trained: {number} of {len(chunks)} chunks in {duration(now - began)}, {left} left", flush=True)
-                told = now
+        done = parallel(joblib.delayed(_work)(parcel, threads, head) for parcel in packed)
+        # Closing it ends the workers at once where it has not come to its end.
+        with contextlib.closing(done), track(len(calls), f"{what}, {workers()} at once", "part") as bar:
+            for _ in done:
+                bar.update()
     except Exception as error:
-        # The second is Dask's, which need not be installed: of a chunk that ended every worker that took it.
+        # The second is Dask's, which need not be installed: of a call that ended every worker that took it.
         if isinstance(error, TerminatedWorkerError) or type(error).__name__ == "KilledWorker":
-            raise RuntimeError("a process that trained networks was killed, perhaps for want of memory") from error
+            raise RuntimeError(f"{what}: a process was killed, perhaps for want of memory") from error
         raise
+    finally:
+        parcels.clear()
+
+
+def workers() -> int:
+    """How many processes or machines ``compute`` has: 1 unless ``joblib.parallel_config`` says otherwise."""
+    return joblib.effective_n_jobs(None)
+
+
+def share() -> tuple[int, int]:
+    """Which of how many processes that do the same work this one is: (1, 1) unless ``REBASIN_SHARE`` says otherwise."""
+    number, _, of = os.environ.get(SHARE, "1/1").partition("/")
+    return int(number), int(of)
+
+
+def mine_first(calls: Sequence[Call]) -> list[Call]:
+    """The calls in the order for this process's share: its own part, then those behind it, and round to the others'.
+
+    All processes that share the work do all of it, unless another one has: so none waits for one that died.
+    """
+    number, of = share()
+    first = len(calls) * (number - 1) // of
+    return [*calls[first:], *calls[:first]]
+
+
+def check_here(paths: Iterable[Path]) -> None:
+    """Raise RuntimeError if the cache lacks one of these files, which a worker has kept."""
+    for path in paths:
+        if not path.exists():
+            raise RuntimeError(
+                f"a worker has kept {path.relative_to(cache_folder())}, and it is not here: all need one "
+                "REBASIN_CACHE, the same code and the same kind of processor"
+            )
 
 
 @contextlib.contextmanager
-def workers(at_once: int, cluster: str | None) -> Iterator[None]:
-    """So many processes of this machine, or the workers of the Dask scheduler at the address ``cluster``.
+def spread_over(processes: int, cluster: str | None) -> Iterator[None]:
+    """Let ``compute`` have so many processes of this machine, or the workers of the Dask scheduler at an address.
 
     Raises RuntimeError where Dask is not installed, and where no scheduler answers at the address.
     """
-    if cluster is None:
-        try:
-            with joblib.parallel_config("loky", n_jobs=at_once):
-                yield
-        finally:
-            get_reusable_executor().shutdown(wait=True, kill_workers=True)
-        return
+    if cluster is not None:
+        with _client(cluster) as client, joblib.parallel_config("dask", client=client):
+            yield
+    else:
+        with joblib.parallel_config("loky", n_jobs=processes, max_nbytes=None):
+            yield
+        if reusable_executor._executor is not None:  # joblib would keep its processes for later
+            reusable_executor._executor.shutdown()
+
+
+def check_cluster(address: str) -> None:
+    """Raise RuntimeError where Dask is not installed, and where no scheduler answers at the address."""
+    _client(address).close()
+
+
+def _client(address: str) -> Any:
     try:
         from dask.distributed import Client
     except ImportError as error:
         raise RuntimeError("a cluster needs Dask: pip install 'dask[distributed]' for this Python") from error
     try:
-        client = Client(cluster, timeout=PATIENCE)
+        return Client(address, timeout=PATIENCE)
     except (OSError, ValueError) as error:
-        raise RuntimeError(f"no Dask scheduler answers at {cluster!r}: {error}") from error
-    with client, joblib.parallel_config("dask", client=client):
-        yield
+        raise RuntimeError(f"no Dask scheduler answers at {address!r}: {error}") from error
 
 
-def missing_chunks(parameters: Iterable[Mapping[str, Any]]) -> list[Chunk]:
-    """The chunks that the cache lacks of all networks that notebooks with these parameters list, each once."""
-    epochs: dict[Chunk, set[int]] = {}
-    for given in parameters:
-        try:
-            plan = planned_networks(given)
-        except ValueError:  # there are none, or the notebook says better what is wrong with them
-            continue
-        for planned in plan:
-            for chunk in _chunks(planned, pick_device(given["device"])):
-                epochs.setdefault(replace(chunk, epochs=()), set()).update(chunk.epochs)
-    wanted = [replace(chunk, epochs=tuple(sorted(those))) for chunk, those in epochs.items()]
-    sources = {(chunk.dataset, chunk.held_out) for chunk in wanted}
-    images = [_loaded(*source).train for source in sorted(sources)]
-    with unchanged(*(tensor for split in images for tensor in (split.images, split.labels))):
-        return [chunk for chunk in wanted if not all(path.exists() for path in _files(chunk))]
+class Parcels:
+    """Calls as bytes to send, whose large tensors wait in the cache: each once, however many calls have it."""
+
+    def __init__(self) -> None:
+        # As names of temporary files end: what a killed process left is taken away with them.
+        self.mine = uuid.uuid4().hex[:12]
+        self.sent: dict[int, tuple[Path, Tensor]] = {}  # by identity, which lasts as long as the tensor is held here
+
+    def pack(self, value: Any) -> bytes:
+        """A value as bytes, with names in place of its large tensors."""
+        buffer = io.BytesIO()
+        _Packer(buffer, self).dump(value)
+        return buffer.getvalue()
+
+    def name(self, tensor: Tensor) -> str:
+        """The name, within the cache, of the file where a tensor waits."""
+        if id(tensor) not in self.sent:
+            path = cache_folder() / "sent" / f".{len(self.sent)}.{self.mine}"
+            write(path, tensor.detach())
+            self.sent[id(tensor)] = path, tensor
+        return str(self.sent[id(tensor)][0].relative_to(cache_folder()))
+
+    def clear(self) -> None:
+        """Take the tensors out of the cache."""
+        for path, _ in self.sent.values():
+            path.unlink(missing_ok=True)
 
 
-def _chunks(planned: Planned, device: str) -> Iterator[Chunk]:
-    for together in stacks(planned.models, planned.chunk):
-        yield Chunk(planned.dataset, planned.held_out, planned.recipe, together, device, planned.epochs)
+class _Packer(pickle.Pickler):
+    """Writes a value, and the name of a parcel's file in place of each large tensor."""
+
+    def __init__(self, buffer: io.BytesIO, parcels: Parcels) -> None:
+        super().__init__(buffer)
+        self.parcels = parcels
+
+    def persistent_id(self, value: Any) -> str | None:
+        return self.parcels.name(value) if isinstance(value, Tensor) and value.nbytes >= LARGE else None
 
 
-def train_chunk(chunk: Chunk, threads: int | None, head: int) -> list[str]:
-    """Train what the cache lacks of a chunk, and keep it; gives the names of its files in the cache.
+class _Unpacker(pickle.Unpickler):
+    """Reads what ``_Packer`` wrote. Raises RuntimeError for a tensor that is not in this process's cache."""
 
-    If the process ``head`` started this one, this one ends with it.
-    """
+    def persistent_load(self, name: str) -> Tensor:
+        path = cache_folder() / name
+        tensor = read(path)
+        if tensor is None:
+            raise RuntimeError(f"{path} was sent, and it is not here: all workers need one REBASIN_CACHE")
+        return tensor
+
+
+def _work(parcel: bytes, threads: int, head: int) -> None:
+    """What a worker does with a call. If the process ``head`` started this one, this one ends with it."""
     if os.getppid() == head:
         _end_with(head)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    data, n = _loaded(chunk.dataset, chunk.held_out), len(chunk.numbers)
-    train_missing(chunk.recipe, data, n, chunk.epochs, chunk.device, n, chunk.numbers[0])
-    return [str(path.relative_to(cache_folder())) for path in _files(chunk)]
-
-
-def _files(chunk: Chunk) -> list[Path]:
-    """Where the cache keeps the networks of a chunk, at each of its epochs."""
-    data = _loaded(chunk.dataset, chunk.held_out)
-    model = build(chunk.recipe.architecture, data, chunk.recipe.width)
-    of_chunk = model, chunk.recipe, data.train, chunk.numbers
-    return [snapshot.path(*of_chunk, epoch, chunk.device) for epoch in chunk.epochs]
-
-
-def _check_here(names: Iterable[str]) -> None:
-    """Raise RuntimeError if the cache lacks one of these files, which a worker has kept."""
-    for name in names:
-        if not (cache_folder() / name).exists():
-            raise RuntimeError(
-                f"a worker has kept {name}, and it is not here: all need one REBASIN_CACHE, the same code and the "
-                "same kind of processor"
-            )
-
-
-@functools.cache
-def _loaded(dataset: str, held_out: int) -> Dataset:
-    return load(dataset, held_out)
+    os.environ.pop("REBASIN_PROGRESS", None)  # the head tells how far it is
+    torch.set_num_threads(threads)
+    function, call = _Unpacker(io.BytesIO(parcel)).load()
+    function(*call)
 
 
 @functools.cache

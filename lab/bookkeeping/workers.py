@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 
 from lab.bookkeeping.notebook import execute
+from lab.bookkeeping.results import NotTheFirstShare
+from lab.bookkeeping.spread import spread_over
 
 # A process begins as a copy of one that has loaded these, which takes seconds. This project's own modules are not among
 # them: each notebook runs the code that is there when it begins, and its provenance says so.
@@ -57,11 +60,13 @@ class Running:
     error: Connection
 
 
-def run_jobs(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | None) -> None:
+def run_jobs(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | None, cluster: str | None = None) -> None:
     """Execute notebooks, ``at_once`` side by side, each on so many threads of torch's (None: as many as torch takes).
 
-    A job waits for those named in its ``after``, and else goes before the jobs behind it. Executed copies are kept in
-    ``folder``. Raises RuntimeError when a notebook fails; then, as after Ctrl-C, the others are ended.
+    A job waits for those named in its ``after``, and else goes before the jobs behind it. Where fewer can begin than
+    there is room for, each has as many processes as that leaves it, or the workers of the Dask scheduler ``cluster``.
+    Executed copies are kept in ``folder``. Raises RuntimeError when a notebook fails; then, as after Ctrl-C, the others
+    are ended.
     """
     began = time.monotonic()
     context = multiprocessing.get_context("forkserver")
@@ -72,9 +77,13 @@ def run_jobs(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | Non
     finished: dict[Job, float] = {}
     try:
         while waiting or running:
-            for job in _ready(waiting, running)[: at_once - len(running)]:
+            room = at_once - len(running)
+            beginning = _ready(waiting, running)[:room]
+            for job in beginning:
                 told, tell = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(job, _copy(job, folder), threads, environment, tell))
+                spread = room // len(beginning), cluster
+                arguments = job, _copy(job, folder), threads, spread, environment, tell
+                process = context.Process(target=_work, args=arguments)
                 process.start()
                 tell.close()
                 running[job] = Running(process, time.monotonic(), told)
@@ -127,11 +136,20 @@ def _environment(folder: Path, at_once: int) -> dict[str, str]:
     """This process's environment, and where progress bars go: one notebook's to the terminal, several to a file."""
     on_terminal = at_once == 1 and sys.stderr.isatty()
     folder.mkdir(parents=True, exist_ok=True)
-    return {"REBASIN_PROGRESS": os.ttyname(2) if on_terminal else str(folder / "progress.log"), **os.environ}
+    progress = os.ttyname(2) if on_terminal else str(folder / "progress.log")
+    # joblib's folders, which its tracker takes away after a process of multiprocessing, are nothing to warn of.
+    return {"REBASIN_PROGRESS": progress, "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning", **os.environ}
 
 
-def _work(job: Job, copy: Path, threads: int | None, environment: Mapping[str, str], tell: Connection) -> None:
-    """Execute a job in a process of its own, and tell what it fails with."""
+def _work(
+    job: Job,
+    copy: Path,
+    threads: int | None,
+    spread: tuple[int, str | None],
+    environment: Mapping[str, str],
+    tell: Connection,
+) -> None:
+    """Execute a job in a process of its own, spread over processes or a cluster, and tell what it fails with."""
     # Ctrl-C reaches every process of the terminal: the first one decides, and ends the others once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, exit_on_signal)
@@ -142,7 +160,8 @@ def _work(job: Job, copy: Path, threads: int | None, environment: Mapping[str, s
         torch.set_num_threads(threads)
     try:
         copy.unlink(missing_ok=True)
-        execute(job.notebook, job.parameters, copy)
+        with spread_over(*spread), contextlib.suppress(NotTheFirstShare):
+            execute(job.notebook, job.parameters, copy)
     except Exception as error:
         tell.send(f"{type(error).__name__}: {error}"[:LONGEST])
         sys.exit(1)

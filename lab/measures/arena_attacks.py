@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
 from lab.bookkeeping.vocabulary import GREY_LEVELS
-from lab.contestants import MENDINGS, Arena, Method
+from lab.contestants import MENDINGS, WITHOUT_GRAMS, Arena, Method, contestants
 from lab.contestants.arena import Entry, Together
+from lab.measures.arena import gram_seconds, try_method
 from lab.measures.attacks import LOSSES, suite, surviving
 from rebasin.expanding.expanded import Expanded
 from rebasin.weights import Weights, stack
@@ -46,6 +47,23 @@ def under_attack(
             worst &= surviving(model, weights, pixels, labels, radii, attack, arena.seed, "cpu", 1)[0]
         shares[mended] = worst.double().mean(-1).tolist()
     return shares
+
+
+def try_all(
+    arena: Arena, sizes: Mapping[str, Sequence[float]], images: int, epsilons: Sequence[float], steps: int
+) -> None:
+    """Try all these methods at their sizes in one arena, and attack so many ``images`` of each task, if any.
+
+    Nothing is returned: all is kept, for who asks ``try_method``, ``gram_seconds`` and ``under_attack`` for it.
+    """
+    methods = contestants(list(sizes))
+    if set(methods) - WITHOUT_GRAMS:
+        gram_seconds(arena)
+    for name, method in methods.items():
+        for size in sizes[name]:
+            try_method(arena, method, size)
+            if images:
+                under_attack(arena, method, size, images, epsilons, steps)
 
 
 class SideBySide(nn.Module):

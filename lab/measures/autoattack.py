@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lab.bookkeeping.cache import kept
+from lab.bookkeeping.spread import each
 from lab.bookkeeping.vocabulary import GREY_LEVELS, KIND
 from lab.controls import Group
 from lab.device import pick_device
@@ -38,19 +39,25 @@ def reference_accuracy(
     """
     pixels, rows = split.pixels, []
     radius, attacks = epsilon / GREY_LEVELS, [attack for _, attack in suite(losses, steps=steps)]
-    with track(sum(min(most_nodes, len(group.nodes)) for group in groups), "AutoAttack", "node") as bar:
-        for group in groups:
-            for position, node in enumerate(group.nodes[:most_nodes]):
-                weights = take(group.weights, slice(position, position + 1))
-                model, labels = group.model, split.labels
-                clean = surviving(model, weights, pixels, labels, [0.0], Attack(), seed, device)
-                own = torch.ones_like(clean)
-                for attack in attacks:
-                    own &= surviving(model, weights, pixels, labels, [radius], attack, seed, device)
-                reference = autoattack(model, weights, pixels, labels, radius, seed, pick_device(device))
-                for name, left in (("clean", clean), ("own", own), ("autoattack", reference)):
-                    rows.append((*group.kind, node, name, float(left.double().mean())))
-                bar.update()
+    alone = [
+        (group, position, take(group.weights, slice(position, position + 1)))
+        for group in groups
+        for position in range(min(most_nodes, len(group.nodes)))
+    ]
+    calls = [
+        (group.model, weights, pixels, split.labels, radius, seed, pick_device(device)) for group, _, weights in alone
+    ]
+    found = each(autoattack, calls, "AutoAttack")
+    with track(len(alone), "AutoAttack", "node") as bar:
+        for (group, position, weights), reference in zip(alone, found, strict=True):
+            node, model, labels = group.nodes[position], group.model, split.labels
+            clean = surviving(model, weights, pixels, labels, [0.0], Attack(), seed, device)
+            own = torch.ones_like(clean)
+            for attack in attacks:
+                own &= surviving(model, weights, pixels, labels, [radius], attack, seed, device)
+            for name, left in (("clean", clean), ("own", own), ("autoattack", reference)):
+                rows.append((*group.kind, node, name, float(left.double().mean())))
+            bar.update()
     return pd.DataFrame(rows, columns=[*KIND, "node", "attack", "value"])
 
 

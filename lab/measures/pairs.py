@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lab.bookkeeping.cache import kept
+from lab.bookkeeping.spread import each
 from lab.device import pick_device
 from lab.images import Split
 from rebasin.matching.by_activations import activation_matching
@@ -48,17 +49,18 @@ def permutation_between(
     pairs = len(next(iter(b.values())))
     if matcher == "none":
         return Permutation.identity(spec, (pairs,))
+    some = [(take(a, rows), take(b, rows)) for rows in (slice(at, at + chunk) for at in range(0, pairs, chunk))]
+    if matcher == "weights":
+        found = each(matched_by_weights, [(spec, *of_some, seed, place) for of_some in some], "weight matching")
+    else:
+        options = straight_through if matcher == "straight-through" else {}
+        calls = [(matcher, spec, model, *of_some, images, seed, place, options) for of_some in some]
+        found = each(matched_on_images, calls, f"{matcher} matching")
     parts = []
     with track(pairs if pairs > chunk else 0, f"{matcher} matching", "pair") as bar:
-        for start in range(0, pairs, chunk):
-            rows = slice(start, start + chunk)
-            some_a, some_b = take(a, rows), take(b, rows)
-            if matcher == "weights":
-                parts.append(matched_by_weights(spec, some_a, some_b, seed, place))
-            else:
-                options = straight_through if matcher == "straight-through" else {}
-                parts.append(matched_on_images(matcher, spec, model, some_a, some_b, images, seed, place, options))
-            bar.update(min(chunk, pairs - start))
+        for part in found:
+            parts.append(part)
+            bar.update(len(next(iter(part.values()))))
     indices = {group: torch.cat([part[group] for part in parts]) for group in spec.sizes}
     return Permutation(spec, indices)
 

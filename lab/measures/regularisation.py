@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.bookkeeping.cache import kept
+from lab.bookkeeping.spread import each
 from lab.bookkeeping.vocabulary import GREY_LEVELS, KIND
 from lab.controls import Group
 from lab.device import pick_device
@@ -46,11 +47,13 @@ def regularity(
     """
     nodes, layers, radii = [], [], []
     pixels = split.pixels
+    calls = [
+        (group.model, group.weights, pixels, split.labels, gradient_images, pick_device(device), chunk)
+        for group in groups
+    ]
+    found = each(norms_and_bounds, calls, "norms and bounds")
     with track(len(groups), "norms and bounds", "group") as bar:
-        for group in groups:
-            measured = norms_and_bounds(
-                group.model, group.weights, pixels, split.labels, gradient_images, pick_device(device), chunk
-            )
+        for group, measured in zip(groups, found, strict=True):
             metrics = measured["metrics"]
             if not group.alignment.isnan().any():
                 norms = parameter_norm(parameters(group.model, leaves))

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lab.bookkeeping.spread import each
 from lab.bookkeeping.vocabulary import GREY_LEVELS, KIND
 from lab.controls import Group
 from lab.device import pick_device
@@ -45,15 +46,21 @@ def robust_accuracy(
     """
     rows, images = [], []
     radii = [epsilon / GREY_LEVELS for epsilon in epsilons]
+    attacks = suite(losses, norm, steps, restarts)
+    pixels = {id(split): split.pixels for split in splits}  # once for all groups with the same images
+    calls = [
+        (group.model, group.weights, pixels[id(split)], split.labels, radii, attack, seed, pick_device(device), chunk)
+        for group, split in zip(groups, splits, strict=True)
+        for _, attack in attacks
+    ]
+    found = each(survivors, calls, f"attack in {norm}")
     with track(len(groups), f"attack in {norm}", "group") as bar:
         for group, split in zip(groups, splits, strict=True):
-            pixels, count = split.pixels, len(split.labels)
+            count = len(split.labels)
             # (nodes, epsilons, images)
             worst = torch.ones(len(group.nodes), len(epsilons), count, dtype=torch.bool)
-            for name, attack in suite(losses, norm, steps, restarts):
-                left = survivors(
-                    group.model, group.weights, pixels, split.labels, radii, attack, seed, pick_device(device), chunk
-                )
+            for name, attack in attacks:
+                left = next(found)
                 worst &= left
                 rows += _rows(group, name, attack.loss, epsilons, left)
             rows += _rows(group, "worst", "all", epsilons, worst)
@@ -89,10 +96,13 @@ def perturbed_accuracy(
     versions: dict[tuple[int, int], list[Split]] = {}  # of a split, perturbed once for all groups
     amounts = [np.nan, *(PERTURBATIONS[kind][severity - 1] for kind, severity in SETTINGS)]
     settings = [(*setting, amount) for setting, amount in zip([("clean", 0), *SETTINGS], amounts, strict=True)]
+    calls = [
+        (group.model, group.weights, split, seed, pick_device(device), chunk, versions)
+        for group, split in zip(groups, splits, strict=True)
+    ]
+    found = each(under_perturbations, calls, "perturb")
     with track(len(groups), "perturb", "group") as bar:
-        for group, split in zip(groups, splits, strict=True):
-            # (nodes, 1 + settings, images)
-            correct = under_perturbations(group.model, group.weights, split, seed, pick_device(device), chunk, versions)
+        for group, split, correct in zip(groups, splits, found, strict=True):  # (nodes, 1 + settings, images)
             for position, node in enumerate(group.nodes):
                 share = correct[position].double().mean(-1).tolist()
                 for setting, value in zip(settings, share, strict=True):

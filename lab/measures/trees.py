@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lab.bookkeeping.cache import kept
 from lab.bookkeeping.vocabulary import KIND
 from lab.controls import BLOCK, Group, after_repair, one_per_block, penalised_leaves, spoiled, stopped_early
 from lab.images import Dataset, Split
@@ -45,6 +47,52 @@ class Tree:
     @property
     def first_leaf(self) -> int:
         return self.number * len(next(iter(self.leaves.values())))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the nodes of a tree are tried with, one of each kind in a block of eight leaves.
+
+    The images ``attacked``, within ``epsilons`` grey levels, in so many ``steps``; the images ``halved``, under so much
+    of each perturbation (``amounts``); beside unmerged networks trained with a penalty of ``l2_strength``.
+    """
+
+    attacked: Split
+    epsilons: Sequence[float]
+    steps: int
+    halved: Split
+    amounts: Mapping[str, float]
+    l2_strength: float
+
+
+@kept
+def measured(
+    number: int,
+    networks: Planned,
+    data: Dataset,
+    model: nn.Module,
+    spec: PermutationSpec,
+    merges: Mapping[str, Sequence[int]],
+    inputs: Tensor,
+    trial: Trial | None,
+    device: str,
+    chunk: int,
+) -> dict[str, Any]:
+    """Grow the tree with this number, and measure it: columns of its tables by name, and the ``seconds`` of training.
+
+    Tables ``nodes`` and ``images`` are those of ``every_node``. With a ``trial``, ``attacked`` and ``perturbed`` are
+    those of ``under_attack`` and ``under_halving``. ``inputs`` (m, ...) are what REPAIR takes its statistics on.
+    """
+    tree = grow(number, networks, data, spec, merges, device, chunk)
+    nodes, images = every_node(tree, model, spec, data.test, inputs, device, networks.chunk)
+    tables = {"nodes": nodes, "images": images}
+    if trial is not None:
+        groups = fooled_groups(tree, model, spec, data, networks, inputs, trial.l2_strength, device)
+        seed, together = networks.recipe.seed, networks.chunk
+        tables["attacked"] = under_attack(groups, trial.attacked, trial.epsilons, trial.steps, seed, device, together)
+        tables["perturbed"] = under_halving(groups, trial.halved, trial.amounts, seed, device, together)
+    columns = {name: numbered(table, tree).to_dict("list") for name, table in tables.items()}
+    return {"seconds": tree.seconds, **columns}
 
 
 def grow(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lab.bookkeeping.cache import kept
+from lab.bookkeeping.spread import each
 from lab.device import pick_device
 from lab.images import Dataset, Split
 from lab.networks import build
@@ -51,23 +52,14 @@ def stop_early(
         raise ValueError(f"targets must be (targets, {len(numbers)}), one row or more: got {tuple(targets.shape)}")
     device = pick_device(device)
     model = build(recipe.architecture, dataset, recipe.width)
-    parts = []
-    with track(len(numbers), f"stop {len(numbers)} models early", "model") as bar:
-        for first in range(0, len(numbers), chunk):
-            some = slice(first, first + chunk)
-            parts.append(
-                stopped_chunk(
-                    model,
-                    recipe,
-                    dataset.train,
-                    dataset.held_out,
-                    tuple(numbers[some]),
-                    targets[:, some],
-                    epochs,
-                    device,
-                )
-            )
-            bar.update(len(numbers[some]))
+    images = dataset.train, dataset.held_out
+    some = [slice(first, first + chunk) for first in range(0, len(numbers), chunk)]
+    calls = [(model, recipe, *images, tuple(numbers[rows]), targets[:, rows], epochs, device) for rows in some]
+    what, parts = f"stop {len(numbers)} models early", []
+    with track(len(numbers), what, "model") as bar:
+        for part in each(stopped_chunk, calls, what):
+            parts.append(part)
+            bar.update(part.steps.shape[1])
     return Stopped(
         {key: torch.cat([part.weights[key] for part in parts], 1) for key in parts[0].weights},
         torch.cat([part.accuracy for part in parts], 1),

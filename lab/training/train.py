@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lab.bookkeeping import spread
 from lab.bookkeeping.content import unchanged
 from lab.device import pick_device
-from lab.images import Dataset
+from lab.images import Dataset, Split
 from lab.networks import build
 from lab.training.recipe import Recipe, images_seen
 from lab.training.stack import snapshot, train_stack
@@ -76,35 +78,50 @@ def train_missing(
     device: str = "auto",
     chunk: int = 1,
     first: int = 0,
-    share: tuple[int, int] = (1, 1),
-) -> int:
-    """Train what the cache lacks of what ``train`` would read, and keep it; gives how many networks that were.
-
-    Of share (k, n) that is every n-th chunk from the k-th only: n processes or machines build all, each its own.
-    """
+) -> None:
+    """Train what the cache lacks of what ``train`` would read, and keep it; chunks of it side by side, with workers."""
     snapshots = tuple(snapshots)
     _check(recipe, dataset, n_models, snapshots, chunk)
     device = pick_device(device)
     model, images = build(recipe.architecture, dataset, recipe.width), dataset.train
-    size = sum(tensor.numel() for tensor in model.state_dict().values())
-    # Weights, gradients, two moments and a temporary, in float32, and the data as they are.
-    memory = (chunk * size * 4 * 5 + images.images.numel()) / 1e9
-    number, of = share
-    mine = stacks(n_models, chunk, first)[number - 1 :: of]
 
-    def missing(numbers: tuple[int, ...]) -> list[int]:
-        return [e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists()]
+    def missing(numbers: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists())
 
     with unchanged(images.images, images.labels):
-        wanted = {numbers: epochs for numbers in mine if (epochs := missing(numbers))}
-        count = sum(map(len, wanted))
-        what = f"train {count} {recipe.architecture}, {chunk} at once, about {memory:.1f} GB"
-        with track(sum(len(numbers) * epochs[-1] for numbers, epochs in wanted.items()), what, "epoch") as bar:
-            for numbers, epochs in wanted.items():
-                done = train_stack(model, recipe, images, numbers, epochs, device, bar.update)
-                for epoch, weights in zip(epochs, done, strict=True):
-                    snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
-    return count
+        wanted = [numbers for numbers in stacks(n_models, chunk, first) if missing(numbers)]
+        count, memory = sum(map(len, wanted)), _gigabytes(model, images, chunk)
+        what = f"train {count} {recipe.architecture}, {chunk} side by side, about {memory:.1f} GB"
+        if spread.workers() > 1:
+            calls = [(model, recipe, images, numbers, missing(numbers), device) for numbers in wanted]
+            spread.compute(train_chunk, calls, what)
+            spread.check_here(snapshot.path(*call[:4], epoch, device) for call in calls for epoch in call[4])
+            return
+        with track(count * snapshots[-1], what, "epoch") as bar:
+            for numbers in spread.mine_first(wanted):
+                if epochs := missing(numbers):  # nobody else has trained them by now
+                    train_chunk(model, recipe, images, numbers, epochs, device, bar.update)
+
+
+def train_chunk(
+    model: nn.Module,
+    recipe: Recipe,
+    images: Split,
+    numbers: tuple[int, ...],
+    epochs: tuple[int, ...],
+    device: str,
+    advance: Callable[[int], Any] = lambda done: None,
+) -> None:
+    """Train the networks with these numbers side by side, and keep them at each of these epochs."""
+    done = train_stack(model, recipe, images, numbers, epochs, device, advance)
+    for epoch, weights in zip(epochs, done, strict=True):
+        snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
+
+
+def _gigabytes(model: nn.Module, images: Split, chunk: int) -> float:
+    """Weights, gradients, two moments and a temporary of a chunk, in float32, and the data as they are."""
+    size = sum(tensor.numel() for tensor in model.state_dict().values())
+    return (chunk * size * 4 * 5 + images.images.numel()) / 1e9
 
 
 def stacks(n_models: int, chunk: int, first: int = 0) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Training spread over processes and over a cluster: the tables of one process, whoever trains and whoever dies."""
+"""Work spread over processes, over a cluster, over shares: the tables of one process, whoever computes and who dies."""
 
 import importlib.util
 import json
@@ -12,15 +12,25 @@ from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
+import torch
 
-from lab.bookkeeping import pipeline, results, spread
+from lab.bookkeeping import spread
+from lab.bookkeeping.cache import kept
 from lab.bookkeeping.code import ROOT
 from lab.bookkeeping.notebook import execute
 from lab.bookkeeping.pipeline import main
-from lab.training import train
 
-NETWORKS = {"models": 8, "chunk": 1, "width": 16, "epochs": [5, 10]}
-LINE = "8 chunks of networks to train, "
+# Eight networks and then twelve merges, each by itself.
+GIVEN = {
+    "run": "mine",
+    "networks": {"models": 8, "chunk": 1, "width": 16, "epochs": [5, 10]},
+    "merges": {"hierarchy": [2, 4], "many": [2], "mean": [2]},
+    "merge_chunk": 1,
+}
+SNAPSHOTS = 16
+COMMAND = ["-m", "lab.bookkeeping.pipeline", "smoke", "merge"]
+for name, value in GIVEN.items():
+    COMMAND += ["-p", name, str(value)]
 
 
 @pytest.fixture(autouse=True)
@@ -31,17 +41,17 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The table of one process that trains one network after another."""
+    """The table of one process that computes one thing after another."""
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REBASIN_CACHE", str(folder / "cache"))
         patch.setenv("REBASIN_RESULTS", str(folder / "results"))
-        execute("train", {"run": "mine", "networks": NETWORKS})
+        execute("merge", GIVEN)
     return table(folder)
 
 
 def table(folder):
-    return (folder / "results" / "mine" / "train-models.parquet").read_bytes()
+    return (folder / "results" / "mine" / "merge-nodes.parquet").read_bytes()
 
 
 def started(*command, **options):
@@ -51,11 +61,10 @@ def started(*command, **options):
 
 
 def pipeline_process(*arguments):
-    command = ["-m", "lab.bookkeeping.pipeline", "smoke", "train", "-p", "run", "mine", "-p", "networks", str(NETWORKS)]
-    return started(*command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return started(*COMMAND, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def kept(home):
+def trained(home):
     return list((home / "cache" / "snapshot").glob("*.pt"))
 
 
@@ -79,11 +88,11 @@ def address_in(file):
 def killed_in_the_middle(home, number, *arguments):
     """End the pipeline by a signal while it trains; gives what it complained of, once its processes have ended."""
     with pipeline_process(*arguments) as process:
-        wait_until(lambda: kept(home), process)
+        wait_until(lambda: trained(home), process)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         _, complaint = process.communicate(timeout=200)
-    assert process.returncode != 0 and 0 < len(kept(home)) < 16
+    assert process.returncode != 0 and 0 < len(trained(home)) < SNAPSHOTS
     gone, alive = psutil.wait_procs(family, timeout=10)
     assert len(gone) >= 2 and not alive
     assert not (home / "results").exists()
@@ -93,16 +102,33 @@ def killed_in_the_middle(home, number, *arguments):
 def test_processes_that_are_killed_and_started_again_give_the_table_of_one(home, alone):
     killed_in_the_middle(home, signal.SIGKILL, "-j", "2")
     with pipeline_process("-j", "2") as process:
-        told, complaint = process.communicate(timeout=200)
-    assert process.returncode == 0, complaint
-    assert re.match(r"\d chunks of networks to train, 2 at once\n(trained: .*\n)*trained: (\d) of \2 chunks in ", told)
+        _, complaint = process.communicate(timeout=200)
+    assert process.returncode == 0 and not complaint
     assert table(home) == alone
 
 
-def test_who_ends_the_training_ends_all_its_processes(home):
+def test_who_ends_the_work_ends_all_its_processes(home):
     complaint = killed_in_the_middle(home, signal.SIGTERM, "-j", "2")
     # Python may say after it which semaphores it has taken away.
     assert complaint.splitlines()[0] == "rebasin: interrupted; the same command goes on from here"
+
+
+def test_four_shares_at_once_give_the_table_of_one_process(home, alone):
+    shares = [pipeline_process("--share", f"{number}/4") for number in (1, 2, 3, 4)]
+    for number, process in enumerate(shares, 1):
+        told, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint
+        assert (f"share {number}/4 is done: the first one writes the tables" in told) == (number > 1)
+    assert table(home) == alone
+
+
+def test_a_share_waits_for_no_other_one(home, alone):
+    for share in ("3/4", "1/4"):
+        with pipeline_process("--share", share) as process:
+            _, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint
+        assert (home / "results").exists() == (share == "1/4")
+    assert table(home) == alone
 
 
 @contextmanager
@@ -134,13 +160,12 @@ def cluster(folder):
 
 @pytest.mark.skipif(importlib.util.find_spec("distributed") is None, reason="dask is not installed")
 def test_a_cluster_that_loses_a_worker_gives_the_table_of_one_process(home, alone):
-    with cluster(home) as (address, workers), pipeline_process("--cluster", address) as process:
-        wait_until(lambda: kept(home), process)
-        workers[0].kill()
-        assert len(kept(home)) < 16, "it was killed too late"
-        told, complaint = process.communicate(timeout=200)
+    with cluster(home) as (address, members), pipeline_process("--cluster", address) as process:
+        wait_until(lambda: trained(home), process)
+        members[0].kill()
+        assert len(trained(home)) < SNAPSHOTS, "it was killed too late"
+        _, complaint = process.communicate(timeout=200)
     assert process.returncode == 0, complaint
-    assert told.startswith(f"{LINE}on the cluster {address}\n") and "trained: 8 of 8 chunks in " in told
     assert table(home) == alone
 
 
@@ -157,32 +182,82 @@ def test_without_dask_it_says_what_to_install(monkeypatch):
         main(["smoke", "train", "-p", "run", "mine", "--cluster", "tcp://127.0.0.1:1"])
 
 
-def parameters(notebook, **chosen):
-    return results.completed(results.declared_parameters(notebook), chosen)
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        ("0/4", "a share is K/N, the K-th of N, such as 3/32: got '0/4'"),
+        ("5/4", "a share is K/N, the K-th of N, such as 3/32: got '5/4'"),
+        ("all", "a share is K/N, the K-th of N, such as 3/32: got 'all'"),
+    ],
+)
+def test_what_is_no_share_is_named_and_nothing_is_done(home, share, message):
+    with pytest.raises(SystemExit, match=re.escape(f"rebasin: {message}")):
+        main(["smoke", "train", "--share", share])
+    assert not (home / "cache").exists()
 
 
-def test_networks_of_several_notebooks_are_trained_once_to_all_their_epochs(monkeypatch):
-    few = {"models": 3, "chunk": 2, "width": 8, "epochs": [1]}
-    given = [parameters("train", networks=few), parameters("merge", networks=few | {"epochs": [2]})]
-    given.append(parameters("conditions"))  # which lists none as they are trained
-    chunks = spread.missing_chunks(given)
-    assert [(chunk.numbers, chunk.epochs) for chunk in chunks] == [((0, 1), (1, 2)), ((2,), (1, 2))]
-    spread.spread(chunks, threads=1)
-    assert spread.missing_chunks(given) == []
-    monkeypatch.setattr(train, "train_stack", lambda *_: pytest.fail("a network was trained again"))
-    execute("train", {"run": "mine", "networks": few})
+@kept
+def doubled(numbers, plus):
+    return {"doubled": numbers * 2 + plus, "process": os.getpid(), "threads": torch.get_num_threads()}
 
 
-def test_files_that_a_worker_keeps_elsewhere_are_named(monkeypatch):
-    monkeypatch.setattr(spread, "train_chunk", lambda *_: ["snapshot/elsewhere.pt"])
-    with pytest.raises(RuntimeError, match="a worker has kept snapshot/elsewhere.pt, and it is not here: all need one"):
-        spread.spread([None], threads=1)
+@kept
+def ends(number):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_as_many_notebooks_as_processes_train_their_own_networks(monkeypatch):
-    spread_over = []
-    monkeypatch.setattr(spread, "spread", lambda chunks, threads: spread_over.append(len(chunks)))
-    given = {"run": "mine", "networks": NETWORKS}
-    for steps, at_once in ((["train"], 1), (["train", "merge"], 2), (["train", "merge"], 3)):
-        pipeline.build_networks(given, steps, threads=1, at_once=at_once)
-    assert spread_over == [8]
+def calls(count):
+    numbers = torch.arange(50_000.0)  # large enough to be sent by the cache
+    return [(numbers, plus) for plus in range(count)]
+
+
+def test_several_processes_compute_what_the_cache_lacks_and_it_comes_back_in_order(home):
+    doubled(*calls(1)[0])
+    with spread.spread_over(2, None):
+        made = list(spread.each(doubled, calls(4), "double"))
+    assert [float(one["doubled"][1]) for one in made] == [2.0, 3.0, 4.0, 5.0]
+    own = os.getpid()
+    assert made[0]["process"] == own and all(one["process"] != own for one in made[1:])
+    assert {one["threads"] for one in made} == {torch.get_num_threads()}
+    assert not list((home / "cache" / "sent").iterdir())
+
+
+def test_a_single_call_needs_no_other_process():
+    with spread.spread_over(2, None):
+        (made,) = spread.each(doubled, calls(1), "double")
+    assert made["process"] == os.getpid()
+
+
+def test_a_tensor_is_sent_once_however_many_calls_have_it(home):
+    parcels = spread.Parcels()
+    sizes = [len(parcels.pack((doubled, call))) for call in calls(3)]
+    assert max(sizes) < 1000 and len(list((home / "cache" / "sent").iterdir())) == 1
+    parcels.clear()
+    assert not list((home / "cache" / "sent").iterdir())
+
+
+def test_a_process_that_is_killed_is_told_of():
+    with spread.spread_over(2, None), pytest.raises(RuntimeError, match="^end: a process was killed, perhaps for want"):
+        list(spread.each(ends, [(1,), (2,)], "end"))
+
+
+def test_what_workers_keep_elsewhere_is_named(monkeypatch):
+    monkeypatch.setattr(spread, "compute", lambda *_: None)
+    with (
+        spread.spread_over(2, None),
+        pytest.raises(RuntimeError, match="a worker has kept doubled/.*, and it is not here"),
+    ):
+        list(spread.each(doubled, calls(2), "double"))
+
+
+@pytest.mark.parametrize(("share", "order"), [("1/2", "abcd"), ("2/2", "cdab"), ("2/3", "bcda"), ("8/8", "dabc")])
+def test_a_share_begins_with_its_own_part_and_goes_round(monkeypatch, share, order):
+    monkeypatch.setenv(spread.SHARE, share)
+    assert "".join(spread.mine_first("abcd")) == order
+
+
+def test_what_another_share_has_computed_is_not_computed_again(monkeypatch):
+    theirs = [one["process"] for one in spread.each(doubled, calls(2), "double")]
+    monkeypatch.setenv(spread.SHARE, "2/2")
+    monkeypatch.setattr(doubled.__wrapped__.__globals__["os"], "getpid", lambda: 0)
+    assert [one["process"] for one in spread.each(doubled, calls(3), "double")] == [*theirs, 0]
