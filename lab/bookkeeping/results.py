@@ -28,7 +28,7 @@ from lab.bookkeeping.cache import write_together
 from lab.bookkeeping.checkout import commit, is_clean
 from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
 from lab.bookkeeping.ranges import check, comments
-from lab.bookkeeping.spread import share
+from lab.bookkeeping.spread import check_first
 from lab.images import Dataset
 from rebasin.progress import show_progress
 
@@ -228,10 +228,6 @@ def results_folder() -> Path:
     return Path(os.environ.get("REBASIN_RESULTS") or ROOT / "results")
 
 
-class NotTheFirstShare(Exception):
-    """A notebook has done its share of the work, and another process makes its tables."""
-
-
 def finish(
     experiment: Experiment,
     datasets: Dataset | Sequence[Dataset],
@@ -248,8 +244,7 @@ def finish(
     what is read is whole. Raises NotTheFirstShare, and writes nothing, where another process does the same work and is
     the first.
     """
-    if share()[0] > 1:
-        raise NotTheFirstShare(f"{experiment.name}: the first share writes the tables")
+    check_first()
     folder = results_folder() / experiment.parameters["run"]
     digests: dict[str, str] = {}
 

@@ -109,6 +109,17 @@ def share() -> tuple[int, int]:
     return int(number), int(of)
 
 
+class NotTheFirstShare(Exception):
+    """This process has done its share of the work, and another one writes the tables."""
+
+
+def check_first() -> None:
+    """Raise NotTheFirstShare unless this process is the first, or only, one that does this work."""
+    number, of = share()
+    if number > 1:
+        raise NotTheFirstShare(f"share {number}/{of}: the first one writes the tables")
+
+
 def mine_first(calls: Sequence[Call]) -> list[Call]:
     """The calls in the order for this process's share: its own part, then those behind it, and round to the others'.
 

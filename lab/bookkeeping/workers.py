@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from lab.bookkeeping.notebook import execute
-from lab.bookkeeping.results import NotTheFirstShare
-from lab.bookkeeping.spread import spread_over
+from lab.bookkeeping.spread import NotTheFirstShare, spread_over
 
 # A process begins as a copy of one that has loaded these, which takes seconds. This project's own modules are not among
 # them: each notebook runs the code that is there when it begins, and its provenance says so.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -261,3 +262,55 @@ def test_what_another_share_has_computed_is_not_computed_again(monkeypatch):
     monkeypatch.setenv(spread.SHARE, "2/2")
     monkeypatch.setattr(doubled.__wrapped__.__globals__["os"], "getpid", lambda: 0)
     assert [one["process"] for one in spread.each(doubled, calls(3), "double")] == [*theirs, 0]
+
+
+TIMES = {"arena-times.parquet", "planted-times.parquet"}  # which differ from one run to the next
+
+
+def tables(folder):
+    made = (folder / "results" / "mine").glob("*.parquet")
+    return {path.name: path.read_bytes() for path in made if path.name not in TIMES}
+
+
+def whole(folder, *options, times=1, then=lambda folder, process: None):
+    """The tables of all of preset smoke, by so many pipelines at once; ``{}`` in an option is a pipeline's number."""
+    own = {"REBASIN_CACHE": str(folder / "cache"), "REBASIN_RESULTS": str(folder / "results")}
+    command = ["-m", "lab.bookkeeping.pipeline", "smoke", "-p", "run", "mine"]
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own.items():
+            patch.setenv(name, value)
+        numbers = range(1, times + 1)
+        processes = [started(*command, *(option.format(number) for option in options)) for number in numbers]
+        then(folder, processes[0])
+    assert [process.wait() for process in processes] == [0] * times
+    print(f"{folder.name}: {time.monotonic() - began:.0f} s", flush=True)
+    return tables(folder)
+
+
+def kill_when_trained(member):
+    def kill(folder, process):
+        wait_until(lambda: len(trained(folder)) > 20, process)
+        member.kill()
+
+    return kill
+
+
+def whole_smoke_in_every_way(folder):
+    """Run all of preset smoke by one process, by two, by four shares, and by a cluster that loses a worker."""
+    alone = whole(folder / "one process", "-j", "1")
+    assert whole(folder / "two processes", "-j", "2") == alone
+    assert whole(folder / "four shares", "-j", "1", "--share", "{}/4", times=4) == alone
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REBASIN_CACHE", str(folder / "cluster" / "cache"))
+        (folder / "cluster").mkdir()
+        with cluster(folder / "cluster") as (address, members):
+            killed = kill_when_trained(members[0])
+            assert whole(folder / "cluster", "-j", "1", "--cluster", address, then=killed) == alone
+            assert members[0].poll() is not None
+    print(f"{len(alone)} tables, the same four times")
+
+
+if __name__ == "__main__":
+    whole_smoke_in_every_way(Path(sys.argv[1]))
