@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 
@@ -12,3 +13,13 @@ def pick_device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RuntimeError(f"device {name!r} was asked for, but torch sees no GPU here: use 'cpu' or 'auto'")
     return name
+
+
+def check_room(gigabytes: float, device: str) -> None:
+    """Raise RuntimeError where a device, or this machine for the CPU, has less memory free than that."""
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    if free < gigabytes * 1e9:
+        raise RuntimeError(
+            f"networks trained side by side need {gigabytes:.1f} GB at least, and {free / 1e9:.1f} GB are free "
+            f"on {device!r}: a smaller 'chunk' takes less"
+        )

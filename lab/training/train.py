@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lab.bookkeeping import spread
 from lab.bookkeeping.content import unchanged
-from lab.device import pick_device
+from lab.device import check_room, pick_device
 from lab.images import Dataset, Split
 from lab.networks import build
 from lab.training.recipe import Recipe, images_seen
@@ -91,6 +91,8 @@ def train_missing(
     with unchanged(images.images, images.labels):
         wanted = [numbers for numbers in stacks(n_models, chunk, first) if missing(numbers)]
         count, memory = sum(map(len, wanted)), _gigabytes(model, images, chunk)
+        if wanted:
+            check_room(memory, device)
         what = f"train {count} {recipe.architecture}, {chunk} side by side, about {memory:.1f} GB"
         if spread.workers() > 1:
             calls = [(model, recipe, images, numbers, missing(numbers), device) for numbers in wanted]

@@ -11,6 +11,7 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from lab import device
 from lab.bookkeeping import cache
 from lab.bookkeeping.same_code import cache_folder
 from lab.data import load
@@ -657,6 +658,21 @@ def train_on(device, digits):
 def evaluate_on(device, digits):
     model = build("mlp", digits, 4)
     evaluate(model, {key: tensor.unsqueeze(0) for key, tensor in model.state_dict().items()}, digits.test, device)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_trained(digits, monkeypatch):
+    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000))
+    monkeypatch.setattr(training, "train_chunk", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(
+        RuntimeError, match="need 0.0 GB at least, and 0.0 GB are free on 'cpu': a smaller 'chunk' takes"
+    ):
+        train(TINY, digits, 2, (1,), "cpu", chunk=2)
+
+
+def test_what_is_trained_already_needs_no_room(digits, monkeypatch):
+    train(TINY, digits, 2, (1,), "cpu", chunk=2)
+    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    train(TINY, digits, 2, (1,), "cpu", chunk=2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
