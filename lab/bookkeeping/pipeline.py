@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 import time
@@ -69,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"results/{given['run']} is for the preset as it is: name a run of your own, -p run NAME")
         steps, threads = options.steps or preset_steps(options.preset), preset_threads(options.preset)
         if options.share is not None:
-            take_share(options.share)
+            os.environ[SHARE] = options.share
         run_steps(given, steps, threads, options.j, options.cluster)
     except KeyboardInterrupt:
         print(interruption.MESSAGE, file=sys.stderr)
@@ -115,14 +114,6 @@ def _preset(name: str) -> dict[str, Any]:
     return preset
 
 
-def take_share(share: str) -> None:
-    """Let this process do a share of the work, such as "3/32". Raises ValueError for what is no share."""
-    form = re.fullmatch(r"(\d+)/(\d+)", share)
-    if not form or not 1 <= int(form[1]) <= int(form[2]):
-        raise ValueError(f"a share is K/N, the K-th of N, such as 3/32: got {share!r}")
-    os.environ[SHARE] = share
-
-
 def run_steps(
     given: Mapping[str, Any],
     steps: Sequence[str] = STEPS,
@@ -135,10 +126,10 @@ def run_steps(
     ``at_once`` of them side by side, by default as many as there are cores for, with so many ``threads`` each: numbers
     depend on threads in their last digits, and never on how many notebooks there are at once. Fewer notebooks have
     processes of their own for what can be done in any order, or the workers of a ``cluster``. Raises ValueError for a
-    step or a parameter that no notebook has, or out of its range, RuntimeError when a notebook fails, and if no cluster
-    answers.
+    step or a parameter that no notebook has, or out of its range, and for a share that is none; RuntimeError when a
+    notebook fails, and if no cluster answers.
     """
-    chosen = parameters_of(given, steps)
+    chosen, (mine, shares) = parameters_of(given, steps), share()
     remove_leftovers(cache_folder())
     remove_leftovers(results.results_folder())
     jobs = []
@@ -158,11 +149,11 @@ def run_steps(
     left = duration(seconds_left(jobs, {}, {}, at_once))
     print(f"{len(jobs)} notebooks to run, {at_once} at once: about {left}", flush=True)
     began = time.monotonic()
-    number, folder = share()[0], ROOT / "_build" / "runs" / str(given["run"])
-    run_jobs(jobs, folder if number == 1 else folder / f"share {number}", at_once, threads, cluster)
+    folder = ROOT / "_build" / "runs" / str(given["run"])
+    run_jobs(jobs, folder if mine == 1 else folder / f"share {mine}", at_once, threads, cluster)
     print(f"{len(jobs)} notebooks: {duration(time.monotonic() - began)}", flush=True)
-    if number > 1:
-        print(f"share {os.environ[SHARE]} is done: the first one writes the tables", flush=True)
+    if mine > 1:
+        print(f"share {mine}/{shares} is done: the first one writes the tables", flush=True)
 
 
 def is_up_to_date(step: str, parameters: Mapping[str, Any]) -> bool:

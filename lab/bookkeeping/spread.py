@@ -11,6 +11,7 @@ import functools
 import io
 import os
 import pickle
+import re
 import threading
 import time
 import uuid
@@ -104,9 +105,15 @@ def workers() -> int:
 
 
 def share() -> tuple[int, int]:
-    """Which of how many processes that do the same work this one is: (1, 1) unless ``REBASIN_SHARE`` says otherwise."""
-    number, _, of = os.environ.get(SHARE, "1/1").partition("/")
-    return int(number), int(of)
+    """Which of how many processes that do the same work this one is: (1, 1) unless ``REBASIN_SHARE`` says otherwise.
+
+    Raises ValueError where that says something else than K/N.
+    """
+    given = os.environ.get(SHARE, "1/1")
+    form = re.fullmatch(r"(\d+)/(\d+)", given)
+    if not form or not 1 <= int(form[1]) <= int(form[2]):
+        raise ValueError(f"a share is K/N, the K-th of N, such as 3/32: got {given!r}")
+    return int(form[1]), int(form[2])
 
 
 class NotTheFirstShare(Exception):

@@ -105,6 +105,18 @@ def test_a_node_is_the_merge_of_its_own_leaves(spec, leaves, one_by_one, chunk):
         assert nodes.effort[node] == effort
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_trees_that_are_merged_apart_are_those_that_are_merged_at_once(spec, leaves, monkeypatch, size):
+    parts = []
+    merge = merges.merge_hierarchical
+    monkeypatch.setattr(merges, "merge_hierarchical", lambda *given, **rest: parts.append(1) or merge(*given, **rest))
+    (at_once,), (apart,) = (merge_all(spec, leaves, {"hierarchy": [size]}, chunk=chunk) for chunk in (32, 1))
+    assert len(parts) == 1 + 8 // size
+    for key, tensor in at_once.weights.items():
+        torch.testing.assert_close(apart.weights[key], tensor, **ROUNDING)
+    assert torch.equal(apart.effort, at_once.effort)
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 32])
 def test_a_node_is_the_mean_of_its_leaves_in_the_order_of_its_indices(spec, leaves, chunk):
     found = merge_all(spec, leaves, ALL, seed=3, chunk=chunk)
