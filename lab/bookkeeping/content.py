@@ -149,6 +149,7 @@ def surroundings(device: str = "cpu") -> list[Any]:
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         platform.python_version_tuple()[:2],
+        *([os.environ["MKL_CBWR"]] if "MKL_CBWR" in os.environ else []),  # how MKL sums, where somebody says so
     ]
 
 

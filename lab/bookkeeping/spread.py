@@ -185,7 +185,8 @@ class Parcels:
     def __init__(self) -> None:
         # As names of temporary files end: what a killed process left is taken away with them.
         self.mine = uuid.uuid4().hex[:12]
-        self.sent: dict[int, tuple[Path, Tensor]] = {}  # by identity, which lasts as long as the tensor is held here
+        # By where they lie in memory, which stays theirs as long as they are held here.
+        self.sent: dict[tuple[Any, ...], tuple[Path, Tensor]] = {}
 
     def pack(self, value: Any) -> bytes:
         """A value as bytes, with names in place of its large tensors."""
@@ -195,16 +196,22 @@ class Parcels:
 
     def name(self, tensor: Tensor) -> str:
         """The name, within the cache, of the file where a tensor waits."""
-        if id(tensor) not in self.sent:
+        place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if place not in self.sent:
             path = cache_folder() / "sent" / f".{len(self.sent)}.{self.mine}"
-            write(path, tensor.detach())
-            self.sent[id(tensor)] = path, tensor
-        return str(self.sent[id(tensor)][0].relative_to(cache_folder()))
+            write(path, tensor.detach().clone())  # of a slice, its own numbers alone
+            self.sent[place] = path, tensor
+        return str(self.sent[place][0].relative_to(cache_folder()))
 
     def clear(self) -> None:
         """Take the tensors out of the cache."""
         for path, _ in self.sent.values():
             path.unlink(missing_ok=True)
+
+
+def unpack(parcel: bytes) -> Any:
+    """What ``Parcels.pack`` packed. Raises RuntimeError for a tensor that is not in this process's cache."""
+    return _Unpacker(io.BytesIO(parcel)).load()
 
 
 class _Packer(pickle.Pickler):
@@ -215,11 +222,12 @@ class _Packer(pickle.Pickler):
         self.parcels = parcels
 
     def persistent_id(self, value: Any) -> str | None:
-        return self.parcels.name(value) if isinstance(value, Tensor) and value.nbytes >= LARGE else None
+        # Of a parameter, which is another kind of tensor, the data are sent so: it stays a parameter.
+        return self.parcels.name(value) if type(value) is Tensor and value.nbytes >= LARGE else None
 
 
 class _Unpacker(pickle.Unpickler):
-    """Reads what ``_Packer`` wrote. Raises RuntimeError for a tensor that is not in this process's cache."""
+    """Reads what ``_Packer`` wrote."""
 
     def persistent_load(self, name: str) -> Tensor:
         path = cache_folder() / name
@@ -235,7 +243,7 @@ def _work(parcel: bytes, threads: int, head: int) -> None:
         _end_with(head)
     os.environ.pop("REBASIN_PROGRESS", None)  # the head tells how far it is
     torch.set_num_threads(threads)
-    function, call = _Unpacker(io.BytesIO(parcel)).load()
+    function, call = unpack(parcel)
     function(*call)
 
 

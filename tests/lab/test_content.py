@@ -310,6 +310,9 @@ def test_what_the_last_bits_depend_on_counts(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NONE")
         assert surroundings() != plain
+    with monkeypatch.context() as patch:
+        patch.setenv("MKL_CBWR", "AVX512")
+        assert surroundings() != plain
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU called {device}")
     assert surroundings("cuda")[0] == "a GPU called cuda"
     with pytest.raises(ValueError, match="device 'auto' may be one or another"):

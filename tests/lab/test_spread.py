@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch import nn
 
 from lab.bookkeeping import spread
 from lab.bookkeeping.cache import kept
@@ -237,6 +238,22 @@ def test_a_tensor_is_sent_once_however_many_calls_have_it(home):
     assert max(sizes) < 1000 and len(list((home / "cache" / "sent").iterdir())) == 1
     parcels.clear()
     assert not list((home / "cache" / "sent").iterdir())
+
+
+def test_of_a_slice_its_own_numbers_are_sent(home):
+    parcels = spread.Parcels()
+    parcels.pack(torch.zeros(100, 50_000)[:1])
+    (sent,) = (home / "cache" / "sent").iterdir()
+    assert sent.stat().st_size < 300_000
+
+
+def test_a_model_arrives_as_it_was_and_its_weights_are_sent_once(home):
+    model, parcels = nn.Sequential(nn.Linear(300, 300), nn.ReLU()).eval(), spread.Parcels()
+    for _ in range(2):
+        arrived = spread.unpack(parcels.pack(model))
+    assert len(list((home / "cache" / "sent").iterdir())) == 1 and not arrived.training
+    for name, parameter in arrived.named_parameters():
+        assert isinstance(parameter, nn.Parameter) and torch.equal(parameter, model.get_parameter(name))
 
 
 def test_a_process_that_is_killed_is_told_of():
