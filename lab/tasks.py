@@ -10,7 +10,8 @@ import torch
 from lab.bookkeeping.code import fingerprint
 from lab.images import Dataset, Split
 
-TASKS = ("halves", "whole", "coded")
+TUNED = ("tuned", "tuned alike")
+TASKS = ("halves", "whole", "coded", *TUNED)
 
 
 def of_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
@@ -50,12 +51,14 @@ def halves(dataset: Dataset) -> list[Dataset]:
 def tasks_of(dataset: Dataset, tasks: str) -> list[Dataset]:
     """What a merge is asked, a head for each: ``"halves"``, two tasks with a half of the classes each, or one of all.
 
-    That one is ``"whole"``, which all networks have learned, or ``"coded"``: each has learned a half of the classes,
-    and answers by class codes, so that all have one head. Raises ValueError for another word.
+    Halves are also what networks were fine-tuned on, from a foundation each (``"tuned"``) or from one for both
+    (``"tuned alike"``). The one of all is ``"whole"``, which all networks have learned, or ``"coded"``: each has
+    learned a half of the classes, and answers by class codes, so that all have one head. Raises ValueError for another
+    word.
     """
     if tasks not in TASKS:
         raise ValueError(f"tasks are {', '.join(TASKS)}, not {tasks!r}")
-    return halves(dataset) if tasks == "halves" else [dataset]
+    return halves(dataset) if tasks in ("halves", *TUNED) else [dataset]
 
 
 def learned_tasks(dataset: Dataset, tasks: str) -> list[Dataset]:

@@ -9,14 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from lab.contestants import contestants
+from lab.contestants.fine_tuned import tuned
 from lab.images import Dataset
 from lab.networks import ARCHITECTURES
-from lab.tasks import TASKS, learned_tasks
+from lab.tasks import TASKS, TUNED, learned_tasks
 from lab.training.plan import Planned, read_networks
 from lab.training.train import train
 from rebasin.weights import stack, take
 
-KEYS = ("setting", "tasks", "parents", "images", "test_images", "attacked", "methods", "networks")
+KEYS = ("setting", "tasks", "foundation", "parents", "images", "test_images", "attacked", "methods", "networks")
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,15 @@ class Setting:
     """Networks of one plan, merged ``parents`` at a time by several ``methods``, each at its sizes.
 
     ``tasks`` is ``"halves"``, where the two parents have a half of the classes and a head each, ``"coded"``, where they
-    share one head of class codes, or ``"whole"``. Methods see so many ``images`` of each task's training set, and are
-    judged on at most ``test_images`` of its test set, of which ``attacked`` are attacked.
+    share one head of class codes, or ``"whole"``. For ``"tuned"`` and ``"tuned alike"`` they are trained on all classes
+    for ``foundation`` epochs, and fine-tuned on halves for those of the plan (see ``fine_tuned.tuned``). Methods see so
+    many ``images`` of each task's training set, and are judged on at most ``test_images`` of its test set, of which
+    ``attacked`` are attacked.
     """
 
     name: str
     tasks: str
+    foundation: int
     parents: int
     images: int
     test_images: int
@@ -61,9 +65,10 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
     """The settings of a list.
 
     Each has ``setting``, its name; ``methods``, the sizes at which each is tried; and ``networks``, a plan as
-    ``read_networks`` takes it. Without ``tasks`` they are ``"halves"``, without ``parents`` there are 2, without
-    ``images`` 1000, without ``test_images`` 5000, and without ``attacked`` none. Raises ValueError, with the setting's
-    name, for what does not fit together, and as ``read_networks`` does.
+    ``read_networks`` takes it. Without ``tasks`` they are ``"halves"``; those that are tuned have a ``foundation``, and
+    no others. Without ``parents`` there are 2, without ``images`` 1000, without ``test_images`` 5000, and without
+    ``attacked`` none. Raises ValueError, with the setting's name, for what does not fit together, and as
+    ``read_networks`` does.
     """
     settings: list[Setting] = []
     for entry in entries:
@@ -86,6 +91,11 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
             raise ValueError(f"tasks of {name!r} are {', '.join(TASKS)}, not {tasks!r}")
         if tasks == "coded" and not ARCHITECTURES[networks.recipe.architecture].codes:
             raise ValueError(f"networks of {name!r} must have class codes, as mlp_codes has, to share one head")
+        foundation = entry.get("foundation", 0)
+        if not isinstance(foundation, int) or (foundation > 0) != (tasks in TUNED):
+            raise ValueError(
+                f"{name!r} has a 'foundation', epochs from 1, if it is tuned, and else none: {foundation!r}"
+            )
         if parents < 2 or (tasks != "whole" and parents != 2):
             raise ValueError(f"{name!r} merges {parents} at a time: of halves there are two, of wholes two or more")
         if networks.models % parents:
@@ -95,7 +105,7 @@ def read_settings(entries: Sequence[Mapping[str, Any]]) -> list[Setting]:
             methods[method] = tuple(float(size) for size in sizes)
             if not methods[method] or not all(1 <= size <= parents for size in methods[method]):
                 raise ValueError(f"sizes of {method!r} in {name!r} are a list from 1 to {parents}: got {sizes!r}")
-        settings.append(Setting(name, tasks, parents, *images, methods, networks))
+        settings.append(Setting(name, tasks, foundation, parents, *images, methods, networks))
     return settings
 
 
@@ -106,6 +116,10 @@ def train_parents(setting: Setting, dataset: Dataset, device: str) -> tuple[list
     """
     tasks = learned_tasks(dataset, setting.tasks)
     networks, per_task = setting.networks, setting.networks.models // len(tasks)
+    if setting.tasks in TUNED:
+        alike = setting.tasks == "tuned alike"
+        fine, seconds = tuned(networks, tasks, dataset, setting.foundation, alike, device)
+        return [stack([take(of_task, node) for of_task in fine]) for node in range(setting.nodes)], seconds
     trained = []
     for number, task in enumerate(tasks):
         recipe = replace(networks.recipe, seed=networks.recipe.seed + number)

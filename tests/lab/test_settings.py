@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from lab.bookkeeping.pipeline import load_preset
+from lab.contestants import fine_tuned
 from lab.contestants.settings import read_settings, train_parents
+from lab.networks import build
+from lab.outputs import evaluate
 from lab.report.claims import FEWEST_FOR_VERDICT, stated_claims
 from lab.tasks import tasks_of
 from lab.training.recipe import Recipe
 from lab.training.train import train
+from rebasin.weights import take
 
 NETWORKS = {"dataset": "digits", "architecture": "mlp1", "width": 6, "batch_size": 64, "models": 4, "epochs": [1]}
 HALVES = {"setting": "tiny", "methods": {"mean": [1], "pleas": [1, 1.5]}, "networks": NETWORKS}
@@ -51,6 +55,35 @@ def test_parents_of_one_task_are_neighbours_of_one_training(digits):
             assert all(torch.equal(node[key], alone[key][list(group)]) for key in alone)
 
 
+@pytest.mark.parametrize(("tasks", "seeds"), [("tuned", [0, 1]), ("tuned alike", [0, 0])])
+def test_fine_tuned_parents_begin_where_their_foundations_end(digits, monkeypatch, tasks, seeds):
+    monkeypatch.setattr(fine_tuned, "train_epoch", lambda *_: [])  # so that fine-tuning changes nothing
+    (setting,) = read_settings([{**HALVES, "tasks": tasks, "foundation": 2}])
+    nodes, _ = train_parents(setting, digits, "cpu")
+    own = setting.nodes
+    for parent, seed in enumerate(seeds):
+        foundation = train(recipe_of(seed), digits, own, [2], "cpu").last
+        for key, tensor in foundation.items():
+            for node in range(own):
+                reached = nodes[node][key][parent]
+                if tensor.shape[1] == digits.classes:
+                    assert len(reached) == digits.classes // 2  # a head of its own
+                else:
+                    assert torch.equal(reached, tensor[node])
+
+
+def test_fine_tuning_goes_on_from_the_foundation_with_the_classes_of_the_task(digits):
+    (setting,) = read_settings(
+        [{**HALVES, "tasks": "tuned", "foundation": 5, "networks": {**NETWORKS, "epochs": [20]}}]
+    )
+    nodes, seconds = train_parents(setting, digits, "cpu")
+    for number, task in enumerate(tasks_of(digits, "tuned")):
+        model = build("mlp1", task, setting.networks.recipe.width)
+        tuned = take(nodes[0], slice(number, number + 1))
+        assert evaluate(model, tuned, task.test, "cpu", 1).correct.double().mean() > 0.5  # of five classes
+    assert seconds > 0
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -59,8 +92,10 @@ def test_parents_of_one_task_are_neighbours_of_one_training(digits):
         ({"methods": {"plaes": [1]}}, "unknown method 'plaes': there are parent, ensemble"),
         ({"methods": {"pleas": [1, 2.5]}}, "sizes of 'pleas' in 'tiny' are a list from 1 to 2: got [1, 2.5]"),
         ({"methods": {"pleas": []}}, "sizes of 'pleas' in 'tiny' are a list from 1 to 2: got []"),
-        ({"tasks": "thirds"}, "tasks of 'tiny' are halves, whole, coded, not 'thirds'"),
+        ({"tasks": "thirds"}, "tasks of 'tiny' are halves, whole, coded, tuned, tuned alike, not 'thirds'"),
         ({"tasks": "coded"}, "networks of 'tiny' must have class codes, as mlp_codes has, to share one head"),
+        ({"tasks": "tuned"}, "'tiny' has a 'foundation', epochs from 1, if it is tuned, and else none: 0"),
+        ({"foundation": 2}, "'tiny' has a 'foundation', epochs from 1, if it is tuned, and else none: 2"),
         ({"parents": 4}, "'tiny' merges 4 at a time: of halves there are two, of wholes two or more"),
         ({"tasks": "whole", "parents": 3}, "4 networks of 'tiny' are not shared out into groups of 3"),
         ({"networks": {**NETWORKS, "epoch": [1]}}, "'tiny' has an unknown key 'epoch'"),

@@ -572,6 +572,7 @@ def test_the_bounds_are_those_that_were_chosen_before_the_runs():
         "P5": [positive] * 3, "P6": [("above", -0.5)] * 3, "P7": [positive] * 3, "P8": [positive] * 2,
         "P9": [positive] * 3,
         "T1": [positive] * 2, "T2": [positive] * 6, "T3": [zero] * 2, "T4": [positive] * 2,
+        "N1": [("above", 5)] * 4, "N2": [("below", 0)] * 4, "N3": [positive] * 4,
     }  # fmt: skip
     assert {name: bound for name, bound in bounds.items() if bound} == expected
 
