@@ -17,7 +17,12 @@ def pick_device(name: str) -> str:
 
 def check_room(gigabytes: float, device: str) -> None:
     """Raise RuntimeError where a device, or this machine for the CPU, has less memory free than that."""
-    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    if device.startswith("cuda"):
+        # What torch holds and does not use is free, too.
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + idle
+    else:
+        free = psutil.virtual_memory().available
     if free < gigabytes * 1e9:
         raise RuntimeError(
             f"networks trained side by side need {gigabytes:.1f} GB at least, and {free / 1e9:.1f} GB are free "

@@ -34,7 +34,8 @@ Call = TypeVar("Call")
 SHARE = "REBASIN_SHARE"  # in the environment: K/N, which of so many processes that do the same work this one is
 LARGE = 100_000  # bytes of a tensor that is sent through the cache, once, and not with every call that has it
 WATCH = 1  # seconds between two looks whether the process that started this one is still there
-PATIENCE = 30  # seconds that a scheduler has to answer
+PATIENCE = 60  # seconds that a scheduler has to answer, and what a worker has kept to appear
+FEWEST = 2  # workers of a cluster: with fewer, nothing would be faster
 
 
 def each(function: Kept, calls: Iterable[Sequence[Any]], what: str) -> Iterator[Any]:
@@ -46,7 +47,7 @@ def each(function: Kept, calls: Iterable[Sequence[Any]], what: str) -> Iterator[
     """
     calls = list(calls)
     if workers() > 1:
-        missing = [call for call in calls if not function.path(*call).exists()]
+        missing = [call for call in mine_first(calls) if not function.path(*call).exists()]
         compute(function, missing, what)
         check_here(function.path(*call) for call in missing)
     elif share() != (1, 1):
@@ -63,7 +64,7 @@ def ahead(function: Callable[..., Any], calls: Sequence[Sequence[Any]], what: st
     Where there is one process it is not called: what is not kept is computed when it is asked for. Raises as ``each``.
     """
     if workers() > 1:
-        compute(function, calls, what)
+        compute(function, mine_first(calls), what)
     elif share() != (1, 1):
         for call in mine_first(calls):
             function(*call)
@@ -82,12 +83,13 @@ def compute(function: Callable[..., Any], calls: Sequence[Sequence[Any]], what: 
             function(*call)
         return
     head, threads, parcels = os.getpid(), torch.get_num_threads(), Parcels()
-    parallel = joblib.Parallel(batch_size=1, return_as="generator_unordered")
+    at_once = min(workers(), len(calls))
+    parallel = joblib.Parallel(at_once, batch_size=1, return_as="generator_unordered")
     packed = (parcels.pack((function, tuple(call))) for call in calls)
     try:
         done = parallel(joblib.delayed(_work)(parcel, threads, head) for parcel in packed)
         # Closing it ends the workers at once where it has not come to its end.
-        with contextlib.closing(done), track(len(calls), f"{what}, {workers()} at once", "part") as bar:
+        with contextlib.closing(done), track(len(calls), f"{what}, {at_once} at once", "part") as bar:
             for _ in done:
                 bar.update()
     except Exception as error:
@@ -138,9 +140,13 @@ def mine_first(calls: Sequence[Call]) -> list[Call]:
 
 
 def check_here(paths: Iterable[Path]) -> None:
-    """Raise RuntimeError if the cache lacks one of these files, which a worker has kept."""
+    """Raise RuntimeError if the cache lacks one of these files, which a worker has kept, and they do not appear."""
+    latest = time.monotonic() + PATIENCE
     for path in paths:
-        if not path.exists():
+        while not path.exists():  # a folder of another machine may be some seconds behind
+            if time.monotonic() < latest:
+                time.sleep(WATCH)
+                continue
             raise RuntimeError(
                 f"a worker has kept {path.relative_to(cache_folder())}, and it is not here: all need one "
                 "REBASIN_CACHE, the same code and the same kind of processor"
@@ -164,8 +170,15 @@ def spread_over(processes: int, cluster: str | None) -> Iterator[None]:
 
 
 def check_cluster(address: str) -> None:
-    """Raise RuntimeError where Dask is not installed, and where no scheduler answers at the address."""
-    _client(address).close()
+    """Raise RuntimeError where Dask is not installed, no scheduler answers there, or it has too few workers."""
+    latest = time.monotonic() + PATIENCE
+    with _client(address) as client:
+        while (count := sum(client.ncores().values())) < FEWEST:
+            if time.monotonic() > latest:
+                raise RuntimeError(
+                    f"the cluster at {address!r} has {count} threads of workers: {FEWEST} are the fewest"
+                )
+            time.sleep(WATCH)
 
 
 def _client(address: str) -> Any:
@@ -197,7 +210,9 @@ class Parcels:
     def name(self, tensor: Tensor) -> str:
         """The name, within the cache, of the file where a tensor waits."""
         place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-        if place not in self.sent:
+        if place in self.sent:
+            os.utime(self.sent[place][0])  # so that it is never old enough for what was left by a killed process
+        else:
             path = cache_folder() / "sent" / f".{len(self.sent)}.{self.mine}"
             write(path, tensor.detach().clone())  # of a slice, its own numbers alone
             self.sent[place] = path, tensor
@@ -222,8 +237,10 @@ class _Packer(pickle.Pickler):
         self.parcels = parcels
 
     def persistent_id(self, value: Any) -> str | None:
-        # Of a parameter, which is another kind of tensor, the data are sent so: it stays a parameter.
-        return self.parcels.name(value) if type(value) is Tensor and value.nbytes >= LARGE else None
+        # Of a parameter, which is another kind of tensor, the data are sent so: it stays a parameter. A slice would be
+        # written with all that it was cut from.
+        large = type(value) is Tensor and value.untyped_storage().nbytes() >= LARGE
+        return self.parcels.name(value) if large else None
 
 
 class _Unpacker(pickle.Unpickler):
@@ -244,7 +261,8 @@ def _work(parcel: bytes, threads: int, head: int) -> None:
     os.environ.pop("REBASIN_PROGRESS", None)  # the head tells how far it is
     torch.set_num_threads(threads)
     function, call = unpack(parcel)
-    function(*call)
+    with joblib.parallel_config("sequential"):  # what it calls is not spread once more
+        function(*call)
 
 
 @functools.cache

@@ -52,9 +52,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Running:
-    """The process of a job, when it began, and where it tells what it fails with."""
+    """The process of a job, how many it may have, when it began, and where it tells what it fails with."""
 
     process: BaseProcess
+    processes: int
     since: float
     error: Connection
 
@@ -76,16 +77,16 @@ def run_jobs(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | Non
     finished: dict[Job, float] = {}
     try:
         while waiting or running:
-            room = at_once - len(running)
+            room = max(0, at_once - sum(at_work.processes for at_work in running.values()))
             beginning = _ready(waiting, running)[:room]
             for job in beginning:
                 told, tell = context.Pipe(duplex=False)
-                spread = room // len(beginning), cluster
-                arguments = job, _copy(job, folder), threads, spread, environment, tell
+                processes = room // len(beginning)
+                arguments = job, _copy(job, folder), threads, (processes, cluster), environment, tell
                 process = context.Process(target=_work, args=arguments)
                 process.start()
                 tell.close()
-                running[job] = Running(process, time.monotonic(), told)
+                running[job] = Running(process, processes, time.monotonic(), told)
                 waiting.remove(job)
                 print(f"{job.label} ...", flush=True)
             wait([at_work.process.sentinel for at_work in running.values()])

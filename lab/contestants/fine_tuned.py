@@ -43,7 +43,9 @@ def tuned(
             calls.append((model, own, task.train, numbers, some, networks.epochs[-1], pick_device(device)))
         parts = list(each(fine_tuned, calls, "fine-tune"))
         trained.append({key: torch.cat([weights[key] for weights, _ in parts]) for key in parts[0][0]})
-        seconds += float(begun.seconds.sum()) + sum(taken for _, taken in parts)
+        seconds += sum(taken for _, taken in parts)
+        if number == 0 or not shared:
+            seconds += float(begun.seconds.sum())
     return trained, seconds
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ def try_all(
 
     Nothing is returned: all is kept, for who asks ``try_method``, ``gram_seconds`` and ``under_attack`` for it.
     """
+    arena = replace(arena)  # what it computes for itself, such as the Gram matrices, is gone when this is done
     methods = contestants(list(sizes))
     if set(methods) - WITHOUT_GRAMS:
         gram_seconds(arena)

@@ -93,7 +93,7 @@ def perturbed_accuracy(
     correctly, one byte an image.
     """
     rows, images = [], []
-    versions: dict[tuple[int, int], list[Split]] = {}  # of a split, perturbed once for all groups
+    versions: dict[tuple[int, int], list[Split]] = {}  # of a split, perturbed once for all groups in one process
     amounts = [np.nan, *(PERTURBATIONS[kind][severity - 1] for kind, severity in SETTINGS)]
     settings = [(*setting, amount) for setting, amount in zip([("clean", 0), *SETTINGS], amounts, strict=True)]
     calls = [

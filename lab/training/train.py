@@ -79,30 +79,36 @@ def train_missing(
     chunk: int = 1,
     first: int = 0,
 ) -> None:
-    """Train what the cache lacks of what ``train`` would read, and keep it; chunks of it side by side, with workers."""
+    """Train what the cache lacks of what ``train`` would read, and keep it; with workers, chunks of it side by side."""
     snapshots = tuple(snapshots)
     _check(recipe, dataset, n_models, snapshots, chunk)
     device = pick_device(device)
     model, images = build(recipe.architecture, dataset, recipe.width), dataset.train
 
-    def missing(numbers: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(e for e in snapshots if not snapshot.path(model, recipe, images, numbers, e, device).exists())
-
     with unchanged(images.images, images.labels):
-        wanted = [numbers for numbers in stacks(n_models, chunk, first) if missing(numbers)]
-        count, memory = sum(map(len, wanted)), _gigabytes(model, images, chunk)
-        if wanted:
-            check_room(memory, device)
-        what = f"train {count} {recipe.architecture}, {chunk} side by side, about {memory:.1f} GB"
-        if spread.workers() > 1:
-            calls = [(model, recipe, images, numbers, missing(numbers), device) for numbers in wanted]
-            spread.compute(train_chunk, calls, what)
-            spread.check_here(snapshot.path(*call[:4], epoch, device) for call in calls for epoch in call[4])
+        wanted = [
+            numbers
+            for numbers in spread.mine_first(stacks(n_models, chunk, first))
+            if _missing(model, recipe, images, numbers, snapshots, device)
+        ]
+        count = sum(map(len, wanted))
+        what = f"train {count} {recipe.architecture}, {chunk} side by side"
+        if spread.workers() > 1 and len(wanted) > 1:
+            same = model, recipe, images
+            spread.compute(train_chunk, [(*same, numbers, snapshots, device) for numbers in wanted], what)
+            for numbers in wanted:
+                spread.check_here(snapshot.path(*same, numbers, epoch, device) for epoch in snapshots)
             return
         with track(count * snapshots[-1], what, "epoch") as bar:
-            for numbers in spread.mine_first(wanted):
-                if epochs := missing(numbers):  # nobody else has trained them by now
-                    train_chunk(model, recipe, images, numbers, epochs, device, bar.update)
+            for numbers in wanted:
+                train_chunk(model, recipe, images, numbers, snapshots, device, bar.update)
+
+
+def _missing(
+    model: nn.Module, recipe: Recipe, images: Split, numbers: tuple[int, ...], epochs: tuple[int, ...], device: str
+) -> tuple[int, ...]:
+    """Those of these epochs at which the cache lacks the networks with these numbers."""
+    return tuple(e for e in epochs if not snapshot.path(model, recipe, images, numbers, e, device).exists())
 
 
 def train_chunk(
@@ -114,16 +120,23 @@ def train_chunk(
     device: str,
     advance: Callable[[int], Any] = lambda done: None,
 ) -> None:
-    """Train the networks with these numbers side by side, and keep them at each of these epochs."""
-    done = train_stack(model, recipe, images, numbers, epochs, device, advance)
-    for epoch, weights in zip(epochs, done, strict=True):
+    """Train the networks with these numbers side by side, and keep them at each of these epochs, unless they are kept.
+
+    Raises RuntimeError where the device has too little memory for them.
+    """
+    missing = _missing(model, recipe, images, numbers, epochs, device)
+    if not missing:
+        return
+    check_room(_gigabytes(model, images, len(numbers)), device)
+    done = train_stack(model, recipe, images, numbers, missing, device, advance)
+    for epoch, weights in zip(missing, done, strict=True):
         snapshot.keep(weights, model, recipe, images, numbers, epoch, device)
 
 
-def _gigabytes(model: nn.Module, images: Split, chunk: int) -> float:
-    """Weights, gradients, two moments and a temporary of a chunk, in float32, and the data as they are."""
+def _gigabytes(model: nn.Module, images: Split, count: int) -> float:
+    """Weights, gradients, two moments and a temporary of so many networks, in float32, and the data as they are."""
     size = sum(tensor.numel() for tensor in model.state_dict().values())
-    return (chunk * size * 4 * 5 + images.images.numel()) / 1e9
+    return (count * size * 4 * 5 + images.images.numel()) / 1e9
 
 
 def stacks(n_models: int, chunk: int, first: int = 0) -> list[tuple[int, ...]]:

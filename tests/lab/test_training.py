@@ -662,7 +662,7 @@ def evaluate_on(device, digits):
 
 def test_what_cannot_fit_is_refused_before_it_is_trained(digits, monkeypatch):
     monkeypatch.setattr(device.psutil, "virtual_memory", lambda: SimpleNamespace(available=1_000))
-    monkeypatch.setattr(training, "train_chunk", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(training, "train_stack", lambda *_: pytest.fail("it was trained"))
     with pytest.raises(
         RuntimeError, match="need 0.0 GB at least, and 0.0 GB are free on 'cpu': a smaller 'chunk' takes"
     ):

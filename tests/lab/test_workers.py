@@ -56,9 +56,9 @@ def test_what_is_left_is_shared_out_at_the_pace_so_far():
     assert seconds_left([first, second, third], {}, {}, at_once=1) == 60
     assert seconds_left([first, second, third], {}, {}, at_once=2) == 30
     assert seconds_left([second, third], {}, {first: 20.0}, at_once=1) == 100, "twice as slow as last time"
-    running = {second: Running(None, time.monotonic() - 5, None)}
+    running = {second: Running(None, 1, time.monotonic() - 5, None)}
     assert seconds_left([], running, {}, at_once=2) == pytest.approx(15, abs=1)
-    assert seconds_left([], {second: Running(None, time.monotonic() - 50, None)}, {}, at_once=2) == 0
+    assert seconds_left([], {second: Running(None, 1, time.monotonic() - 50, None)}, {}, at_once=2) == 0
     assert seconds_left([], {}, {first: 1.0}, at_once=2) == 0
 
 
