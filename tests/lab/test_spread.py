@@ -117,7 +117,9 @@ def test_who_ends_the_work_ends_all_its_processes(home):
 
 def test_four_shares_at_once_give_the_table_of_one_process(home, alone):
     with ExitStack() as processes:
-        shares = [processes.enter_context(pipeline_process("--share", f"{number}/4")) for number in (1, 2, 3, 4)]
+        # Two of them have two processes each.
+        own = [("--share", f"{number}/4", "-j", str(1 + number % 2)) for number in (1, 2, 3, 4)]
+        shares = [processes.enter_context(pipeline_process(*options)) for options in own]
         told = [process.communicate(timeout=300)[0] for process in shares]
     assert [process.returncode for process in shares] == [0] * 4
     last = [text.splitlines()[-1] for text in told[1:]]
@@ -240,11 +242,12 @@ def test_a_tensor_is_sent_once_however_many_calls_have_it(home):
     assert not list((home / "cache" / "sent").iterdir())
 
 
-def test_of_a_slice_its_own_numbers_are_sent(home):
+@pytest.mark.parametrize("width", [100, 50_000])
+def test_of_a_slice_its_own_numbers_are_sent(home, width):
     parcels = spread.Parcels()
-    parcels.pack(torch.zeros(100, 50_000)[:1])
+    assert len(parcels.pack(torch.zeros(1000, width)[:1])) < 1000
     (sent,) = (home / "cache" / "sent").iterdir()
-    assert sent.stat().st_size < 300_000
+    assert sent.stat().st_size < 10_000 + 5 * width
 
 
 def test_a_model_arrives_as_it_was_and_its_weights_are_sent_once(home):
@@ -263,11 +266,22 @@ def test_a_process_that_is_killed_is_told_of():
 
 def test_what_workers_keep_elsewhere_is_named(monkeypatch):
     monkeypatch.setattr(spread, "compute", lambda *_: None)
+    monkeypatch.setattr(spread, "PATIENCE", 0)
     with (
         spread.spread_over(2, None),
         pytest.raises(RuntimeError, match="a worker has kept doubled/.*, and it is not here"),
     ):
         list(spread.each(doubled, calls(2), "double"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_done_ahead_is_begun_at_the_own_part_of_a_share(monkeypatch, processes):
+    begun = []
+    monkeypatch.setenv(spread.SHARE, "2/2")
+    monkeypatch.setattr(spread, "compute", lambda _, calls, what: begun.extend(calls))
+    with spread.spread_over(processes, None):
+        spread.ahead(lambda call: begun.append((call,)), [("a",), ("b",), ("c",)], "letters")
+    assert begun == [("b",), ("c",), ("a",)]
 
 
 @pytest.mark.parametrize(("share", "order"), [("1/2", "abcd"), ("2/2", "cdab"), ("2/3", "bcda"), ("8/8", "dabc")])
