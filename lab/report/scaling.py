@@ -160,24 +160,22 @@ def parameters_of_mlp(units: int, inputs: int = 3072, outputs: int = 10) -> int:
 
 @reads("trees")
 def tree(run: str) -> Facts:
-    """What a tree of the run's networks takes of one core, in minutes, and what the trees take that it does not have.
+    """What training a tree of the run's networks took one core, in minutes, and what training the missing trees takes.
 
-    ``training`` is the share of it in percent; ``rest`` are the hours of one core for the rest of 1600 networks. The
-    outcome is what takes the most, ``training`` or the ``rest``.
+    ``rest`` are the hours of one core for the rest of 1600 networks. The outcome is ``some`` while trees are missing,
+    else ``all``.
     """
     made = results.provenance(run, "trees")
     if made is None:
         raise FileNotFoundError(f"run {run!r} has no trees")
     count, leaves = made["parameters"]["trees"], made["parameters"]["networks"]["models"]
-    training, measuring = made["training_seconds"] / count, made["wall_seconds"] / count
-    whole = training + measuring
+    training = made["training_seconds"] / count
     missing = max(0, NETWORKS // leaves - count)
     values = {
         "leaves": str(leaves),
         "trees": str(count),
-        "minutes": decimal(whole / 60, 0),
-        "training": decimal(100 * training / whole, 0),
+        "minutes": decimal(training / 60, 0),
         "missing": str(missing),
-        "rest": decimal(missing * whole / 3600, 0),
+        "rest": decimal(missing * training / 3600, 0),
     }
-    return Facts("training" if training > measuring else "rest", values)
+    return Facts("some" if missing else "all", values)

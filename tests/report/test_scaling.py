@@ -98,14 +98,13 @@ def test_the_parameters_of_an_mlp_are_those_of_the_network():
     assert scaling.parameters_of_mlp(16) == sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("training", "outcome", "share"), [(9000.0, "training", "75"), (1000.0, "rest", "25")])
-def test_the_trees_that_are_missing_take_what_those_took(own_results, training, outcome, share):
-    plant_cost("trees", {"trees": 5, "networks": {"models": 32}}, training, 3000.0)
+@pytest.mark.parametrize(("trees", "outcome", "missing"), [(5, "some", 45), (50, "all", 0)])
+def test_the_trees_that_are_missing_take_what_those_took(own_results, trees, outcome, missing):
+    plant_cost("trees", {"trees": trees, "networks": {"models": 32}}, 600.0 * trees, 3000.0)
     facts = scaling.tree("cpu")
-    assert facts.outcome == outcome and facts.values["training"] == share
-    assert facts.values["missing"] == "45" and facts.values["trees"] == "5"
-    assert facts.values["minutes"] == f"{(training + 3000) / 5 / 60:.0f}"
-    assert facts.values["rest"] == f"{45 * (training + 3000) / 5 / 3600:.0f}"
+    assert facts.outcome == outcome
+    assert facts.values["missing"] == str(missing) and facts.values["trees"] == str(trees)
+    assert facts.values["minutes"] == "10" and facts.values["rest"] == f"{missing * 600 / 3600:.0f}"
 
 
 def test_ours_is_told_beside_the_fastest_other(tmp_path, monkeypatch):
