@@ -253,7 +253,7 @@ def test_networks_and_tasks_that_do_not_fit_are_refused(apart, digits):
             Arena(**{**parts, **changed})
     with pytest.raises(ValueError, match="unknown method 'plaes': there are parent, ensemble"):
         contestants(["pleas", "plaes"])
-    with pytest.raises(ValueError, match="tasks are halves, whole, coded, not 'thirds'"):
+    with pytest.raises(ValueError, match="tasks are halves, whole, coded, tuned, tuned alike, not 'thirds'"):
         tasks_of(digits, "thirds")
     with pytest.raises(ValueError, match="outputs are NaN or infinite"):
         answers(lambda x: x.flatten(1) * float("nan"), apart.test[0], 100)
