@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import nbformat
 from nbclient import NotebookClient
 
@@ -14,14 +12,11 @@ from lab.report.draw import house_style
 from lab.report.hierarchy import accuracy_by_leaves
 from lab.report.page import shown_run
 
-# For the kernels: MKL then sums alike on every x86 processor, and not as suits this one; threads change sums, too.
-ALIKE = {"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
 PICTURE = ROOT / "book" / "_static" / "accuracy_by_leaves.svg"
 
 
 def store_notebook(step: str) -> None:
     """Run a notebook as it is and keep its outputs."""
-    os.environ.update(ALIKE)
     path = results.NOTEBOOKS / f"{step}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     # Times would make every stored notebook differ from the last.
