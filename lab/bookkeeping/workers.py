@@ -71,7 +71,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, at_once: int, threads: int | Non
     began = time.monotonic()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    environment = _environment(folder, at_once)
+    environment = _environment(folder, min(at_once, len(jobs)))
     waiting = list(jobs)
     running: dict[Job, Running] = {}
     finished: dict[Job, float] = {}

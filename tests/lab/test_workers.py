@@ -3,10 +3,11 @@
 import multiprocessing
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from lab.bookkeeping import pipeline
+from lab.bookkeeping import pipeline, workers
 from lab.bookkeeping.pipeline import run_steps
 from lab.bookkeeping.workers import Job, Running, duration, seconds_left, with_advice
 
@@ -49,6 +50,24 @@ def test_a_failing_notebook_is_told_with_its_error_and_ends_the_others(home):
     ]
     assert not multiprocessing.active_children()
     assert not (home / "results").exists()
+
+
+@pytest.mark.parametrize(("notebooks", "shown_in"), [(1, "/dev/tty7"), (2, "progress.log")])
+def test_one_notebook_shows_its_progress_on_the_terminal_whatever_processes_it_has(
+    home, monkeypatch, notebooks, shown_in
+):
+    places = []
+    monkeypatch.delenv("REBASIN_PROGRESS", raising=False)
+    monkeypatch.setattr(workers.sys, "stderr", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(workers.os, "ttyname", lambda _: "/dev/tty7")
+    environment = workers._environment
+    monkeypatch.setattr(
+        workers, "_environment", lambda *given: places.append(environment(*given)["REBASIN_PROGRESS"]) or {}
+    )
+    monkeypatch.setattr(workers, "_ready", lambda *_: 1 / 0)  # far enough
+    with pytest.raises(ZeroDivisionError):
+        workers.run_jobs([job(1.0) for _ in range(notebooks)], home, at_once=4, threads=1)
+    assert len(places) == 1 and places[0].endswith(shown_in)
 
 
 def test_what_is_left_is_shared_out_at_the_pace_so_far():
