@@ -2,7 +2,8 @@
 
 Once LayerNorm is rewritten, what reads the residual stream divides each token by its length alone, so that the stream
 may be turned like a rigid body. So may queries with their keys, and values with what reads them, inside a head. The
-closest rotation has a closed form, of the very scores that an assignment is made by (Procrustes; Schönemann 1966).
+closest rotation has a closed form, of the very scores that an assignment is made by (Procrustes; Schönemann 1966). So
+every matcher here takes ``best``, the rotation or the permutation of those scores, and is otherwise the same.
 
 All weights here are in float64, for what is turned many times must stay the same network.
 """
@@ -10,20 +11,22 @@ All weights here are in float64, for what is turned many times must stay the sam
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from lab.images import Split
 from lab.networks.rewritten import RMSNorm
+from rebasin.assignment import solve_assignment
 from rebasin.inner_products import inner_product
 from rebasin.matching.by_activations import activation_matching
 from rebasin.matching.by_weights import weight_matching
 from rebasin.matching.scores import gram
+from rebasin.progress import track
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Weights, interpolate, over, take
 
@@ -31,6 +34,8 @@ BATCH = 1000  # inputs that go through at once
 MOST_ROUNDS = 50  # of turning and permuting in turn
 GAIN = 1e-5  # a round that gains less than this share of the inner product is the last
 MOMENTUM, LEARNING_RATE = 0.9, 1e-2  # of straight-through matching, as of the one by permutations
+
+Best = Callable[[Tensor], Tensor]  # of scores (*batch, n, n), the maps of its kind with the largest inner product
 
 
 def stream_of(spec: PermutationSpec) -> str:
@@ -59,25 +64,36 @@ def rotate(spec: PermutationSpec, group: str, maps: Tensor, weights: Weights) ->
     return turned
 
 
-def closest_rotation(spec: PermutationSpec, group: str, a: Weights, b: Weights) -> Tensor:
-    """The maps (pairs, blocks, units, units) that turn a group of b (pairs, ...) closest to a's, all others held."""
-    lies = [(key, part) for key, own in spec.parts.items() for part in own if part.group == group]
-    scores = torch.stack([gram(a[key], b[key], part) for key, part in lies]).sum(0)
-    blocks = spec.sizes[spec.inside[group]] if group in spec.inside else 1
-    by_block = scores.unflatten(2, (blocks, -1)).unflatten(1, (blocks, -1))  # (pairs, blocks, units, blocks, units)
-    return procrustes(by_block.diagonal(dim1=1, dim2=3).movedim(-1, 1))
-
-
 def procrustes(scores: Tensor) -> Tensor:
     """The orthogonal maps (*batch, n, n) with the largest inner product with ``scores``."""
     left, _, right = torch.linalg.svd(scores)
     return left @ right
 
 
+def reordering(scores: Tensor) -> Tensor:
+    """The permutation matrices (*batch, n, n) with the largest inner product with ``scores``."""
+    return one_hot(solve_assignment(scores), scores.shape[-1]).to(scores)
+
+
+def closest(spec: PermutationSpec, group: str, a: Weights, b: Weights, best: Best) -> Tensor:
+    """The maps (pairs, blocks, units, units) that bring a group of b (pairs, ...) closest to a's, all others held."""
+    lies = [(key, part) for key, own in spec.parts.items() for part in own if part.group == group]
+    scores = torch.stack([gram(a[key], b[key], part) for key, part in lies]).sum(0)
+    blocks = spec.sizes[spec.inside[group]] if group in spec.inside else 1
+    by_block = scores.unflatten(2, (blocks, -1)).unflatten(1, (blocks, -1))  # (pairs, blocks, units, blocks, units)
+    return best(by_block.diagonal(dim1=1, dim2=3).movedim(-1, 1))
+
+
 def match_by_weights(
-    spec: PermutationSpec, turned: Sequence[str], a: Weights, b: Weights, seed: int, rounds: int = MOST_ROUNDS
+    spec: PermutationSpec,
+    mapped: Sequence[str],
+    best: Best,
+    a: Weights,
+    b: Weights,
+    seed: int,
+    rounds: int = MOST_ROUNDS,
 ) -> dict[str, Tensor]:
-    """b (pairs, ...) with the groups ``turned`` turned and all but the stream permuted, until it comes no closer to a.
+    """b (pairs, ...) with the groups ``mapped`` by ``best``, and all but the stream permuted, until it comes no closer.
 
     The two are done in turn, and no step makes the inner product of the weights smaller.
     """
@@ -85,8 +101,8 @@ def match_by_weights(
     reached = inner_product(spec, a, b)
     for _ in range(rounds):
         b = weight_matching(permuted, a, b, seed=seed).apply(b)
-        for group in turned:
-            b = rotate(spec, group, closest_rotation(spec, group, a, b), b)
+        for group in mapped:
+            b = rotate(spec, group, closest(spec, group, a, b, best), b)
         before, reached = reached, inner_product(spec, a, b)
         if (reached - before <= GAIN * before.abs()).all():
             break
@@ -94,13 +110,13 @@ def match_by_weights(
 
 
 def match_by_activations(
-    spec: PermutationSpec, model: nn.Module, a: Weights, b: Weights, inputs: Tensor
+    spec: PermutationSpec, best: Best, model: nn.Module, a: Weights, b: Weights, inputs: Tensor
 ) -> dict[str, Tensor]:
-    """b (pairs, ...) with its stream turned to give what a's gives on the inputs, then units permuted likewise."""
+    """b (pairs, ...) with its stream mapped to give what a's gives on the inputs, then units permuted likewise."""
     stream = stream_of(spec)
     single = over(a, Tensor.float)
     products = stream_products(model, single, over(b, Tensor.float), inputs)
-    b = rotate(spec, stream, procrustes(products.double()).unsqueeze(1), b)
+    b = rotate(spec, stream, best(products.double()).unsqueeze(1), b)
     loader = inputs.split(BATCH)
     matching = activation_matching(held(spec, [stream]), single, over(b, Tensor.float), model=model, loader=loader)
     return matching.permutation.apply(b)
@@ -130,7 +146,8 @@ def stream_products(model: nn.Module, a: Weights, b: Weights, inputs: Tensor) ->
 
 def match_straight_through(
     spec: PermutationSpec,
-    turned: Sequence[str],
+    mapped: Sequence[str],
+    best: Best,
     model: nn.Module,
     a: Weights,
     b: Weights,
@@ -139,11 +156,11 @@ def match_straight_through(
     batch_size: int,
     seed: int,
 ) -> dict[str, Tensor]:
-    """b (pairs, ...) turned and permuted such that the midpoint's loss on the images is low.
+    """b (pairs, ...) mapped and permuted such that the midpoint's loss on the images is low.
 
-    Git Re-Basin's Algorithm 2 with rotations: a free point starts at a. On every batch b is matched to it, by one round
-    of ``match_by_weights`` from where the last one ended, the loss of the midpoint of a and b is taken, and its
-    gradient moves the free point. The b of the batch with the lowest loss is kept.
+    Git Re-Basin's Algorithm 2, with rotations if those are ``best``: a free point starts at a. On every batch b is
+    matched to it, by one round of ``match_by_weights`` from where the last one ended, the loss of the midpoint of a and
+    b is taken, and its gradient moves the free point. The b of the batch with the lowest loss is kept.
     """
 
     def loss_of_one(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -151,12 +168,13 @@ def match_straight_through(
 
     gradient_and_loss = vmap(grad_and_value(loss_of_one), in_dims=(0, None, None))
     free, speed = over(dict(a), Tensor.clone), over(dict(a), torch.zeros_like)
-    best, lowest = dict(b), torch.full((len(next(iter(a.values()))),), torch.inf)
+    chosen, lowest = dict(b), torch.full((len(next(iter(a.values()))),), torch.inf)
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(len(images.labels), generator=generator)
-        for batch in order.split(batch_size):
-            b = match_by_weights(spec, turned, free, b, seed, rounds=1)
+    orders = [torch.randperm(len(images.labels), generator=generator) for _ in range(epochs)]
+    batches = [batch for order in orders for batch in order.split(batch_size)]
+    with track(len(batches), "match straight through", "batch") as bar:
+        for batch in batches:
+            b = match_by_weights(spec, mapped, best, free, b, seed, rounds=1)
             some = Split(images.images[batch], images.labels[batch])
             middle = over(interpolate(dict(a), b, 0.5), Tensor.float)
             gradient, loss = gradient_and_loss(middle, some.pixels, some.labels)
@@ -167,8 +185,9 @@ def match_straight_through(
             better = loss < lowest
             lowest = torch.where(better, loss, lowest)
             for key, tensor in b.items():
-                best[key] = torch.where(better.reshape(-1, *[1] * (tensor.ndim - 1)), tensor, best[key])
-    return best
+                chosen[key] = torch.where(better.reshape(-1, *[1] * (tensor.ndim - 1)), tensor, chosen[key])
+            bar.update()
+    return chosen
 
 
 def largest_change(

@@ -20,6 +20,8 @@ from lab.measures.rotations import (
     match_by_activations,
     match_by_weights,
     match_straight_through,
+    procrustes,
+    reordering,
     stream_of,
 )
 from lab.networks.rewritten import Transformer, without_layer_norm
@@ -40,12 +42,15 @@ class Way:
 
     ``form`` is what both are written with, LayerNorm or RMSNorm; ``matcher`` what units are matched by; ``stream`` what
     is done to the residual stream: it is matched like other units, held, turned, or turned with all inside heads.
+    ``permuted`` is the control of turning: the same steps from the same starts, with a permutation for each rotation.
     """
 
     form: str
     matcher: str
     stream: str
 
+
+BEST = {"permuted": reordering, "turned": procrustes, "turned with heads": procrustes}
 
 WAYS = (
     Way("LayerNorm", "none", "held"),
@@ -58,6 +63,9 @@ WAYS = (
     Way("LayerNorm", "straight-through", "matched"),
     Way("RMSNorm", "none", "held"),
     Way("RMSNorm", "weights", "matched"),
+    Way("RMSNorm", "activations", "permuted"),
+    Way("RMSNorm", "weights", "permuted"),
+    Way("RMSNorm", "straight-through", "permuted"),
     Way("RMSNorm", "activations", "turned"),
     Way("RMSNorm", "weights", "turned"),
     Way("RMSNorm", "weights", "turned with heads"),
@@ -147,41 +155,44 @@ def in_form(name: str, model: Transformer, a: Weights, b: Weights, example: Tens
 
 def brought(form: Form, way: Way, settings: Settings) -> dict[str, Tensor]:
     """The second networks (pairs, ...), in float64, as a way brings them to the first."""
-    if way.stream.startswith("turned"):
-        with_heads = way.stream == "turned with heads"
+    if way.stream in BEST:
         learning = settings.images, settings.epochs, settings.batch_size, settings.seed
-        return turned(form.model, form.spec, form.a, form.b, way.matcher, with_heads, *learning)
+        return step_by_step(form.model, form.spec, form.a, form.b, way.matcher, way.stream, *learning)
     spec = held(form.spec, [stream_of(form.spec)]) if way.stream == "held" else form.spec
     single = over(form.a, Tensor.float), over(form.b, Tensor.float)
     return permutation_between(way.matcher, spec, form.model, *single, **vars(settings)).apply(form.b)
 
 
 @kept
-def turned(
+def step_by_step(
     model: Transformer,
     spec: PermutationSpec,
     a: Weights,
     b: Weights,
     matcher: str,
-    with_heads: bool,
+    stream: str,
     images: Split,
     epochs: int,
     batch_size: int,
     seed: int,
 ) -> dict[str, Tensor]:
-    """b (pairs, ...), in float64, with its stream turned, the rest permuted, and all inside heads turned if asked.
+    """b (pairs, ...), in float64, with its ``stream`` mapped as this kind of ``Way`` says, and all else permuted.
 
     Each matcher starts where the one before ends: by activations, by weights, straight through.
     """
+    best = BEST[stream]
     if matcher == "activations":
-        return match_by_activations(spec, model, a, b, images.pixels)
-    groups = [stream_of(spec), *(spec.inside if with_heads else ())]
+        return match_by_activations(spec, best, model, a, b, images.pixels)
+    groups = [stream_of(spec), *(spec.inside if stream == "turned with heads" else ())]
     same = images, epochs, batch_size, seed
     if matcher == "weights":
-        # From a permutation of the stream, it would end with a smaller inner product: rotations are caught nearby.
-        return match_by_weights(spec, groups, a, turned(model, spec, a, b, "activations", False, *same), seed)
-    start = turned(model, spec, a, b, "weights", with_heads, *same)
-    return match_straight_through(spec, groups, model, a, start, images, epochs, batch_size, seed)
+        # From a permutation of the stream, turning would end with a smaller inner product: rotations are caught nearby.
+        # By activations nothing is turned inside heads.
+        first = "permuted" if stream == "permuted" else "turned"
+        start = step_by_step(model, spec, a, b, "activations", first, *same)
+        return match_by_weights(spec, groups, best, a, start, seed)
+    start = step_by_step(model, spec, a, b, "weights", stream, *same)
+    return match_straight_through(spec, groups, best, model, a, start, images, epochs, batch_size, seed)
 
 
 @kept

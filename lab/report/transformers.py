@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -59,6 +59,9 @@ WAYS = {
     "straight_through": Way("straight through", "LayerNorm", "straight-through", "matched"),
     "rewritten": Way("rewritten, as they are", "RMSNorm", "none", "held"),
     "rewritten_weights": Way("rewritten, by weights", "RMSNorm", "weights", "matched"),
+    "step_activations": Way("permuted in step, by activations", "RMSNorm", "activations", "permuted"),
+    "step_weights": Way("permuted in step, by weights", "RMSNorm", "weights", "permuted"),
+    "step_learned": Way("permuted in step, straight through", "RMSNorm", "straight-through", "permuted"),
     "turned_activations": Way(
         "turned, by activations", "RMSNorm", "activations", "turned", Drawn("turned", "#D55E00")
     ),
@@ -70,7 +73,9 @@ WAYS = {
         Drawn("turned, learned", "#CC79A7"),
     ),
 }  # fmt: skip
-PERMUTED = ("activations", "correlation", "weights", "straight_through")
+PERMUTED = (
+    "activations", "correlation", "weights", "straight_through", "step_activations", "step_weights", "step_learned",
+)  # fmt: skip
 TURNED = ("turned_activations", "turned_weights", "turned_heads", "learned", "learned_heads")
 # Of each matcher, the way that permutes the stream and the one that turns it.
 BY_MATCHER = {
@@ -78,25 +83,32 @@ BY_MATCHER = {
     "weights": ("weights", "turned_weights"),
     "straight_through": ("straight_through", "learned"),
 }
+# The same, permuted from the same starts by the same steps.
+IN_STEP = {
+    "activations": ("step_activations", "turned_activations"),
+    "weights": ("step_weights", "turned_weights"),
+    "straight_through": ("step_learned", "learned"),
+}
 HELD = {"activations": "activations_held", "correlation": "correlation_held", "weights": "weights_held"}
 # The barriers in nats that Generalized LMC reports of vision transformers on CIFAR-10.
 PAPER = {"naive": 1.69, "activations": 1.27, "weights": 0.36, "permuted": 0.45, "turned": 0.0}
-STYLES = {"vit": Drawn("vision transformers", "#0072B2", "o"), "language": Drawn("language models", "#D55E00", "s")}
+STYLES = {
+    "vit": Drawn("vision transformers, digits", "#0072B2", "o"),
+    "cifar10": Drawn("vision transformers, CIFAR-10", "#009E73", "D"),
+    "language": Drawn("language models", "#D55E00", "s"),
+}
+IMAGES = ("vit", "cifar10")  # the kinds that recognise images
 
 
 def networks(run: str) -> dict[str, str]:
-    """The recipes of a run: ``vit``, its first vision transformers, ``language``, and ``other`` vision transformers."""
+    """The recipe of each kind that a run has, in order: ``vit`` on digits, ``cifar10``, and ``language``."""
     table = results.read(run, "transformers", "barriers")
     recipes = {}
-    for recipe, rows in table.groupby("recipe", sort=False):
-        images = "other" if "vit" in recipes else "vit"
-        recipes["language" if rows["architecture"].iloc[0] == "language" else images] = str(recipe)
-    return recipes
-
-
-def measured(run: str) -> list[str]:
-    """The kinds of networks that the chapter compares, of those that a run has: ``vit``, then ``language``."""
-    return [kind for kind in STYLES if kind in networks(run)]
+    for recipe, rows in table.groupby("recipe"):
+        architecture, dataset = rows[["architecture", "dataset"]].iloc[0]
+        kind = "language" if architecture == "language" else "cifar10" if dataset == "cifar10" else "vit"
+        recipes[kind] = str(recipe)
+    return {kind: recipes[kind] for kind in STYLES if kind in recipes}
 
 
 def barriers_of(run: str, kind: str) -> pd.DataFrame:
@@ -177,6 +189,12 @@ def vit(run: str) -> Facts:
 
 
 @reads("transformers")
+def cifar10(run: str) -> Facts:
+    """The barriers between vision transformers on CIFAR-10; outcomes and values as ``told``."""
+    return told(run, "cifar10")
+
+
+@reads("transformers")
 def language(run: str) -> Facts:
     """The barriers between language models; outcomes and values as ``told``."""
     return told(run, "language")
@@ -184,12 +202,12 @@ def language(run: str) -> Facts:
 
 @reads("transformers")
 def recipe(run: str) -> Facts:
-    """What ``described`` tells of both kinds of networks, as ``vit_epochs``; outcomes: ``both`` kinds, or ``one``."""
-    kinds = measured(run)
+    """What ``described`` tells of all kinds of networks, as ``vit_epochs``; outcomes: ``all`` kinds, or ``some``."""
+    kinds = networks(run)
     values = {}
     for kind in kinds:
         values |= {f"{kind}_{name}": text for name, text in described(barriers_of(run, kind)).items()}
-    return Facts("both" if len(kinds) == len(STYLES) else "one", values)
+    return Facts("all" if len(kinds) == len(STYLES) else "some", values)
 
 
 @reads("transformers")
@@ -197,9 +215,15 @@ def turning(run: str) -> Facts:
     """By how many nats turning the stream has a lower barrier than permuting it, by network and matcher.
 
     ``vit_activations`` is a difference with its sign. The outcome says for each matcher whether turning is ``lower``,
-    ``no lower`` or ``open``, of vision transformers and then of language models, if the run has any; or ``too few``.
+    ``no lower`` or ``open``, kind by kind of those in ``STYLES`` that the run has; or ``too few``.
     """
     return _differences(run, BY_MATCHER)
+
+
+@reads("transformers")
+def in_step(run: str) -> Facts:
+    """The same, beside permutations that are found from the same starts by the same steps; likewise."""
+    return _differences(run, IN_STEP)
 
 
 @reads("transformers")
@@ -215,62 +239,48 @@ def rewriting(run: str) -> Facts:
     return _differences(run, {name: (name, other) for name, other in pairs.items()})
 
 
-def _differences(run: str, pairs: Mapping[str, tuple[str, str]]) -> Facts:
-    """By how many nats the second way of each pair has a lower barrier than the first."""
+def _differences(run: str, pairs: Mapping[str, tuple[str, str]], kinds: Collection[str] = tuple(STYLES)) -> Facts:
+    """By how many nats the second way of each pair has a lower barrier than the first, signed; ``size_..`` unsigned."""
+    words = {ABOVE: LOWER, BELOW: NO_LOWER, OPEN: OPEN, FEW: FEW}
     outcomes, values = [], {}
-    for kind in measured(run):
+    for kind in (kind for kind in networks(run) if kind in kinds):
         table = barriers_of(run, kind)
         for name, (before, after) in pairs.items():
-            lower, told = _lower(table, before, after)
+            lower = interval(by_pair(table, before, "loss_barrier") - by_pair(table, after, "loss_barrier"))
             values[f"{kind}_{name}"] = hundredths(lower, signed=True)
-            outcomes.append(told)
+            values[f"size_{kind}_{name}"] = hundredths(unsigned(lower))
+            outcomes.append(words[outcome(lower, fewest=FEWEST_FOR_VERDICT)])
     return Facts(", ".join(outcomes), values)
-
-
-def _lower(table: pd.DataFrame, before: str, after: str) -> tuple[Interval, str]:
-    """By how many nats one way has a lower barrier than another, and what that is: ``lower``, ``open``, ..."""
-    lower = interval(by_pair(table, before, "loss_barrier") - by_pair(table, after, "loss_barrier"))
-    words = {ABOVE: LOWER, BELOW: NO_LOWER, OPEN: OPEN, FEW: FEW}
-    return lower, words[outcome(lower, fewest=FEWEST_FOR_VERDICT)]
 
 
 @reads("transformers")
 def orders(run: str) -> Facts:
     """Whether matching by activations lowers the barrier of vision transformers, and by weights lowers it further.
 
-    Values are both differences in nats, without their signs, ``activations`` and ``weights``; outcomes ``lower``, ``no
-    lower``, ``open`` or ``too few``, joined by a comma.
+    Values and outcomes as ``turning``, for the kinds of ``IMAGES``.
     """
-    table = barriers_of(run, "vit")
-    steps = {"activations": ("naive", "activations"), "weights": ("activations", "weights")}
-    outcomes, values = [], {}
-    for name, (before, after) in steps.items():
-        lower, told = _lower(table, before, after)
-        values[name] = hundredths(unsigned(lower))
-        outcomes.append(told)
-    return Facts(", ".join(outcomes), values)
+    return _differences(run, {"activations": ("naive", "activations"), "weights": ("activations", "weights")}, IMAGES)
 
 
 @reads("transformers")
 def by_weights(run: str) -> Facts:
     """By how many nats matching by weights lowers the barrier of vision transformers, beside not matching at all.
 
-    The value is ``beside_naive``; outcomes as those of one matcher in ``turning``.
+    Values and outcomes as ``turning``, for the kinds of ``IMAGES``.
     """
-    lower, told = _lower(barriers_of(run, "vit"), "naive", "weights")
-    return Facts(told, {"beside_naive": hundredths(lower, signed=True)})
+    return _differences(run, {"weights": ("naive", "weights")}, IMAGES)
 
 
 @reads("transformers")
 def tenth(run: str) -> Facts:
     """Accuracy a tenth of the way, by correlation with the stream held minus that as they are, in points.
 
-    ``vit`` and ``language`` are the gaps, ``vit_naive`` and ``vit_held`` the accuracies in percent, ``vit_ends`` that
-    of the networks. Outcomes as ``facts.outcome`` has them, of vision transformers and then of language models, if any.
+    ``vit`` is the gap of a kind, ``vit_naive`` and ``vit_held`` the accuracies in percent, ``vit_ends`` that of the
+    networks. Outcomes as ``facts.outcome`` has them, kind by kind.
     """
     lines, recipes = results.read(run, "transformers", "lines"), networks(run)
     outcomes, values = [], {}
-    for kind in measured(run):
+    for kind in networks(run):
         at = picked(lines, {"recipe": recipes[kind], "lam": TENTH})
         naive, held = (100 * by_pair(at, name, "accuracy") for name in ("naive", "correlation_held"))
         gap = interval(held - naive)
@@ -345,7 +355,7 @@ def along_the_line(run: str) -> Figure:
     Both halves of a line are one sample: which network of a pair is the first means nothing.
     """
     lines, recipes = results.read(run, "transformers", "lines"), networks(run)
-    shown = measured(run)
+    shown = networks(run)
     figure, panels = plt.subplots(len(shown), 1, figsize=(width(), 3.7 * len(shown)), squeeze=False)
     curves = {name: way.curve for name, way in WAYS.items() if way.curve is not None}
     ends = []
@@ -377,8 +387,8 @@ def half_lines(lines: pd.DataFrame, recipe: str, way: str) -> pd.DataFrame:
 
 @reads("transformers")
 def barriers_by_way(run: str) -> Figure:
-    """The barrier in test loss of every way, a row for each, with its interval, of both kinds of networks."""
-    tables = {kind: barriers_of(run, kind) for kind in measured(run)}
+    """The barrier in test loss of every way, a row for each, with its interval, of all kinds of networks."""
+    tables = {kind: barriers_of(run, kind) for kind in networks(run)}
     rows = {
         way.title: [(STYLES[kind], in_nats(table, name)) for kind, table in tables.items()]
         for name, way in WAYS.items()

@@ -1,5 +1,6 @@
 """Rotations of a transformer change nothing, a planted one is found, and every way to bring two together is exact."""
 
+import itertools
 import re
 
 import pytest
@@ -12,13 +13,14 @@ from lab.images import Split
 from lab.measures import transformers
 from lab.measures.pairs import permutation_between
 from lab.measures.rotations import (
-    closest_rotation,
+    closest,
     held,
     largest_change,
     match_by_activations,
     match_by_weights,
     match_straight_through,
     procrustes,
+    reordering,
     rotate,
     stream_of,
     stream_products,
@@ -78,6 +80,16 @@ def test_the_closest_orthogonal_map_is_orthogonal_and_no_other_is_closer():
         assert ((other * scores).sum((-2, -1)) <= reached).all()
 
 
+def test_the_closest_reordering_is_the_best_assignment():
+    scores = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    best = reordering(scores)
+    assert best.shape == scores.shape and ((best == 0) | (best == 1)).all()
+    assert (best.sum(-1) == 1).all() and (best.sum(-2) == 1).all()
+    orders = torch.tensor(list(itertools.permutations(range(5))))  # all 120
+    reached = torch.stack([scores[..., torch.arange(5), order].sum(-1) for order in orders])
+    torch.testing.assert_close((best * scores).sum((-2, -1)), reached.amax(0))
+
+
 def test_turning_the_stream_and_the_insides_of_heads_changes_weights_and_no_answer(pairs):
     form, images = pairs
     for group in all_groups(form):
@@ -114,12 +126,13 @@ def test_a_network_that_was_turned_and_permuted_is_brought_back(pairs, by):
     moved = turned_at_random(form, [stream_of(form.spec)], form.a, 5)
     others = held(form.spec, [stream_of(form.spec)])
     moved = Permutation.random(others, (2,), torch.Generator().manual_seed(6)).apply(moved)
-    back = match_by_activations(form.spec, form.model, form.a, moved, images.pixels)
+    back = match_by_activations(form.spec, procrustes, form.model, form.a, moved, images.pixels)
     if by == "weights":
         moved = turned_at_random(form, all_groups(form), back, 7, far=0.1)
-        back = match_by_weights(form.spec, all_groups(form), form.a, moved, 0)
+        back = match_by_weights(form.spec, all_groups(form), procrustes, form.a, moved, 0)
     if by == "straight-through":
-        back = match_straight_through(form.spec, [stream_of(form.spec)], form.model, form.a, back, images, 1, 20, 0)
+        stream = [stream_of(form.spec)]
+        back = match_straight_through(form.spec, stream, procrustes, form.model, form.a, back, images, 1, 20, 0)
     # Inner products of activations may mistake a unit for a louder one; the stream they bring back.
     for key in ["positions.weight"] if by == "activations" else form.a:
         torch.testing.assert_close(back[key], form.a[key], rtol=0, atol=1e-4, msg=key)  # the map is found in float32
@@ -130,11 +143,26 @@ def test_matching_by_weights_never_moves_away_and_comes_to_rest(pairs):
     groups = all_groups(form)
     reached = [inner_product(form.spec, form.a, form.b)]
     for rounds in (1, 2, 50):
-        b = match_by_weights(form.spec, groups, form.a, form.b, 0, rounds)
+        b = match_by_weights(form.spec, groups, procrustes, form.a, form.b, 0, rounds)
         reached.append(inner_product(form.spec, form.a, b))
     assert all((later >= before - 1e-9).all() for before, later in zip(reached, reached[1:], strict=False))
-    again = inner_product(form.spec, form.a, match_by_weights(form.spec, groups, form.a, b, 0, 1))
+    again = inner_product(form.spec, form.a, match_by_weights(form.spec, groups, procrustes, form.a, b, 0, 1))
     assert (again - reached[-1] < (reached[1] - reached[0]) / 100).all()
+
+
+@pytest.mark.parametrize("by", ["activations", "weights", "straight-through"])
+def test_with_permutations_for_rotations_a_network_that_was_permuted_is_brought_back(pairs, by):
+    form, images = pairs
+    stream = [stream_of(form.spec)]
+    moved = Permutation.random(form.spec, (2,), torch.Generator().manual_seed(6)).apply(form.a)
+    back = match_by_activations(form.spec, reordering, form.model, form.a, moved, images.pixels)
+    if by != "activations":
+        back = match_by_weights(form.spec, stream, reordering, form.a, back, 0)
+    if by == "straight-through":
+        back = match_straight_through(form.spec, stream, reordering, form.model, form.a, back, images, 1, 20, 0)
+    # Inner products of activations may mistake a unit for a louder one; the stream they bring back.
+    for key in ["positions.weight"] if by == "activations" else form.a:
+        assert torch.equal(back[key], form.a[key]), key  # moved, and not computed
 
 
 def test_turning_brings_two_networks_closer_than_permuting(pairs):
@@ -142,14 +170,14 @@ def test_turning_brings_two_networks_closer_than_permuting(pairs):
     single = over(form.a, Tensor.float), over(form.b, Tensor.float)
     by_permutation = permutation_between("weights", form.spec, form.model, *single, images, 0, "cpu", 2)
     permuted = by_permutation.apply(form.b)
-    turned = match_by_weights(form.spec, [stream_of(form.spec)], form.a, permuted, 0)
+    turned = match_by_weights(form.spec, [stream_of(form.spec)], procrustes, form.a, permuted, 0)
     assert (inner_product(form.spec, form.a, turned) > inner_product(form.spec, form.a, permuted) * 1.05).all()
 
 
 def test_the_closest_rotation_is_at_least_as_close_as_the_best_permutation(pairs):
     form, _ = pairs
     stream = stream_of(form.spec)
-    turned = rotate(form.spec, stream, closest_rotation(form.spec, stream, form.a, form.b), form.b)
+    turned = rotate(form.spec, stream, closest(form.spec, stream, form.a, form.b, procrustes), form.b)
     for seed in range(5):
         indices = {group: torch.arange(size) for group, size in form.spec.sizes.items() if group == stream}
         indices[stream] = torch.randperm(form.spec.sizes[stream], generator=torch.Generator().manual_seed(seed))
@@ -186,14 +214,15 @@ def normalised(tokens):
 
 def test_straight_through_matching_keeps_the_batch_with_the_lowest_loss(pairs):
     form, images = pairs
-    start = match_by_activations(form.spec, form.model, form.a, form.b, images.pixels)
-    learned = match_straight_through(form.spec, [stream_of(form.spec)], form.model, form.a, start, images, 3, 60, 0)
+    start = match_by_activations(form.spec, procrustes, form.model, form.a, form.b, images.pixels)
+    stream = [stream_of(form.spec)]
+    learned = match_straight_through(form.spec, stream, procrustes, form.model, form.a, start, images, 3, 60, 0)
 
     def midpoint_loss(b, node):
         middle = {key: ((form.a[key][node] + b[key][node]) / 2).float() for key in b}
         return torch.nn.functional.cross_entropy(functional_call(form.model, middle, (images.pixels,)), images.labels)
 
-    first = match_by_weights(form.spec, [stream_of(form.spec)], form.a, start, 0, rounds=1)
+    first = match_by_weights(form.spec, stream, procrustes, form.a, start, 0, rounds=1)
     for node in range(2):  # all images are one batch, and the first one is matched to a itself
         assert midpoint_loss(learned, node) <= midpoint_loss(first, node) + 1e-4
     assert largest_change(form.model, form.b, form.model, learned, images.pixels[:4]).max() < 1e-10
