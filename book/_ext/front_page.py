@@ -27,13 +27,21 @@ class Explorer(ResultFigure):
 
 
 class Scoreboard(WithMarkdown):
-    """The claims by their verdicts. A line of the body: the id of one, a colon, and words that link to its chapter."""
+    """The claims by their verdicts. A line of the body: the id of one, a colon, and words that link to its chapter.
+
+    Said besides is which are questions of this book, and which have another verdict by better rules.
+    """
 
     def run(self) -> list[nodes.Node]:
-        verdicts = {claim.id: claim.verdict for claim in shown_claims()}
+        claims = shown_claims()
+        verdicts = {claim.id: claim.verdict for claim in claims}
         words = dict(re.split(r":\s+", line, maxsplit=1) for line in self.content if line.strip())
         for name in verdicts.keys() ^ words.keys():
             logger.warning("the scoreboard or claims.yml has no claim %s", name, location=self.get_location())
+        besides = {claim.id: " (a question of ours)" for claim in claims if claim.ours}
+        for claim in shown_claims(rules="again"):
+            if claim.verdict != verdicts[claim.id]:
+                besides[claim.id] = f" ([by better rules](hundreds.md): {claim.verdict})"
         by_verdict = {
             verdict: [name for name in verdicts if verdicts[name] == verdict and name in words]
             for verdict in dict.fromkeys([*SIGNS, *verdicts.values()])
@@ -43,7 +51,10 @@ class Scoreboard(WithMarkdown):
             f'<span class="{kind(verdict)}" style="flex: {len(names)}">{sign(verdict)} {len(names)}</span>'
             for verdict, names in by_verdict.items()
         )
-        groups = [self.group(verdict, [words[name] for name in names]) for verdict, names in by_verdict.items()]
+        groups = [
+            self.group(verdict, [words[name] + besides.get(name, "") for name in names])
+            for verdict, names in by_verdict.items()
+        ]
         bar = raw(f'<div class="scoreboard-bar" aria-hidden="true">{shares}</div>')
         return [bar, nodes.container("", *groups, classes=["scoreboard"])]
 

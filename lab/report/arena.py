@@ -14,7 +14,7 @@ from lab.networks import ARCHITECTURES
 from lab.report.claims import contrast_of_nodes, picked
 from lab.report.draw import interval_line, legend_below, on_page, width
 from lab.report.facts import Facts, outcome, reads
-from lab.report.statistics import Interval, interval
+from lab.report.statistics import Interval, interval, unsigned
 from lab.report.verdicts import claim
 from lab.report.words import points
 
@@ -175,11 +175,21 @@ def matching_refitted(run: str) -> Facts:
 @reads("arena")
 def matching_of_many(run: str) -> Facts:
     """The same for networks of one task, by how many were merged, ``at_2``, ``at_4``, ...: see ``_sides``."""
-    beyond = {}
-    for number, rows in many(run).groupby("parents"):
-        ahead = difference(rows, ("pleas_refitted", ONE, "none"), ("regmean_refitted", ONE, "none"))
-        beyond[f"at_{number}"] = ahead, 0.0
-    return _sides(beyond)
+    return _sides(_by_number(run, "pleas_refitted", "regmean_refitted"))
+
+
+@reads("arena")
+def cost_of_many(run: str) -> Facts:
+    """What refitted PLeaS of several networks of one task has over one of them, likewise: see ``_sides``."""
+    return _sides(_by_number(run, "pleas_refitted", "parent"))
+
+
+def _by_number(run: str, first: str, second: str) -> dict[str, tuple[Interval, float]]:
+    """What one method has over another at the size of one network, by how many of one task were merged; the bound 0."""
+    return {
+        f"at_{number}": (difference(rows, (first, ONE, "none"), (second, ONE, "none")), 0.0)
+        for number, rows in many(run).groupby("parents")
+    }
 
 
 @reads("arena")
@@ -278,22 +288,24 @@ def _by_kind(run: str, first: str, second: str) -> dict[str, tuple[Interval, flo
 def _sides(beyond: Mapping[str, tuple[Interval, float]]) -> Facts:
     """Differences in points by their names, each beside a bound, and ``n``, the fewest pairs or groups.
 
-    The outcome says where each interval lies: ``mlp above, vgg11 open``; ``not measured`` if there are none.
+    They have their signs, and none as ``size_`` and the name. The outcome says where each interval lies: ``mlp above,
+    vgg11 open``; ``not measured`` if there are none.
     """
     if not beyond:
         return Facts("not measured", {})
     values = {name: points(value, signed=True) for name, (value, _) in beyond.items()}
+    values |= {f"size_{name}": points(unsigned(value)) for name, (value, _) in beyond.items()}
     sides = [f"{name} {outcome(value, bound)}" for name, (value, bound) in beyond.items()]
     return Facts(", ".join(sides), {**values, "n": str(min(value.n for value, _ in beyond.values()))})
 
 
 @reads("arena")
 def recipe(run: str) -> Facts:
-    """How networks of halves were trained and merged: ``epochs_mlp``, ``images_mlp`` by kind, and ``nodes``, pairs."""
+    """How networks of halves were trained and merged: ``epochs_mlp``, ``images_mlp`` of a parent, ``nodes``, pairs."""
     values = {}
     for kind, rows in by_kind(run).items():
         first = rows.iloc[0]
-        values |= {f"epochs_{kind}": str(first["epochs"]), f"images_{kind}": str(2 * first["images"])}
+        values |= {f"epochs_{kind}": str(first["epochs"]), f"images_{kind}": str(first["images"])}
         values["nodes"] = str(rows["node"].nunique())
     return Facts(", ".join(by_kind(run)) or "not measured", values)
 

@@ -80,7 +80,7 @@ def table(run: str) -> pd.DataFrame:
         for name in ("mlp_codes", "vgg11_codes", "resnet20_bn_codes")
     ]
     settings += [
-        (f"MNIST, halves, {ARCHITECTURES[name].title}", {"dataset": "mnist", "architecture": name})
+        (f"MNIST, halves, {ARCHITECTURES[name].title}", {"tasks": "halves", "dataset": "mnist", "architecture": name})
         for name in ("mlp", "vit")
     ]
     shown = []

@@ -21,9 +21,8 @@ from lab.report.pairs import (
     in_points,
     state,
     title_of_networks,
-    unsigned,
 )
-from lab.report.statistics import interval
+from lab.report.statistics import interval, unsigned
 from lab.report.verdicts import ZERO, claim
 from lab.report.words import decimal, nats, points, side
 

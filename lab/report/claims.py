@@ -47,7 +47,7 @@ class Claim:
     """A claim of a paper with what this book says of it.
 
     ``reported`` is the number that the paper has for it, as far as we know; ``missing`` are conditions that were not
-    measured.
+    measured. Of a claim that is ``ours`` the paper says nothing: it is a question of this book.
     """
 
     id: str
@@ -59,6 +59,7 @@ class Claim:
     conditions: tuple[Condition, ...]
     missing: tuple[str, ...]
     verdict: str
+    ours: bool = False
 
     def condition(self, name: str) -> Condition | None:
         """The condition with this id; None if it was not measured."""

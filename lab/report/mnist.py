@@ -11,8 +11,8 @@ from lab.bookkeeping.vocabulary import DATASETS, MATCHERS
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
 from lab.report.draw import legend_below, name_ends, on_page, width, word_colour
 from lab.report.facts import FEW, Facts, outcome, reads
-from lab.report.pairs import EITHER, FALLS, RISES, by_pair, in_nats, in_points, state, unsigned
-from lab.report.statistics import interval
+from lab.report.pairs import EITHER, FALLS, RISES, by_pair, in_nats, in_points, state
+from lab.report.statistics import interval, unsigned
 from lab.report.verdicts import ZERO
 from lab.report.words import hundredths, nats, points, side
 

@@ -47,11 +47,6 @@ def state(barrier: Interval, zero: float) -> str:
     return side(barrier, zero, STILL_THERE, GONE, NOT_DECIDED)
 
 
-def unsigned(value: Interval) -> Interval:
-    """The interval of how far a mean lies from zero, on whichever side."""
-    return value if value.mean > 0 else Interval(-value.mean, -value.high, -value.low, value.n)
-
-
 def title_of_networks(rows: pd.DataFrame) -> str:
     """What a reader calls the networks of a table's rows: ``CIFAR-10 ResNet20, LayerNorm``."""
     return networks_title(rows["dataset"].iloc[0], rows["architecture"].iloc[0])

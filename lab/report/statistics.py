@@ -21,6 +21,11 @@ class Interval:
     n: int
 
 
+def unsigned(value: Interval) -> Interval:
+    """The interval of how far a mean lies from zero, on whichever side."""
+    return value if value.mean > 0 else Interval(-value.mean, -value.high, -value.low, value.n)
+
+
 def interval(values: np.ndarray) -> Interval:
     """The 95 % interval of the mean of ``values``: (n,) one per node, or (n, m) one per node and test image.
 

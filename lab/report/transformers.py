@@ -17,8 +17,8 @@ from lab.networks import ARCHITECTURES
 from lab.report.claims import FEWEST_FOR_VERDICT, picked
 from lab.report.draw import interval_rows, name_ends, on_page, width, word_colour
 from lab.report.facts import ABOVE, BELOW, FEW, OPEN, Facts, outcome, reads
-from lab.report.pairs import GONE, NOT_DECIDED, STILL_THERE, unsigned
-from lab.report.statistics import Interval, interval
+from lab.report.pairs import GONE, NOT_DECIDED, STILL_THERE
+from lab.report.statistics import Interval, interval, unsigned
 from lab.report.verdicts import ZERO
 from lab.report.words import decimal, hundredths, points, side
 

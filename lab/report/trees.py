@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -10,13 +11,13 @@ from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, MENDINGS, PERTURBATIONS, title_of
 from lab.networks import ARCHITECTURES
 from lab.report.attacks import radius_text
-from lab.report.claims import FEWEST_FOR_VERDICT, REPLICATED, TOO_FEW, picked
+from lab.report.claims import FEWEST_FOR_VERDICT, REPLICATED, TOO_FEW, contrast, picked
 from lab.report.draw import interval_line, name_ends, width, word_colour
 from lab.report.facts import Facts, outcome, reads
-from lab.report.hierarchy import dots_by_leaves, sizes_of
+from lab.report.hierarchy import dots_by_leaves, sizes_of, term
 from lab.report.kinds import Kind, by_kind, names, percent, percent_left
 from lab.report.regularisation import norms_and_bounds
-from lab.report.statistics import interval
+from lab.report.statistics import Interval, interval, unsigned
 from lab.report.verdicts import claim, gaps
 from lab.report.words import decimal, points
 
@@ -103,6 +104,26 @@ def under_perturbations(run: str) -> Facts:
     return _each(gaps(claim(run, "H5", "again"), kinds), len(kinds))
 
 
+@reads("trees")
+def retained(run: str) -> Facts:
+    """By how many percent merges of eight retain more than their leaves do under perturbations.
+
+    ``hierarchy`` and ``many`` are merges as they are, ``repaired`` is the hierarchy after REPAIR: geometric means over
+    groups. Outcomes: where each lies, ``below, above, above``.
+    """
+    rows = picked(results.read(run, "trees", "perturbed"), {"metric": "retained"})
+    kinds = {"hierarchy": ("hierarchy", "none"), "many": ("many", "none"), "repaired": ("hierarchy", "repair")}
+    outcomes, values = [], {}
+    for name, (algorithm, mended) in kinds.items():
+        merges = picked(rows, {"algorithm": algorithm, "mended": mended})
+        both = pd.concat([merges, picked(rows, {"algorithm": "unmerged"})])
+        ratio = interval(contrast(both, [term(algorithm, BLOCK), term("unmerged", 1, -1)], BLOCK))  # a logarithm
+        more = Interval(*(100 * (np.exp(end) - 1) for end in (ratio.mean, ratio.low, ratio.high)), ratio.n)
+        values |= {name: points(more, signed=True), f"size_{name}": points(unsigned(more)), "n": str(more.n)}
+        outcomes.append(outcome(more))
+    return Facts(", ".join(outcomes), values)
+
+
 def _each(facts: Facts, count: int) -> Facts:
     """The facts with an outcome that has a word for each effect, also where they are all the same."""
     words = facts.outcome.split(", ")
@@ -113,8 +134,8 @@ def _each(facts: Facts, count: int) -> Facts:
 def of_weights(run: str) -> Facts:
     """Norm and bound of the hierarchy at the largest size, as shares of what its leaves have, in percent.
 
-    The outcome is ``fall`` if both fall at every stage by the rules of H6, ``fall so far`` if some stages have too few
-    nodes for a verdict or none, else the verdict on it; after REPAIR the bound is ``repaired``.
+    ``repaired_norm`` and ``repaired`` are those after REPAIR. The outcome is ``fall`` if both fall at every stage by
+    the rules of H6, ``fall so far`` if some stages have too few nodes for a verdict or none, else the verdict on it.
     """
     decided = claim(run, "H6", "again")
     nodes = picked(results.read(run, "trees", "nodes"), {"mended": "none"})
@@ -122,6 +143,7 @@ def of_weights(run: str) -> Facts:
     shares = {}
     for name, metric in (("norm", "l2_norm"), ("bound", "lipschitz")):
         shares[name] = _share_of_leaves(run, metric, Kind("hierarchy", n_leaves=largest))
+    shares["repaired_norm"] = _share_of_leaves(run, "l2_norm", Kind("hierarchy", "repair", largest))
     shares["repaired"] = _share_of_leaves(run, "lipschitz", Kind("hierarchy", "repair", largest))
     verdicts = {condition.verdict for condition in decided.conditions}
     if verdicts == {REPLICATED} and not decided.missing:

@@ -10,7 +10,7 @@ from lab.bookkeeping import results
 from lab.report import page
 from lab.report.claims import NOT_REPLICATED, REPLICATED, Claim, decide
 from lab.report.facts import Facts, outcome, reads
-from lab.report.statistics import holm
+from lab.report.statistics import holm, unsigned
 from lab.report.words import points
 
 # What counts as a zero barrier in this book: points of accuracy, nats of loss.
@@ -66,13 +66,16 @@ def after_correction() -> Facts:
 
 @reads()
 def tally() -> Facts:
-    """How many claims the book has, ``all``, and how many have each verdict: ``replicated``, ``not_replicated``, ...
+    """How many claims of papers the book has, ``all``, and how many of these have each verdict, as ``not_replicated``.
 
-    The outcome is the most frequent verdict, the first of them in the order of the claims.
+    ``ours`` is how many questions of our own there are besides. The outcome is the most frequent verdict, the first of
+    them in the order of the claims.
     """
-    counts = Counter(decided.verdict for decided in shown_claims())
+    claims = shown_claims()
+    counts = Counter(decided.verdict for decided in claims if not decided.ours)
     values = {verdict.replace(" ", "_"): str(count) for verdict, count in counts.items()}
-    return Facts(counts.most_common(1)[0][0], {"all": str(counts.total()), **values})
+    values |= {"all": str(counts.total()), "ours": str(len(claims) - counts.total())}
+    return Facts(counts.most_common(1)[0][0], values)
 
 
 @reads()
@@ -92,13 +95,14 @@ def once_more() -> Facts:
 def gaps(decided: Claim, conditions: Mapping[str, str]) -> Facts:
     """The effects of a claim's conditions, ``conditions`` by the name of their value, and ``n``.
 
-    The outcome says where they lie, beside their bounds: ``below``, or where they differ ``below, open``; or ``not
-    measured`` if the run lacks one of them.
+    They have their signs, and none as ``size_`` and the name. The outcome says where they lie, beside their bounds:
+    ``below``, or where they differ ``below, open``; or ``not measured`` if the run lacks one of them.
     """
     measured = {name: decided.condition(condition) for name, condition in conditions.items()}
     if None in measured.values():
         return Facts("not measured", {})
     sides = [outcome(condition.effect, condition.bound) for condition in measured.values()]
     values = {name: points(condition.effect, signed=True) for name, condition in measured.items()}
+    values |= {f"size_{name}": points(unsigned(condition.effect)) for name, condition in measured.items()}
     values["n"] = str(min(condition.effect.n for condition in measured.values()))
     return Facts(sides[0] if len(set(sides)) == 1 else ", ".join(sides), values)
