@@ -45,9 +45,10 @@ def against_many(run: str) -> Facts:
 
     A comparison is one condition, number of models and mending, with enough groups for an interval. Outcomes:
     ``hierarchy``, ``MergeMany``, ``both`` or ``neither``, whichever is ahead somewhere; ``too few`` groups everywhere.
+    ``behind_in`` names where MergeMany is, and how the hierarchy was mended there; ``most`` is the most groups.
     """
     comparisons = [
-        (label, interval(gap(condition, mended, size)))
+        ((*label, MENDINGS[mended]), interval(gap(condition, mended, size)))
         for label, condition in conditions(run).items()
         for mended in BESIDE
         for size in sizes_of(condition)
@@ -60,7 +61,7 @@ def against_many(run: str) -> Facts:
     ahead, behind = ([label for label, value in sure if lies(value) == where] for where in (ABOVE, BELOW))
     values |= {
         "comparisons": str(len(sure)),
-        "conditions": str(len({label for label, _ in sure})),
+        "conditions": str(len({label[:-1] for label, _ in sure})),
         "ahead": str(len(ahead)),
         "ahead_in": listed(map(", ".join, ahead)) if ahead else "none",
         "behind": str(len(behind)),

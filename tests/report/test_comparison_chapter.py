@@ -60,12 +60,16 @@ def test_it_is_counted_where_either_is_clearly_ahead(merged, repaired, outcome, 
     assert facts.values["by_chance"] == "0.6"
 
 
+MENDED = ("as merged", "after REPAIR", "REPAIR at every stage")
+EVERY_WAY = "{}; {}; and {}".format(*(f"digits, 3 epochs, MLP, width 8, {mended}" for mended in MENDED))
+
+
 @pytest.mark.parametrize(
     ("gaps", "outcome", "named"),
     [
-        (BEHIND, "MergeMany", ("none", "digits, 3 epochs, MLP, width 8")),
+        (BEHIND, "MergeMany", ("none", EVERY_WAY)),
         (UNSURE, "neither", ("none", "none")),
-        (GROWING, "hierarchy", ("digits, 3 epochs, MLP, width 8", "none")),
+        (GROWING, "hierarchy", (EVERY_WAY, "none")),
     ],
 )
 def test_who_is_ahead_is_named_with_the_conditions(gaps, outcome, named):

@@ -41,10 +41,9 @@ def planted(heights=HEIGHTS, pairs=8, recipes=RECIPES, tenth=0.0, change=1e-14):
     """
     lines, barriers = [], []
     for (recipe, columns), (name, way) in itertools.product(recipes.items(), WAYS.items()):
-        of_recipe = 2 if recipe == "cifar10 vit" else pairs
         kind = {"recipe": recipe, **asdict(Recipe(width=64)), **columns, "epochs": 2, "split": "test", "n_leaves": 2}
         kind |= {"form": way.form, "matcher": way.matcher, "stream": way.stream}
-        for node in range(of_recipe):
+        for node in range(pairs):
             high = heights.get(name, 1.5) + 0.01 * (node % 2)
             rise = [high * (1 - 2 * abs(lam - 0.5)) for lam in LAMS]
             added = [tenth / 100 if name == "correlation_held" and lam == 0.1 else 0.0 for lam in LAMS]
@@ -82,8 +81,9 @@ def test_every_network_has_its_barriers_and_the_best_of_each_kind():
     assert language.values["title"] == "language model" and language.values["perplexity"] == "1.1"
     # exp(0.1 + 2.005)
     assert language.values["naive_perplexity"] == "8.2"
+    assert transformers.cifar10("mine").values["data"] == "CIFAR-10"
     recipe = transformers.recipe("mine")
-    assert recipe.outcome == "both" and recipe.values["vit_data"] == "MNIST" and recipe.values["language_epochs"] == "2"
+    assert recipe.outcome == "all" and recipe.values["vit_data"] == "MNIST" and recipe.values["language_epochs"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -103,54 +103,63 @@ def test_a_barrier_is_gone_where_its_interval_lies_below_what_counts_as_zero(hei
 def test_turning_holding_and_rewriting_are_compared_matcher_by_matcher():
     planted(HEIGHTS | {"turned_weights": 0.8, "learned": 0.9, "weights_held": 0.5, "rewritten": 2.5})
     turning = transformers.turning("mine")
-    assert turning.outcome == ", ".join(2 * ["lower", "open", "no lower"])
+    assert turning.outcome == ", ".join(3 * ["lower", "open", "no lower"])
     assert (
         turning.values["vit_activations"].startswith("+0.70")
         and turning.values["language_straight_through"] == (turning.values["vit_straight_through"])
     )
     holding = transformers.holding("mine")
-    assert holding.outcome == ", ".join(2 * ["lower", "open", "no lower"])
+    assert holding.outcome == ", ".join(3 * ["lower", "open", "no lower"])
     rewriting = transformers.rewriting("mine")
     assert rewriting.outcome.startswith("no lower, no lower") and rewriting.values["vit_naive"].startswith("−0.50")
+
+
+def test_turning_stands_beside_permuting_from_the_same_start():
+    planted(HEIGHTS | {"step_weights": 0.3})
+    facts = transformers.in_step("mine")
+    # 1.5 is above 0.5 and 0.3, and 0.3 below 0.4.
+    assert facts.outcome == ", ".join(3 * ["lower", "no lower", "lower"])
+    assert facts.values["cifar10_weights"].startswith("−0.10")
+    assert facts.values["size_cifar10_weights"].startswith("0.10")
 
 
 def test_matching_by_weights_stands_beside_no_matching():
     planted()
     facts = transformers.by_weights("mine")
-    assert facts.outcome == "lower" and facts.values["beside_naive"].startswith("+1.20")
+    assert facts.outcome == "lower, lower" and facts.values["vit_weights"].startswith("+1.20")
     planted(HEIGHTS | {"weights": HEIGHTS["naive"]})
-    assert transformers.by_weights("mine").outcome == "open"
+    assert transformers.by_weights("mine").outcome == "open, open"
 
 
 def test_the_order_of_matchers_is_that_of_the_paper_or_not():
     planted()
-    assert transformers.orders("mine").outcome == "lower, lower"
+    assert transformers.orders("mine").outcome == "lower, lower, lower, lower"
     planted(HEIGHTS | {"weights": 1.4, "activations": 2.0})
-    assert transformers.orders("mine").outcome == "open, lower"
+    assert transformers.orders("mine").outcome == "open, lower, open, lower"
     planted(HEIGHTS | {"weights": 1.4})
-    assert transformers.orders("mine").outcome == "lower, no lower"
-    assert transformers.orders("mine").values["weights"].startswith("0.20")
+    assert transformers.orders("mine").outcome == "lower, no lower, lower, no lower"
+    assert transformers.orders("mine").values["size_vit_weights"].startswith("0.20")
     planted(pairs=4)
-    assert transformers.orders("mine").outcome == "too few, too few"
+    assert transformers.orders("mine").outcome == "too few, too few, too few, too few"
 
 
 @pytest.mark.parametrize(("added", "outcome"), [(3.0, "above"), (-3.0, "below"), (0.0, "open")])
 def test_a_tenth_of_the_way_is_compared_with_no_matching(added, outcome):
     planted(HEIGHTS | {"correlation_held": HEIGHTS["naive"]}, tenth=added)
-    assert transformers.tenth("mine").outcome == f"{outcome}, {outcome}"
+    assert transformers.tenth("mine").outcome == f"{outcome}, {outcome}, {outcome}"
 
 
 def test_the_proof_is_told_as_a_power_of_ten():
     planted(change=3e-14)
     facts = transformers.proof("mine")
-    assert (facts.outcome, facts.values["power"], facts.values["pairs"]) == ("rounding", "−13", "18")
+    assert (facts.outcome, facts.values["power"], facts.values["pairs"]) == ("rounding", "−13", "24")
     planted(change=1e-10)
     assert transformers.proof("mine").outcome == "more"
 
 
 def test_a_run_without_language_models_says_so():
     planted(recipes={"mnist vit": RECIPES["mnist vit"]})
-    assert transformers.language("mine").outcome == "not measured" and transformers.recipe("mine").outcome == "one"
+    assert transformers.language("mine").outcome == "not measured" and transformers.recipe("mine").outcome == "some"
     assert (
         transformers.turning("mine").outcome == "lower, lower, lower" and "," not in transformers.tenth("mine").outcome
     )
@@ -161,9 +170,9 @@ def test_a_run_without_language_models_says_so():
 
 def test_the_claims_are_decided_by_their_rules():
     planted(tenth=3.0)
-    decided = {claim.id: claim for claim in decide("mine", ["T1", "T2", "T3", "T4"])}
+    decided = {claim.id: claim for claim in decide("mine", ["T1", "T2", "T3", "T4", "T5"])}
     assert {name: claim.verdict for name, claim in decided.items()} == {
-        "T1": "replicated", "T2": "replicated", "T3": "not replicated", "T4": "replicated",
+        "T1": "replicated", "T2": "replicated", "T3": "not replicated", "T4": "replicated", "T5": "replicated",
     }  # fmt: skip
     assert decided["T2"].condition("language_weights").effect.mean == pytest.approx(0.4)
     assert decided["T4"].condition("vit").unit == "points"
@@ -201,7 +210,9 @@ def test_lines_are_named_where_they_end(phone):
         named = [text.get_text() for text in figure.axes[0].texts]
     drawn = [name for name, way in WAYS.items() if way.curve is not None]
     assert named == [WAYS[name].curve.title for name in sorted(drawn, key=HEIGHTS.get)]
-    assert [axes.get_title("left") for axes in figure.axes] == ["MNIST, ViT, 2 blocks", "torch's docs, language model"]
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        "MNIST, ViT, 2 blocks", "CIFAR-10, ViT, 2 blocks", "torch's docs, language model"
+    ]  # fmt: skip
 
 
 def test_all_ways_stand_in_one_figure():
