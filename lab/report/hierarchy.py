@@ -273,11 +273,11 @@ def _percent(accuracy: pd.DataFrame, algorithm: str, n_leaves: int) -> np.ndarra
 
 
 def _dots(axes: plt.Axes, x: float, values: np.ndarray, drawn: Drawn) -> None:
-    """One dot per node, spread a little so that they can be told apart, and a bar at their median."""
+    """One dot per node, spread a little so that they can be told apart, and a dark bar at their median, above them."""
     spread = (np.random.default_rng(0).random(len(values)) - 0.5) * 0.16
     colour = on_page(drawn.colour)
     axes.scatter(x + spread, values, color=colour, s=26, alpha=0.55, linewidth=0, marker=drawn.marker)
-    axes.hlines(np.median(values), x - 0.12, x + 0.12, color=colour, linewidth=3, label=drawn.title)
+    axes.hlines(np.median(values), x - 0.12, x + 0.12, color=ink(), linewidth=2.5, zorder=3, label=drawn.title)
 
 
 @reads("accuracy")
