@@ -8,11 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
-from lab.bookkeeping.vocabulary import ALGORITHMS, MENDINGS, PERTURBATIONS, title_of
+from lab.bookkeeping.vocabulary import ALGORITHMS, MENDINGS, PERTURBATIONS, Drawn, title_of
 from lab.networks import ARCHITECTURES
 from lab.report.attacks import radius_text
 from lab.report.claims import FEWEST_FOR_VERDICT, REPLICATED, TOO_FEW, contrast, picked
-from lab.report.draw import interval_line, name_ends, width, word_colour
+from lab.report.draw import interval_line, interval_rows, name_ends, width, word_colour
 from lab.report.facts import Facts, outcome, reads
 from lab.report.hierarchy import dots_by_leaves, sizes_of, term
 from lab.report.kinds import Kind, by_kind, names, percent, percent_left
@@ -24,11 +24,11 @@ from lab.report.words import decimal, points
 BLOCK = 8  # leaves of the nodes that the claims are decided on
 ALL_TREES = 50  # of 32 networks: the paper's 1600
 CONTROLS = ("early_stopped", "noise", "l2")
-# Drawn under attack: the hierarchy's stages, MergeMany, the hierarchy after REPAIR, and the controls.
-ATTACKED = (
-    Kind("unmerged"), Kind("hierarchy", n_leaves=2), Kind("hierarchy", n_leaves=8), Kind("many", n_leaves=8),
-    Kind("hierarchy", "repair", 8), *(Kind(control, n_leaves=BLOCK) for control in CONTROLS),
-)  # fmt: skip
+HIERARCHY, REPAIRED_HIERARCHY = Kind("hierarchy", n_leaves=BLOCK), Kind("hierarchy", "repair", BLOCK)
+MERGED = (Kind("hierarchy", n_leaves=2), HIERARCHY, Kind("many", n_leaves=BLOCK), REPAIRED_HIERARCHY)
+# Drawn under attack: leaves, merges, and the controls.
+CONTROLS_OF_BLOCK = tuple(Kind(control, n_leaves=BLOCK) for control in CONTROLS)
+ATTACKED = (Kind("unmerged"), *MERGED, *CONTROLS_OF_BLOCK)
 
 
 @reads("trees")
@@ -108,20 +108,27 @@ def under_perturbations(run: str) -> Facts:
 def retained(run: str) -> Facts:
     """By how many percent merges of eight retain more than their leaves do under perturbations.
 
-    ``hierarchy`` and ``many`` are merges as they are, ``repaired`` is the hierarchy after REPAIR: geometric means over
-    groups. Outcomes: where each lies, ``below, above, above``.
+    ``hierarchy`` and ``many`` are merges as they are, ``repaired`` is the hierarchy after REPAIR. Outcomes: where each
+    lies, ``below, above, above``.
     """
-    rows = picked(results.read(run, "trees", "perturbed"), {"metric": "retained"})
-    kinds = {"hierarchy": ("hierarchy", "none"), "many": ("many", "none"), "repaired": ("hierarchy", "repair")}
+    kinds = {"hierarchy": HIERARCHY, "many": Kind("many", n_leaves=BLOCK), "repaired": REPAIRED_HIERARCHY}
     outcomes, values = [], {}
-    for name, (algorithm, mended) in kinds.items():
-        merges = picked(rows, {"algorithm": algorithm, "mended": mended})
-        both = pd.concat([merges, picked(rows, {"algorithm": "unmerged"})])
-        ratio = interval(contrast(both, [term(algorithm, BLOCK), term("unmerged", 1, -1)], BLOCK))  # a logarithm
-        more = Interval(*(100 * (np.exp(end) - 1) for end in (ratio.mean, ratio.low, ratio.high)), ratio.n)
+    for name, kind in kinds.items():
+        more = _retained_beside_leaves(run, kind)
         values |= {name: points(more, signed=True), f"size_{name}": points(unsigned(more)), "n": str(more.n)}
         outcomes.append(outcome(more))
     return Facts(", ".join(outcomes), values)
+
+
+def _retained_beside_leaves(run: str, kind: Kind) -> Interval:
+    """By how many percent a kind retains more than leaves do: the geometric mean over groups of eight."""
+    rows = picked(results.read(run, "trees", "perturbed"), {"metric": "retained"})
+    own = picked(rows, {"algorithm": kind.algorithm, "mended": kind.mended})
+    both = pd.concat([own, picked(rows, {"algorithm": "unmerged"})])
+    ratio = interval(
+        contrast(both, [term(kind.algorithm, kind.n_leaves), term("unmerged", 1, -1)], BLOCK)
+    )  # a logarithm
+    return Interval(*(100 * (np.exp(end) - 1) for end in (ratio.mean, ratio.low, ratio.high)), ratio.n)
 
 
 def _each(facts: Facts, count: int) -> Facts:
@@ -198,6 +205,22 @@ def kind_title(kind: Kind) -> str:
     if kind.mended != "none":
         return MENDINGS[kind.mended]
     return "unmerged" if kind.n_leaves == 1 else f"{title_of(kind.algorithm)} of {kind.n_leaves}"
+
+
+@reads("trees")
+def retained_by_kind(run: str) -> Figure:
+    """By how many percent each kind of networks retains more than leaves do under perturbations, a row for each."""
+    styles = {
+        MERGED: Drawn("merged", "#0072B2", "o"),
+        CONTROLS_OF_BLOCK: Drawn("as accurate, not merged", "#7F7F7F", "D"),
+    }
+    rows = {}
+    for kinds, drawn in styles.items():
+        for kind in kinds:
+            title = kind_title(kind._replace(mended="none"))
+            title += "" if kind.mended == "none" else f", {MENDINGS[kind.mended]}"
+            rows[title] = [(drawn, _retained_beside_leaves(run, kind))]
+    return interval_rows(rows, "retained beside leaves (% more)")
 
 
 @reads("trees")

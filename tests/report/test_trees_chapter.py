@@ -144,6 +144,18 @@ def test_what_is_retained_stands_beside_the_leaves_as_merged_and_after_repair():
     assert 23 < float(facts.values["size_repaired"].split()[0]) < 27
 
 
+def test_what_each_kind_retains_has_a_row():
+    plant_trees()
+    with house_style():
+        axes = trees.retained_by_kind("mine").axes[0]
+    assert [text.get_text() for text in axes.texts] == [
+        "hierarchy of 2", "hierarchy of 8", "MergeMany of 8", "hierarchy of 8, after REPAIR",
+        "stopped early", "spoiled by noise", "L2 penalty",
+    ]  # fmt: skip
+    means = [mark.lines[0].get_xdata()[0] for mark in axes.containers]
+    assert means == pytest.approx([-2.5, -10, 0, 25, 50, -25, 25], abs=2)
+
+
 def test_where_all_effects_lie_alike_each_is_said():
     plant_trees(left={kind: [0.5, 0.4, 0.3, 0.2, 0.1] if kind == ("hierarchy", 8) else LEFT[kind] for kind in LEFT})
     assert trees.against_leaves("mine").outcome == "above, above, above, above"
