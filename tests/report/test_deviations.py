@@ -24,8 +24,11 @@ RULES = [
     ("87e6711", ("H4", "H5", "H6")),
     ("362a5c7", ("G",)),
     ("6ae61f0", ("P",)),
-    ("3ff3638", ("T",)),
+    ("77d73ed", ("T",)),
+    ("1f55d7f", ("N",)),
 ]
+# Since then these claims have got further conditions, after those that they had.
+BEFORE_FURTHER_ONES = ("3ff3638", ("T1", "T2", "T3", "T4"))
 # What things were called then, and are called now.
 RENAMED = {"tree": "hierarchy", "merge_many": "many", "naive": "mean"}
 
@@ -135,7 +138,7 @@ def test_what_was_not_found_is_told_with_the_recipe_that_was_tried(committed, ch
 
 
 def test_dates_on_the_page_are_those_of_their_commits():
-    told = re.findall(r"(\d\d? Nov \d\d:\d\d) \(`(\w{7})`\)", PAGE)
+    told = re.findall(r"(\d\d? (?:Nov|Dec) \d\d:\d\d) \(`(\w{7})`\)", PAGE)
     assert len(told) > 20
     assert {commit for _, commit in told} == set(re.findall(r"`([0-9a-f]{7})`", PAGE)), "no commit without its date"
     for date, commit in told:
@@ -145,12 +148,31 @@ def test_dates_on_the_page_are_those_of_their_commits():
 
 @pytest.mark.parametrize(("commit", "ids"), RULES)
 def test_no_threshold_side_measure_or_decisive_flag_was_changed_since_the_rules(commit, ids):
-    then, now = yaml.safe_load(git("show", f"{commit}:book/claims.yml")), results.stated()
-    then = then["claims"] if isinstance(then, dict) else then  # a plain list at first
-    before, after = ([claim for claim in claims if claim["id"].startswith(ids)] for claims in (then, now["claims"]))
-    assert [claim["id"] for claim in before] == [claim["id"] for claim in after]
-    rules, rules_now = ([rule for claim in claims for rule in claim["conditions"]] for claims in (before, after))
-    assert len(rules) and list(map(what_decides, rules)) == list(map(what_decides, rules_now))
+    before, after = claims_of(stated_in(commit), ids), claims_of(results.stated(), ids)
+    assert before and before == after
+
+
+def test_further_conditions_left_those_that_there_were_as_they_were():
+    commit, ids = BEFORE_FURTHER_ONES
+    before, after = claims_of(stated_in(commit), ids), claims_of(results.stated(), ids)
+    assert before.keys() == after.keys() and before != after
+    for name, rules in before.items():
+        assert after[name][: len(rules)] == rules, name
+
+
+def stated_in(commit):
+    """book/claims.yml as it was in a commit; at first it was a plain list."""
+    then = yaml.safe_load(git("show", f"{commit}:book/claims.yml"))
+    return then if isinstance(then, dict) else {"claims": then}
+
+
+def claims_of(stated, ids):
+    """What decides each claim whose id begins so, rule by rule."""
+    return {
+        claim["id"]: [what_decides(rule) for rule in claim["conditions"]]
+        for claim in stated["claims"]
+        if claim["id"].startswith(ids)
+    }
 
 
 def what_decides(rule):
