@@ -184,14 +184,17 @@ def described(table: pd.DataFrame) -> dict[str, str]:
 @reads("transformers")
 def vit(run: str) -> Facts:
     """The barriers between vision transformers; outcomes and values as ``told``, and ``paper_naive`` and so on."""
-    facts = told(run, "vit")
-    return Facts(facts.outcome, {**facts.values, **{f"paper_{name}": f"{high:.2f}" for name, high in PAPER.items()}})
+    return _beside_paper(told(run, "vit"))
 
 
 @reads("transformers")
 def cifar10(run: str) -> Facts:
-    """The barriers between vision transformers on CIFAR-10; outcomes and values as ``told``."""
-    return told(run, "cifar10")
+    """The barriers between vision transformers on CIFAR-10, as ``vit`` has them."""
+    return _beside_paper(told(run, "cifar10"))
+
+
+def _beside_paper(facts: Facts) -> Facts:
+    return Facts(facts.outcome, {**facts.values, **{f"paper_{name}": f"{high:.2f}" for name, high in PAPER.items()}})
 
 
 @reads("transformers")
@@ -224,6 +227,12 @@ def turning(run: str) -> Facts:
 def in_step(run: str) -> Facts:
     """The same, beside permutations that are found from the same starts by the same steps; likewise."""
     return _differences(run, IN_STEP)
+
+
+@reads("transformers")
+def starts(run: str) -> Facts:
+    """The same for permuting by weights from where activations end, beside permuting networks as they are; likewise."""
+    return _differences(run, {"weights": ("rewritten_weights", "step_weights")})
 
 
 @reads("transformers")
@@ -278,10 +287,10 @@ def tenth(run: str) -> Facts:
     ``vit`` is the gap of a kind, ``vit_naive`` and ``vit_held`` the accuracies in percent, ``vit_ends`` that of the
     networks. Outcomes as ``facts.outcome`` has them, kind by kind.
     """
-    lines, recipes = results.read(run, "transformers", "lines"), networks(run)
+    lines = results.read(run, "transformers", "lines")
     outcomes, values = [], {}
-    for kind in networks(run):
-        at = picked(lines, {"recipe": recipes[kind], "lam": TENTH})
+    for kind, recipe in networks(run).items():
+        at = picked(lines, {"recipe": recipe, "lam": TENTH})
         naive, held = (100 * by_pair(at, name, "accuracy") for name in ("naive", "correlation_held"))
         gap = interval(held - naive)
         ends = 100 * by_pair(barriers_of(run, kind), "naive", "accuracy_ends").mean()
@@ -335,9 +344,8 @@ def barriers_table(run: str) -> pd.DataFrame:
 @reads("transformers")
 def lines_table(run: str) -> pd.DataFrame:
     """Accuracy in percent by way, at the ends of the line, a tenth of the way, and halfway."""
-    lines, recipes = results.read(run, "transformers", "lines"), networks(run)
-    rows = []
-    for kind, recipe in recipes.items():
+    lines, rows = results.read(run, "transformers", "lines"), []
+    for kind, recipe in networks(run).items():
         about = described(barriers_of(run, kind))
         for name, way in WAYS.items():
             row = {"networks": f"{about['data']}, {about['title']}", "brought together": way.title}
@@ -354,16 +362,15 @@ def along_the_line(run: str) -> Figure:
 
     Both halves of a line are one sample: which network of a pair is the first means nothing.
     """
-    lines, recipes = results.read(run, "transformers", "lines"), networks(run)
-    shown = networks(run)
+    lines, shown = results.read(run, "transformers", "lines"), networks(run)
     figure, panels = plt.subplots(len(shown), 1, figsize=(width(), 3.7 * len(shown)), squeeze=False)
     curves = {name: way.curve for name, way in WAYS.items() if way.curve is not None}
     ends = []
-    for axes, kind in zip(panels[:, 0], shown, strict=True):
+    for axes, (kind, recipe) in zip(panels[:, 0], shown.items(), strict=True):
         about = described(barriers_of(run, kind))
         ends_here = []
         for name, drawn in curves.items():
-            halves = half_lines(lines, recipes[kind], name)
+            halves = half_lines(lines, recipe, name)
             axes.plot(halves.columns, halves.T, color=on_page(drawn.colour), linewidth=0.7, alpha=0.3)
             axes.plot(halves.columns, halves.mean(), color=on_page(drawn.colour))
             ends_here.append((float(halves.mean().iloc[-1]), drawn.title, word_colour(drawn.colour)))

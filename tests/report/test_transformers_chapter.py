@@ -121,6 +121,7 @@ def test_turning_stands_beside_permuting_from_the_same_start():
     assert facts.outcome == ", ".join(3 * ["lower", "no lower", "lower"])
     assert facts.values["cifar10_weights"].startswith("−0.10")
     assert facts.values["size_cifar10_weights"].startswith("0.10")
+    assert transformers.starts("mine").outcome == "lower, lower, lower"  # 1.5 and 0.3
 
 
 def test_matching_by_weights_stands_beside_no_matching():
