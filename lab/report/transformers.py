@@ -311,12 +311,9 @@ def proof(run: str) -> Facts:
     The outcome is ``rounding``, or ``more``.
     """
     table = picked(results.read(run, "transformers", "barriers"), {"metric": "change"})
+    pairs = len(table[["recipe", "node"]].drop_duplicates())
     power = math.ceil(math.log10(max(table["value"].max(), 1e-16)))
-    return Facts("rounding" if power <= -11 else "more", {"power": f"−{-power}", "pairs": str(_pairs(table))})
-
-
-def _pairs(table: pd.DataFrame) -> int:
-    return len(table[["recipe", "node"]].drop_duplicates())
+    return Facts("rounding" if power <= -11 else "more", {"power": f"−{-power}", "pairs": str(pairs)})
 
 
 @reads("transformers")
