@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from typing import Any, get_args
 
@@ -117,13 +118,13 @@ class Expanded(nn.Module):
 
         Raises ValueError for another batch size than the example's if torch.export fixed it.
         """
-        inputs = tuple(named[name] for name in self.names) if named else inputs
-        if self.only_batch and inputs[0].shape[0] != self.only_batch:
+        first = (*inputs, *named.values())[0]
+        if self.only_batch and first.shape[0] != self.only_batch:
             raise ValueError(
-                f"torch.export fixed the batch size to {self.only_batch}, got {inputs[0].shape[0]}: "
+                f"torch.export fixed the batch size to {self.only_batch}, got {first.shape[0]}: "
                 "where the model has len(x), write x.shape[0], or give an example of this size"
             )
-        return torch.utils._pytree.tree_unflatten(self.network(*inputs), self.outputs)
+        return torch.utils._pytree.tree_unflatten(self.network(*inputs, **named), self.outputs)
 
     @property
     def size(self) -> float:
@@ -174,10 +175,26 @@ class Expanded(nn.Module):
         ``torch.export.load(path).module()`` reads it.
         """
         device = next(self.parameters()).device
-        torch.export.save(export(self, on_each(lambda x: x.to(device), self.example), any_batch=True), path)
+        example = on_each(lambda x: x.to(device), self.example)
+        torch.export.save(export(_Spelled(self), example, any_batch=True), path)
 
     def __repr__(self) -> str:
         return f"Expanded({repr(self.slots)[6:-1]}; size {self.size:.2f})"
+
+
+class _Spelled(nn.Module):
+    """A merged network whose ``forward`` spells its inputs' names: torch cannot run the checks it writes of ``**``."""
+
+    def __init__(self, merged: Expanded) -> None:
+        super().__init__()
+        self.network = merged.network
+        run = functools.partial(_run, self.network, merged.outputs)
+        self.forward = functools.update_wrapper(run, self.network.forward)  # which has the names
+
+
+def _run(network: nn.Module, outputs: torch.utils._pytree.TreeSpec, *inputs: Tensor, **named: Tensor) -> Any:
+    """What a network gives, put together as the model's outputs."""
+    return torch.utils._pytree.tree_unflatten(network(*inputs, **named), outputs)
 
 
 def kept_whole(spec: PermutationSpec, model: nn.Module, example: Inputs) -> dict[str, str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.expanding.axes import Axes, Axis, CannotSplit
-from rebasin.graph import operator, weight_keys
+from rebasin.graph import names_of, operator, weight_keys
 from rebasin.tracing import Followed
 from rebasin.tracing.units import RULES, Rule, Value
 from rebasin.weights import Weights
@@ -76,6 +76,8 @@ class Rewriting:
         program = self.followed.program
         self.keys = weight_keys(program)
         inputs = program.graph_signature.user_inputs
+        # By what the graph calls an input, what the model calls it.
+        self.names = dict(zip(inputs, names_of(program) or inputs, strict=True))
         first = next(node for node in program.graph.nodes if node.name in inputs)
         self.batch = self.value(first).shape[0]  # that of the example
         self.any_batch = bool(program.range_constraints)  # which there are of sizes that are not fixed
@@ -181,7 +183,7 @@ def _place(merge: Rewriting, node: Node) -> None:
     if node.name in signature.inputs_to_lifted_tensor_constants:
         merge.new[node] = merge.constant(program.constants[signature.inputs_to_lifted_tensor_constants[node.name]])
     elif node not in merge.keys:
-        merge.new[node] = merge.graph.placeholder(node.name)
+        merge.new[node] = merge.graph.placeholder(merge.names[node.name])
     elif merge.keys[node] in signature.non_persistent_buffers:
         merge.new[node] = merge.constant(program.constants[merge.keys[node]])
 

@@ -137,6 +137,23 @@ def test_two_inputs_go_through_every_way_of_merging(named):
     torch.testing.assert_close(apart, sum(again) / 2, rtol=0, atol=0.05)
 
 
+def named_pair():
+    """Two models, a batch of two inputs by name, and what PLeaS makes of them."""
+    a, b = two_models(Two)
+    generator = torch.Generator().manual_seed(0)
+    batch = {"context": torch.randn(60, 5, generator=generator), "x": torch.randn(60, 3, generator=generator)}
+    spec = rebasin.trace(a, {name: x[:2] for name, x in batch.items()})
+    return rebasin.pleas(rebasin.collect(spec, [a, b], batch)), batch
+
+
+def test_a_merge_of_several_named_inputs_runs_from_its_file(tmp_path):
+    merge, batch = named_pair()
+    merge.save(tmp_path / "merge.pt2")
+    saved = torch.export.load(tmp_path / "merge.pt2").module()
+    few = {name: x[:7] for name, x in batch.items()}
+    torch.testing.assert_close(saved(**few)["logits"], merge(**few)["logits"])
+
+
 LLAMA = transformers.LlamaConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
 )
