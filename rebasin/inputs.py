@@ -35,6 +35,12 @@ def check_batch(inputs: Any, what: str) -> None:
             raise ValueError(f"the batch axis is the first: {first[0]} has {len(first[1])} entries, {called} {len(x)}")
 
 
+def check_two_or_more(count: int, what: str) -> None:
+    """Raise ValueError for fewer than two inputs."""
+    if count < 2:
+        raise ValueError(f"{what} needs two inputs or more, got {count}")
+
+
 def check_inputs(inputs: Any, what: str, device: torch.device) -> None:
     """Raise TypeError or ValueError unless inputs are tensors (m, ...) that weights on a device can be applied to."""
     check_batch(inputs, what)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rebasin.arguments import check_count, check_number, check_seed
 from rebasin.fitting.rows import alike_layers, draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export
-from rebasin.inputs import Inputs, batch_size, on_each, shapes_of
+from rebasin.inputs import Inputs, batch_size, check_two_or_more, on_each, shapes_of
 from rebasin.matching.batches import Loader, batches_of
 from rebasin.merging.record import side_by_side
 from rebasin.spec import PermutationSpec
@@ -97,7 +97,8 @@ def collect(
     ``models`` is a list of modules, which are taken as in evaluation, or their weights (n, ...), in which case
     ``model`` is a module that they are weights of. ``loader`` gives batches of inputs, or tuples that begin with them;
     one tensor is one batch; several inputs are a tuple or a dict of tensors. All models see the same inputs, and no
-    labels are needed. Every second image is held back. Of the places that a layer gives for an image, at most
+    labels are needed. ``pleas`` reads the loader once more where models have batch norms, so that it must not be a
+    generator then. Every second image is held back. Of the places that a layer gives for an image, at most
     ``places`` are taken, drawn by ``seed`` anew for each image; None takes all. The outputs of a layer are linear in
     what it reads, so that these matrices serve every permutation, size and objective; nothing has to be read again.
     Products are made in the models' precision, and added in float64.
@@ -143,8 +144,7 @@ def collect(
             at = draw_places(node, x, places, generator)
             _add(layer, [rows_at(node, x, at) for _, x in (of_models[:1] if layer.alike else of_models)], held)
         images += batch_size(inputs)
-    if images < 2:
-        raise ValueError(f"two images or more are needed, of which every second is held back: got {images}")
+    check_two_or_more(images, "a fit, which holds back every second input,")
     for key, layer in layers.items():
         for gram in layer.gram:
             gram.copy_(gram.tril() + gram.tril(-1).T)

@@ -23,7 +23,7 @@ def measure_norms(model: Module, loader: Loader) -> Module:
 
     ``loader`` gives batches of two inputs or more, or tuples that begin with them. In each batch a norm sees what the
     norms before it give with the batch's own statistics, as in training; ``reset_norms`` takes one batch. Raises
-    ValueError if the loader gives nothing.
+    ValueError if the loader gives nothing, or a batch that has one value of a unit, and so no variance.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
     >>> x = torch.randn(100, 3)
@@ -64,6 +64,8 @@ def _statistics(program: torch.export.ExportedProgram, weights: dict[str, Tensor
 
 
 def batch_statistics(x: Tensor) -> list[Tensor]:
-    """Mean and variance of each channel of (images, channels, ...)."""
+    """Mean and variance of each channel of (images, channels, ...). Raises ValueError for a single value of each."""
+    if x[:, 0].numel() == 1:
+        raise ValueError("a batch of one image has no variance: pass drop_last=True to the DataLoader")
     variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1])
     return [mean, variance]

@@ -22,7 +22,7 @@ from rebasin.graph import (
     run,
     weight_keys,
 )
-from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs
+from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs, check_two_or_more
 from rebasin.spec import PermutationSpec
 from rebasin.weights import (
     Kind,
@@ -54,7 +54,8 @@ def mender(model: nn.Module, inputs: Inputs) -> Mend:
     REPAIR would make up for that by a factor in the norm's weight, and the next stage would average this factor with
     another merge's.
 
-    Raises TypeError unless ``model`` is a module; the mending raises what ``repair`` does.
+    Raises TypeError unless ``model`` is a module, ValueError for fewer than two inputs; the mending raises what
+    ``repair`` does.
 
     >>> models = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(4)]
     >>> spec = rebasin.trace(models[0], torch.ones(1, 3))
@@ -64,6 +65,7 @@ def mender(model: nn.Module, inputs: Inputs) -> Mend:
     """
     check_module(model, "mender(model, inputs)")
     check_batch(inputs, "the inputs")
+    check_two_or_more(batch_size(inputs), "REPAIR")
     return functools.partial(_mend, model, inputs)
 
 
@@ -114,8 +116,7 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Inputs) -> K
     """
     check_module(model, "repair(model, merged, parents, inputs)")
     check_batch(inputs, "the inputs")
-    if batch_size(inputs) < 2:
-        raise ValueError(f"REPAIR needs two inputs or more to tell a deviation, got {batch_size(inputs)}")
+    check_two_or_more(batch_size(inputs), "REPAIR")
     weights, parents = weights_of(merged, "the merge"), weights_of(parents, "the parents")
     batch = _leading(model, weights, "the merge", inputs)
     if len(_leading(model, parents, "the parents", inputs)) != len(batch) + 1:
@@ -186,8 +187,7 @@ def reset_norms(model: nn.Module, weights: Kind, inputs: Inputs) -> Kind:
     """
     check_module(model, "reset_norms(model, weights, inputs)")
     check_batch(inputs, "the inputs")
-    if batch_size(inputs) < 2:
-        raise ValueError(f"a variance needs two inputs or more, got {batch_size(inputs)}")
+    check_two_or_more(batch_size(inputs), "a variance")
     given = weights_of(weights, "the weights")
     batch = _leading(model, given, "the weights", inputs)
     program = export(model, inputs)

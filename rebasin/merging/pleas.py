@@ -89,6 +89,7 @@ def pleas(
     """
     check_choice(objective, "objective", get_args(Objective))
     check_grams(grams, "pleas(grams)")
+    _check_norms(grams)
     read_axes(grams.spec, grams.program)  # raises for a layer that cannot be fitted
     slots, budget = choose_slots(grams, size=size, by=by, permutation=permutation, gains=gains, heads=heads)
     return fit_slots(grams, slots, objective=objective, heads=heads, budget=budget)
@@ -156,17 +157,21 @@ def fit_slots(
     True
     """
     check_grams(grams, "fit_slots(grams, slots)")
-    norms = norms_of(grams.program)
-    if norms and isinstance(grams.loader, Iterator):
-        raise ValueError(
-            "norm statistics have to be measured, and the loader can be read only once: collect from a list"
-        )
+    _check_norms(grams)
     weights, fits = least_squares(grams, slots, objective=objective, heads=heads)
     network = expand_network(slots, grams.model, grams.weights, example=grams.example, heads=heads)
     network = network.with_weights(weights)
-    if norms:
+    if norms_of(grams.program):
         network = measure_norms(network, grams.loader)
     return Fitted(network, slots, fits, budget)
+
+
+def _check_norms(grams: Grams) -> None:
+    """Raise ValueError if there are norms whose statistics cannot be measured."""
+    if norms_of(grams.program) and isinstance(grams.loader, Iterator):
+        raise ValueError(
+            "norm statistics have to be measured, and the loader can be read only once: collect from a list"
+        )
 
 
 def of_both(permutation: Permutation | Matching) -> Permutation:

@@ -21,7 +21,7 @@ from rebasin.fitting.norm_statistics import batch_statistics
 from rebasin.fitting.normal_equations import Equations, Layout
 from rebasin.fitting.rows import draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
 from rebasin.graph import export, run
-from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs, on_each
+from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs, check_two_or_more, on_each
 from rebasin.merging.mending import norms_of
 from rebasin.merging.pleas import Fitted
 from rebasin.merging.record import side_by_side
@@ -75,8 +75,7 @@ def refit(
         check_count(places, "places")
     check_seed(seed)
     check_batch(inputs, "the inputs")
-    if batch_size(inputs) < 2:
-        raise ValueError(f"two inputs or more are needed, of which every second is held back: got {batch_size(inputs)}")
+    check_two_or_more(batch_size(inputs), "a fit, which holds back every second input,")
     slots = merge if isinstance(merge, Slots) else merge.slots
     parents, model = _parents(models, model, slots)
     check_inputs(inputs, "the inputs", next(iter(parents.values())).device)

@@ -169,7 +169,11 @@ FUNCTIONS = {
         {"model": NORMED, "weights": NORMED, "inputs": X},
         {"model": MODELS, "weights": {"None": None, "another model": A, "none": {}}, "inputs": INPUTS},
     ),
-    "mender": (rebasin.mender, {"model": A, "inputs": X}, {"model": MODELS, "inputs": {"None": None, "a list": [X]}}),
+    "mender": (
+        rebasin.mender,
+        {"model": A, "inputs": X},
+        {"model": MODELS, "inputs": {"None": None, "a list": [X], "one": X[:1]}},
+    ),
     "collect": (
         rebasin.collect,
         {**MANY, "loader": X},

@@ -5,6 +5,7 @@ import torch
 from networks import NETWORKS, Attention, Branches, Chain, drawn, images
 from torch import nn
 from torch.func import functional_call
+from torch.utils.data import DataLoader
 
 from rebasin import Permutation, Slots, collect, fit_slots, match, pleas, reset_norms, trace
 from rebasin.expanding.costs import count_cost, graph_costs
@@ -126,6 +127,15 @@ def test_measured_statistics_of_one_batch_are_those_of_the_reset():
     expected = (model[0](x[:25]).mean((0, 2, 3)) + model[0](x[25:]).mean((0, 2, 3))) / 2
     torch.testing.assert_close(two[1].running_mean, expected)
     assert model[1].running_mean.eq(0).all()  # nothing given is modified
+
+
+def test_a_last_batch_of_one_image_is_refused_where_that_has_no_variance():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval(), torch.randn(41, 3)
+    with pytest.raises(ValueError, match="one image has no variance: pass drop_last=True to the DataLoader"):
+        measure_norms(model, DataLoader(x, batch_size=10))
+    assert measure_norms(model, DataLoader(x, batch_size=10, drop_last=True))[1].running_var.isfinite().all()
+    pixels = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)).double().eval()
+    assert measure_norms(pixels, images(5).split(4))[1].running_var.isfinite().all()  # one image has many pixels
 
 
 def test_a_matching_of_weights_may_be_given():

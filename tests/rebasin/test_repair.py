@@ -134,7 +134,7 @@ def test_neither_merge_nor_parents_are_modified(net, random_weights, parents, in
 
 @pytest.mark.parametrize("m", [0, 1])
 def test_fewer_than_two_inputs_are_refused(net, parents, inputs, m):
-    with pytest.raises(ValueError, match=f"REPAIR needs two inputs or more to tell a deviation, got {m}"):
+    with pytest.raises(ValueError, match=f"REPAIR needs two inputs or more, got {m}"):
         repair(net, mean_of(parents), parents, inputs[:m])
 
 
