@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -16,8 +17,8 @@ from rebasin.expanding.expansion import Heads, expand
 from rebasin.expanding.rewriting import Block, Rewriting, rewrite
 from rebasin.expanding.slots import Slots
 from rebasin.expanding.split_proof import prove_split
-from rebasin.graph import export, names_of, two_or_more
-from rebasin.inputs import Inputs, on_each
+from rebasin.graph import export, two_or_more
+from rebasin.inputs import Inputs, arguments_of, on_each
 from rebasin.merging.record import side_by_side
 from rebasin.spec import PermutationSpec
 from rebasin.tracing import Followed, double_inputs, follow_program
@@ -99,7 +100,7 @@ class Expanded(nn.Module):
         self.slots, self.example = rewriting.axes.slots, example
         self.blocks = {**rewriting.blocks, **{key: Block(key) for key in rewriting.unused}}
         self.shapes = {key: tuple(tensor.shape) for key, tensor in dense.items()}
-        self.names, self.outputs = names_of(program), program.call_spec.out_spec
+        self.outputs = program.call_spec.out_spec
         self.only_batch = None if rewriting.any_batch else rewriting.batch
         self.network = rewriting.module(dense)
         self.macs = self.macs_dense = self.macs_parent = 0
@@ -116,8 +117,14 @@ class Expanded(nn.Module):
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """What the merge gives for the model's inputs, by their names if the example gave names.
 
-        Raises ValueError for another batch size than the example's if torch.export fixed it.
+        Raises TypeError for other inputs than the example had, ValueError for another batch size than the example's if
+        torch.export fixed it.
         """
+        args, kwargs = arguments_of(self.example)
+        if len(inputs) != len(args) or named.keys() != kwargs.keys():
+            raise TypeError(
+                f"the merge takes {_listed(args, kwargs)}, as its example did, and is given {_listed(inputs, named)}"
+            )
         first = (*inputs, *named.values())[0]
         if self.only_batch and first.shape[0] != self.only_batch:
             raise ValueError(
@@ -190,6 +197,12 @@ class _Spelled(nn.Module):
         self.network = merged.network
         run = functools.partial(_run, self.network, merged.outputs)
         self.forward = functools.update_wrapper(run, self.network.forward)  # which has the names
+
+
+def _listed(inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> str:
+    """What a network is called with, in words."""
+    unnamed = [f"{len(inputs)} input{'s' * (len(inputs) != 1)} without a name"] if inputs else []
+    return ", ".join(unnamed + [f"{name}=" for name in named]) or "nothing"
 
 
 def _run(network: nn.Module, outputs: torch.utils._pytree.TreeSpec, *inputs: Tensor, **named: Tensor) -> Any:

@@ -154,6 +154,24 @@ def test_a_merge_of_several_named_inputs_runs_from_its_file(tmp_path):
     torch.testing.assert_close(saved(**few)["logits"], merge(**few)["logits"])
 
 
+def test_a_merge_refuses_other_inputs_than_it_was_made_for():
+    merge, batch = named_pair()
+    x, context = batch["x"], batch["context"]
+    takes = "the merge takes context=, x=, as its example did, and is given "
+    for inputs, named, given in (
+        ((x, context), {}, "2 inputs without a name"),
+        ((x,), {"context": context}, "1 input without a name, context="),
+        ((), {"x": x}, "x="),
+        ((), {**batch, "mask": x}, "context=, x=, mask="),
+        ((), {}, "nothing"),
+    ):
+        with pytest.raises(TypeError, match=f"^{takes}{given}$"):
+            merge(*inputs, **named)
+    plain = rebasin.pleas(rebasin.collect(merge.slots.spec, two_models(Two), [((x, context), None)]))
+    with pytest.raises(TypeError, match="the merge takes 2 inputs without a name, .* is given context=, x="):
+        plain(**batch)
+
+
 LLAMA = transformers.LlamaConfig(
     vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
 )
