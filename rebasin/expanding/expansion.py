@@ -14,7 +14,7 @@ from rebasin.expanding.slots import Slots
 from rebasin.graph import AFFINE, NORMS, operator, weight_keys
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, to, weights_of
+from rebasin.weights import Models, is_whole, to, weights_of
 
 Heads = Literal["shared", "side by side"]
 PRODUCTS = ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
@@ -49,10 +49,10 @@ def expand(
     moved = Permutation(spec, to(slots.permutation.indices, device)).apply(weights)
     expanded = {}
     for key, tensor in moved.items():
-        if tensor.is_floating_point():
-            expanded[key] = _expanded(slots, key, tensor, reading.get(key), key in stacked)
-        else:
+        if is_whole(tensor):
             expanded[key] = tensor[0].clone()
+        else:
+            expanded[key] = _expanded(slots, key, tensor, reading.get(key), key in stacked)
     return expanded
 
 

@@ -21,7 +21,7 @@ from rebasin.expanding.axes import Axes, Axis, CannotSplit
 from rebasin.graph import names_of, operator, weight_keys
 from rebasin.tracing import Followed
 from rebasin.tracing.units import RULES, Rule, Value
-from rebasin.weights import Weights
+from rebasin.weights import Weights, is_whole
 
 Node = torch.fx.Node
 
@@ -128,7 +128,7 @@ class Rewriting:
         root = nn.Module()
         for name, block in self.blocks.items():
             tensor = block.of(dense[block.key])
-            trained = block.key not in statistics and tensor.is_floating_point()
+            trained = block.key not in statistics and not is_whole(tensor)
             _hold(root, name, nn.Parameter(tensor) if trained else tensor)
         for name, tensor in self.constants.items():
             root.register_buffer(name, tensor.to(device), persistent=False)

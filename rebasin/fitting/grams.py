@@ -178,11 +178,14 @@ def halves(rows: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _empty(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], memory: float) -> dict[str, LayerGram]:
-    """Gram matrices to be added to. Raises ValueError if they take too much memory."""
+    """Gram matrices to be added to. Raises ValueError if they take too much memory, or layers are complex."""
     biases, blocks = {}, {}
     for node, (weight, bias) in layers_of(program).items():
         biases[weight], blocks[weight] = bias, number_of_blocks(node)
     n = len(next(iter(weights.values())))
+    for key in biases:
+        if weights[key].is_complex():
+            raise ValueError(f"{key!r} is complex, and no layer of complex weights is fitted: take match and merge")
     alike = alike_layers(program, weights)
     readers = {key: 1 if key in alike else n for key in biases}
     sizes = {key: readers[key] * weights[key][0, 0].numel() * blocks[key] + 1 for key in biases}

@@ -129,6 +129,33 @@ def test_measured_statistics_of_one_batch_are_those_of_the_reset():
     assert model[1].running_mean.eq(0).all()  # nothing given is modified
 
 
+class Turned(nn.Module):
+    """Units that are turned by complex numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.turn = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+
+    def forward(self, x):
+        return self.b((self.a(x).relu() * self.turn).real)
+
+
+def test_complex_parameters_are_merged_and_complex_layers_refused():
+    models, x = [Turned(), Turned()], torch.randn(60, 3)
+    spec = trace(models[0], x[:2])
+    grams = collect(spec, models, x)
+    average = fit_slots(grams, Slots.of_permutation(Permutation.identity(spec, (2,)))).model
+    torch.testing.assert_close(average.get_parameter("network.turn"), (models[0].turn + models[1].turn) / 2)
+    apart = fit_slots(grams, Slots.apart(spec, 2))
+    torch.testing.assert_close(apart(x), (models[0](x) + models[1](x)) / 2, rtol=1e-5, atol=1e-5)
+    layers = []
+    for _ in range(2):
+        layers.append(nn.Sequential(*(nn.Linear(i, o, dtype=torch.complex64) for i, o in ((3, 4), (4, 2)))))
+    with pytest.raises(ValueError, match="'0.weight' is complex, and no layer of complex weights is fitted"):
+        collect(trace(layers[0], x[:2].cfloat()), layers, x.cfloat())
+
+
 def test_a_last_batch_of_one_image_is_refused_where_that_has_no_variance():
     model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval(), torch.randn(41, 3)
     with pytest.raises(ValueError, match="one image has no variance: pass drop_last=True to the DataLoader"):
