@@ -155,13 +155,13 @@ def _outputs(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) ->
     try:
         with (
             torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
+            torch.random.fork_rng(devices=[]),  # of the CPU alone, where all is computed
             warnings.catch_warnings(),
             computing_in(torch.float64),
             _Wide(),
         ):
             warnings.simplefilter("ignore")
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             outputs = torch.utils._pytree.tree_leaves(fresh(*args, **kwargs))
     except Exception:  # whatever a model says of inputs that it does not take
         return []

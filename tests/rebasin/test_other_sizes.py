@@ -26,6 +26,16 @@ class Places(nn.Module):
         return self.out(hidden + places.reshape(hidden.shape))
 
 
+def test_the_random_numbers_of_a_gpu_are_left_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    state = torch.get_rng_state()
+    trace(model, normal(2, 3))
+    assert not seeded
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 class LongTexts(nn.Module):
     """A shift that only inputs of more than seven places get, and crowded batches."""
 
