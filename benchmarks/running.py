@@ -55,7 +55,7 @@ def main() -> None:
     for module in networks[1].modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    grams = collect(trace(networks[0], data.example), networks, split.pixels.split(BATCH))
+    grams = collect(trace(networks[0], data.example), networks, list(split.pixels.split(BATCH)))
     merged = {f"merge of size {size:g}": pleas(grams, size=size).model for size in (1.0, 1.2)}
     batch = split.pixels[:BATCH]
     rows = [{"network": name, **run_of(network, batch)} for name, network in {"parent": networks[0], **merged}.items()]

@@ -90,9 +90,11 @@ def matched_on_images(
     a, b = to(a, device), to(b, device)
     pixels, labels = images.pixels.to(device), images.labels.to(device)
     if matcher == "activations":
-        matching = activation_matching(spec, a, b, model=model, loader=pixels.split(BATCH))
+        matching = activation_matching(spec, a, b, model=model, loader=list(pixels.split(BATCH)))
     elif matcher == "correlation":
-        matching = activation_matching(spec, a, b, model=model, loader=pixels.split(BATCH), similarity="correlation")
+        matching = activation_matching(
+            spec, a, b, model=model, loader=list(pixels.split(BATCH)), similarity="correlation"
+        )
     else:
         dataset = TensorDataset(pixels, labels)
         order = RandomSampler(dataset, generator=torch.Generator().manual_seed(seed))

@@ -117,7 +117,7 @@ def match_by_activations(
     single = over(a, Tensor.float)
     products = stream_products(model, single, over(b, Tensor.float), inputs)
     b = rotate(spec, stream, best(products.double()).unsqueeze(1), b)
-    loader = inputs.split(BATCH)
+    loader = list(inputs.split(BATCH))
     matching = activation_matching(held(spec, [stream]), single, over(b, Tensor.float), model=model, loader=loader)
     return matching.permutation.apply(b)
 

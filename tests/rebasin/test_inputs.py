@@ -86,6 +86,19 @@ def test_running_out_of_memory_is_not_taken_for_a_wrong_input():
         straight_through_matching(spec, model, model, model=model, loader=batches)
 
 
+def test_a_tuple_of_tensors_is_one_batch_as_it_is_everywhere_else():
+    a, b = two_models(Two)
+    inputs = torch.randn(40, 3), torch.randn(40, 5)
+    spec = rebasin.trace(a, inputs)
+    grams = rebasin.collect(spec, [a, b], inputs)
+    assert grams.images == 40
+    for key, layer in rebasin.collect(spec, [a, b], [(inputs, "labels")]).layers.items():
+        assert torch.equal(layer.gram, grams.layers[key].gram)
+    rebasin.match(spec, a, b, by="activations", model=a, loader=inputs)
+    measured, reset = measure_norms(a, inputs), rebasin.reset_norms(a, a, inputs)
+    torch.testing.assert_close(measured.norm.running_var, reset.norm.running_var)
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_two_inputs_go_through_every_way_of_merging(named):
     """The same numbers whichever way the two are given, and as for a model that takes both side by side."""

@@ -101,6 +101,7 @@ def mistakes():
         lambda: rebasin.pleas(rebasin.collect(spec, [a, b], images)),
         lambda: rebasin.pleas(rebasin.collect(spec, [a, b], images), size=3),
         lambda: rebasin.collect(spec, [a, b], [["a text", 1]]),
+        lambda: rebasin.collect(spec, [a, b], images.split(4)),
         lambda: rebasin.pleas(rebasin.collect(spec, [a, b], (batch for batch in images.split(4)))),
         fit_twice,
         lambda: rebasin.merge(spec, [a, b], mend=rebasin.mender(a, images[:1])),

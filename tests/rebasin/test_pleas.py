@@ -162,7 +162,7 @@ def test_a_last_batch_of_one_image_is_refused_where_that_has_no_variance():
         measure_norms(model, DataLoader(x, batch_size=10))
     assert measure_norms(model, DataLoader(x, batch_size=10, drop_last=True))[1].running_var.isfinite().all()
     pixels = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4)).double().eval()
-    assert measure_norms(pixels, images(5).split(4))[1].running_var.isfinite().all()  # one image has many pixels
+    assert measure_norms(pixels, list(images(5).split(4)))[1].running_var.isfinite().all()  # one image has many pixels
 
 
 def test_a_matching_of_weights_may_be_given():
