@@ -21,8 +21,8 @@ def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> 
     A tensor, or a tuple or dict of them, is the inputs of one batch. A batch is its inputs, a tensor or a dict, or a
     tuple or list that begins with them: a tensor, a tuple of several, or a dict.
 
-    Raises TypeError for a loader that gives no batches, ValueError if there are none, or if one lies on another device
-    than the weights, or has inputs that are not finite.
+    Raises TypeError for a loader that gives no batches, ValueError if there are none, if it can be read only once and
+    there are several epochs, or if a batch lies on another device than the weights, or has inputs that are not finite.
     """
     if _is_one_batch(loader):
         loader = [(loader,)]
@@ -31,6 +31,8 @@ def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> 
             "the loader must give batches, as a DataLoader or a list does, or be one: a tensor, or a tuple or dict of "
             f"them; got {type(loader).__name__}"
         )
+    if epochs > 1 and isinstance(loader, Iterator):
+        raise ValueError(f"epochs={epochs} reads the loader more than once, which it cannot be: make a list of it")
     device = next(iter(weights.values())).device
     total = epochs * len(loader) if isinstance(loader, Sized) else 0
     count = 0

@@ -99,6 +99,15 @@ def test_a_tuple_of_tensors_is_one_batch_as_it_is_everywhere_else():
     torch.testing.assert_close(measured.norm.running_var, reset.norm.running_var)
 
 
+def test_several_epochs_need_a_loader_that_can_be_read_again():
+    a, b = two_models(lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+    spec, batches = rebasin.trace(a, torch.ones(2, 3)), [(torch.randn(10, 3), torch.arange(10) % 2)]
+    assert straight_through_matching(spec, a, b, model=a, loader=iter(batches)).sweeps == 1
+    assert straight_through_matching(spec, a, b, model=a, loader=batches, epochs=2).sweeps == 2
+    with pytest.raises(ValueError, match="epochs=2 reads the loader more than once, which it cannot be: make a list"):
+        straight_through_matching(spec, a, b, model=a, loader=iter(batches), epochs=2)
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_two_inputs_go_through_every_way_of_merging(named):
     """The same numbers whichever way the two are given, and as for a model that takes both side by side."""
