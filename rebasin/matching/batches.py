@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from operator import length_hint
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +35,7 @@ def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> 
     if epochs > 1 and isinstance(loader, Iterator):
         raise ValueError(f"epochs={epochs} reads the loader more than once, which it cannot be: make a list of it")
     device = next(iter(weights.values())).device
-    total = epochs * len(loader) if isinstance(loader, Sized) else 0
+    total = epochs * length_hint(loader, 0)  # a DataLoader over a stream has no length
     count = 0
     with track(total, what, "batch") as bar:
         for batch in chain.from_iterable(loader for _ in range(epochs)):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import rebasin
 from rebasin.fitting.norm_statistics import measure_norms
@@ -106,6 +107,19 @@ def test_several_epochs_need_a_loader_that_can_be_read_again():
     assert straight_through_matching(spec, a, b, model=a, loader=batches, epochs=2).sweeps == 2
     with pytest.raises(ValueError, match="epochs=2 reads the loader more than once, which it cannot be: make a list"):
         straight_through_matching(spec, a, b, model=a, loader=iter(batches), epochs=2)
+
+
+class Stream(IterableDataset):
+    """Data without a length."""
+
+    def __iter__(self):
+        return iter(torch.ones(7, 3))
+
+
+def test_a_data_loader_without_a_length_is_read():
+    a, b = two_models(lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+    spec = rebasin.trace(a, torch.ones(2, 3))
+    assert rebasin.collect(spec, [a, b], DataLoader(Stream(), batch_size=2)).images == 7
 
 
 @pytest.mark.parametrize("named", [False, True])
