@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rebasin.arguments import check_tensor
-from rebasin.spec import Part, PermutationSpec, check_spec
+from rebasin.spec import Part, PermutationSpec, check_spec, counted
 from rebasin.weights import Kind, like, weights_of
 
 
@@ -98,7 +98,7 @@ class Permutation:
     def __repr__(self) -> str:
         units = sum(self.spec.units(group) for group in self.spec.sizes)
         batch = f", batch {tuple(self.batch)}" if self.batch else ""
-        return f"Permutation({len(self.indices)} group{'s' * (len(self.indices) != 1)}, {units} units{batch})"
+        return f"Permutation({counted(len(self.indices), 'group')}, {units} units{batch})"
 
     @property
     def flat(self) -> dict[str, Tensor]:

@@ -232,10 +232,10 @@ class PermutationSpec:
         )
 
     def __repr__(self) -> str:
-        groups, units = len(self.sizes), sum(self.units(group) for group in self.sizes)
+        units = sum(self.units(group) for group in self.sizes)
         stay = sum(not self.parts.get(key) for key in self.shapes)
         return (
-            f"PermutationSpec({groups} group{'s' * (groups != 1)}, {units} units; "
+            f"PermutationSpec({counted(len(self.sizes), 'group')}, {units} units; "
             f"{stay} of {len(self.shapes)} entries stay{'s' * (stay == 1)})"
         )
 
@@ -320,6 +320,8 @@ class PermutationSpec:
         """The leading axes ``*batch`` of weights that fit this spec, whatever their values are: see ``batch_shape``."""
         if not isinstance(weights, Mapping):
             raise TypeError(f"{what}: a dict of tensors is needed, got {type(weights).__name__}")
+        if not self.shapes:
+            raise ValueError(f"{what}: the spec has no entries, and so nothing that could be matched or merged")
         for key in self.shapes:
             if key not in weights:
                 raise ValueError(f"{what}: the spec has {key!r}, the weights have not")
@@ -361,6 +363,17 @@ def check_spec(spec: PermutationSpec, call: str) -> None:
     """Raise TypeError, with the right order of the arguments in ``call``, unless the first one is a spec."""
     if not isinstance(spec, PermutationSpec):
         raise TypeError(f"the first argument is the spec, and a {type(spec).__name__} was given: {call}")
+
+
+def check_groups(spec: PermutationSpec) -> None:
+    """Raise ValueError unless a spec has a group of units."""
+    if not spec.sizes:
+        raise ValueError("the spec has no group of units that can be matched: spec.pinned says why")
+
+
+def counted(count: int, thing: str) -> str:
+    """So many things, in words."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def shortened(names: Sequence[str], most: int = 2) -> str:

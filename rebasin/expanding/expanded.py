@@ -20,7 +20,7 @@ from rebasin.expanding.split_proof import prove_split
 from rebasin.graph import export, two_or_more
 from rebasin.inputs import Inputs, arguments_of, on_each
 from rebasin.merging.record import side_by_side
-from rebasin.spec import PermutationSpec
+from rebasin.spec import PermutationSpec, counted
 from rebasin.tracing import Followed, double_inputs, follow_program
 from rebasin.tracing.units import RULES
 from rebasin.weights import Models, Weights, check_module, copied
@@ -201,7 +201,7 @@ class _Spelled(nn.Module):
 
 def _listed(inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> str:
     """What a network is called with, in words."""
-    unnamed = [f"{len(inputs)} input{'s' * (len(inputs) != 1)} without a name"] if inputs else []
+    unnamed = [f"{counted(len(inputs), 'input')} without a name"] if inputs else []
     return ", ".join(unnamed + [f"{name}=" for name in named]) or "nothing"
 
 

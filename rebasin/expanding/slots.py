@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rebasin.permutation import Permutation
-from rebasin.spec import PermutationSpec
+from rebasin.spec import PermutationSpec, check_groups, counted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,13 +133,14 @@ class Slots:
 
     def __repr__(self) -> str:
         units = sum(self.spec.sizes[group] for group in self.index)
-        groups = f"{len(self.index)} group{'s' * (len(self.index) != 1)}"
         before = " + ".join([str(units)] * self.n) if self.n < 4 else f"{self.n} x {units}"
-        return f"Slots({self.n} model{'s' * (self.n != 1)}, {groups}, {before} -> {sum(self.widths.values())} units)"
+        models, groups = counted(self.n, "model"), counted(len(self.index), "group")
+        return f"Slots({models}, {groups}, {before} -> {sum(self.widths.values())} units)"
 
 
 def check_index(spec: PermutationSpec, index: Mapping[str, Tensor], permutation: Permutation | None) -> None:
     """Raise ValueError, naming the group, unless these are numbers of slots, (n, units) for each group."""
+    check_groups(spec)
     if index.keys() != spec.families.keys():
         raise ValueError(f"slots of the groups {sorted(index)} given, the spec has {sorted(spec.families)}")
     n = None if permutation is None else _models(permutation)
@@ -153,7 +154,8 @@ def check_index(spec: PermutationSpec, index: Mapping[str, Tensor], permutation:
 
 
 def _models(permutation: Permutation) -> int:
-    """The n of a permutation (n,)."""
+    """The n of a permutation (n,). Raises ValueError for another one, and for one of no groups, which has no n."""
+    check_groups(permutation.spec)
     if len(permutation.batch) != 1:
         raise ValueError(f"slots need a permutation of each of n models, got one with axes {tuple(permutation.batch)}")
     return int(permutation.batch[0])

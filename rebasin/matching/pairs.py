@@ -14,7 +14,7 @@ from torch import Tensor
 from rebasin.arguments import check_count
 from rebasin.permutation import Permutation
 from rebasin.progress import track
-from rebasin.spec import PermutationSpec, check_spec
+from rebasin.spec import PermutationSpec, check_spec, counted
 from rebasin.weights import Kind, Models, Weights, check_alike, flat, over, take, weights_of
 
 ALL_AT_ONCE = sys.maxsize  # a chunk for matchers that go through their data once, whatever the number of pairs
@@ -52,10 +52,10 @@ class Matching:
     def __repr__(self) -> str:
         pairs = f"batch {tuple(self.objective.shape)}, on average " if self.objective.ndim else ""
         before, after = (float(self.objective_by_sweep[..., at].mean()) for at in (0, -1))
-        sweeps = int(self.sweeps.max())
+        sweeps = counted(int(self.sweeps.max()), "sweep")
         return (
             f"Matching({pairs}inner product {before:.6g} -> {after:.6g}; "
-            f"{sweeps} sweep{'s' * (sweeps != 1)}{' at most' * bool(pairs)}, {self.seconds:.3g} s)"
+            f"{sweeps}{' at most' * bool(pairs)}, {self.seconds:.3g} s)"
         )
 
 

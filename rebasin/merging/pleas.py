@@ -25,6 +25,7 @@ from rebasin.merging.budget import Budget, best_budget
 from rebasin.merging.gains import mismatch_gains
 from rebasin.merging.mending import norms_of
 from rebasin.permutation import Permutation
+from rebasin.spec import check_groups
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,8 +115,7 @@ def choose_slots(
     spec, size = grams.spec, float(size)
     if not 1 <= size <= grams.n:
         raise ValueError(f"no merge of {grams.n} models has size {size:g}: it goes from 1 to {grams.n}")
-    if not spec.families:
-        raise ValueError("the spec has no group of units that can be matched: spec.pinned says why")
+    check_groups(spec)
     permutation = match_grams(grams) if permutation is None else of_both(permutation)
     if permutation.spec != spec or permutation.batch != (grams.n,):
         raise ValueError(f"the permutation is not of the {grams.n} models that the Gram matrices are of")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rebasin.inner_products import group_shape
 from rebasin.matching.pairs import Matching
 from rebasin.permutation import Permutation
-from rebasin.spec import PermutationSpec, check_spec
+from rebasin.spec import PermutationSpec, check_spec, counted
 from rebasin.weights import Model, Models, Weights, check_alike, like, take, weights_of
 
 
@@ -39,12 +39,14 @@ class Merge:
     stages: tuple[Stage, ...] = ()
 
     def __repr__(self) -> str:
-        *batch, n = self.permutation.batch or (1,)
+        batch = f"batch {tuple(self.rounds.shape)}, " if self.rounds.ndim else ""
+        # A permutation of no groups has no leading axes.
+        models = counted(self.permutation.batch[-1], "model") if self.permutation.batch else "models as they are"
         kind = "weights" if isinstance(self.model, dict) else type(self.model).__name__
-        groups = f"batch {tuple(batch)}, " if batch else ""
-        rounds, sweeps = (int(count.max()) if count.numel() else 0 for count in (self.rounds, self.sweeps))
-        stages = f", {len(self.stages)} stages" if self.stages else ""
-        return f"Merge({groups}{n} models -> {kind}; {rounds} rounds, {sweeps} sweeps{stages})"
+        most = [int(count.max()) if count.numel() else 0 for count in (self.rounds, self.sweeps)]
+        rounds, sweeps = counted(most[0], "round"), counted(most[1], "sweep")
+        stages = f", {counted(len(self.stages), 'stage')}" if self.stages else ""
+        return f"Merge({batch}{models} -> {kind}; {rounds}, {sweeps}{stages})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,7 +67,7 @@ class Stage:
 
     def __repr__(self) -> str:
         models = sum(map(len, self.leaves))
-        return f"Stage({len(self.leaves)} node{'s' * (len(self.leaves) != 1)} of {models} models)"
+        return f"Stage({counted(len(self.leaves), 'node')} of {counted(models, 'model')})"
 
 
 def side_by_side(spec: PermutationSpec, models: Models, call: str) -> tuple[dict[str, Tensor], torch.Size]:

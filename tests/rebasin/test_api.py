@@ -256,6 +256,25 @@ def test_what_is_printed_fits_a_screen_and_says_what_it_is(spec, modules):
     assert repr(Permutation.identity(spec, (3,))) == "Permutation(3 groups, 30 units, batch (3,))"
 
 
+def test_a_spec_without_groups_is_merged_and_one_without_entries_is_refused():
+    linear, x = [nn.Linear(3, 2), nn.Linear(3, 2)], torch.ones(4, 3)
+    spec = rebasin.trace(linear[0], x)
+    merged = merge(spec, linear)
+    torch.testing.assert_close(merged.model.weight, (linear[0].weight + linear[1].weight) / 2)
+    assert repr(merged) == "Merge(models as they are -> Linear; 1 round, 1 sweep, 1 stage)"
+    for slots in (lambda: rebasin.Slots.of_permutation(merged.permutation), lambda: rebasin.Slots.apart(spec, 2)):
+        with pytest.raises(ValueError, match="no group of units that can be matched: spec.pinned says why"):
+            slots()
+    nothing, relu = rebasin.trace(nn.ReLU(), x), nn.ReLU()
+    for call in (
+        lambda: merge(nothing, [relu, relu]),
+        lambda: match(nothing, relu, relu),
+        lambda: Permutation.identity(nothing).apply(relu),
+    ):
+        with pytest.raises(ValueError, match="the spec has no entries, and so nothing that could be matched"):
+            call()
+
+
 def test_the_verbs_of_a_dict_of_tensors(modules):
     many = stacked(modules)
     assert same(take(grouped(many, 2), 1, axis=1), stacked(modules[1::2]))
