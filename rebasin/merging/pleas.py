@@ -175,10 +175,17 @@ def _check_norms(grams: Grams) -> None:
 
 
 def of_both(permutation: Permutation | Matching) -> Permutation:
-    """The permutation (2,) of both models of a matching, of which the first stays; one (n,) as it is."""
+    """The permutation (2,) of both models of a matching, of which the first stays; one (n,) as it is.
+
+    Raises ValueError for a matching of many pairs.
+    """
     if isinstance(permutation, Permutation):
         return permutation
     second = permutation.permutation
+    if second.batch:
+        raise ValueError(
+            f"the matching has the leading axes {tuple(second.batch)}: give that of one pair, match(spec, a, b)"
+        )
     first = Permutation.identity(second.spec)
     indices = {group: torch.stack([first.indices[group].to(index), index]) for group, index in second.indices.items()}
     return Permutation(second.spec, indices)

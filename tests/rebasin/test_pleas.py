@@ -214,6 +214,8 @@ def test_bad_input_is_named():
         pleas(collect(trace(linear[0], x), linear, x))
     with pytest.raises(ValueError, match="not of the 2 models"):
         pleas(grams, permutation=Permutation.identity(grams.spec, (3,)))
+    with pytest.raises(ValueError, match=r"leading axes \(1,\): give that of one pair, match\(spec, a, b\)"):
+        pleas(grams, permutation=match(grams.spec, take(grams.weights, slice(1)), take(grams.weights, slice(1, 2))))
     model = Normed().double().eval()
     once = collect(grams.spec, grams.weights, iter([images(50)]), model=grams.model)
     assert once.images == 50
