@@ -42,6 +42,10 @@ IN_PLACE = {
 TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 
 
+class FixedBatchSize(ValueError):
+    """A merged network was run on a batch of another size than the one that torch.export fixed."""
+
+
 def export(
     model: nn.Module,
     inputs: Inputs,
@@ -74,6 +78,8 @@ def export(
             # Decomposing takes longer than exporting.
             if not _make_functional(program.graph, known):
                 program = program.run_decompositions({})
+    except FixedBatchSize:
+        raise
     except Exception as error:
         place = _last_line(str(error))
         raise ValueError(f"torch.export refuses this model or input: {first_line(error)}{place}") from error

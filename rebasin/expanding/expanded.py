@@ -17,7 +17,7 @@ from rebasin.expanding.expansion import Heads, expand
 from rebasin.expanding.rewriting import Block, Rewriting, rewrite
 from rebasin.expanding.slots import Slots
 from rebasin.expanding.split_proof import prove_split
-from rebasin.graph import export, two_or_more
+from rebasin.graph import FixedBatchSize, export, two_or_more
 from rebasin.inputs import Inputs, arguments_of, on_each
 from rebasin.merging.record import side_by_side
 from rebasin.spec import PermutationSpec, counted
@@ -127,9 +127,9 @@ class Expanded(nn.Module):
             )
         first = (*inputs, *named.values())[0]
         if self.only_batch and first.shape[0] != self.only_batch:
-            raise ValueError(
+            raise FixedBatchSize(
                 f"torch.export fixed the batch size to {self.only_batch}, got {first.shape[0]}: "
-                "where the model has len(x), write x.shape[0], or give an example of this size"
+                "where the model has len(x), write x.shape[0]"
             )
         return torch.utils._pytree.tree_unflatten(self.network(*inputs, **named), self.outputs)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from rebasin import Permutation, SpecError, trace
+from rebasin import Permutation, SpecError, refit, trace
 from rebasin.expanding import split_layers
 from rebasin.expanding.expanded import expand_network, kept_whole
 from rebasin.expanding.expansion import expand
@@ -554,6 +554,9 @@ def test_a_batch_size_that_torch_export_fixed_is_told():
     assert merge(images(4)).shape == (4, 3)
     with pytest.raises(ValueError, match=r"fixed the batch size to 4, got 5: where the model has len\(x\)"):
         merge(images(5))
+    slots = Slots.of_permutation(Permutation.identity(merge.slots.spec, (2,)))
+    with pytest.raises(ValueError, match="^torch.export fixed the batch size to 2, got 50: .* write x.shape.0.$"):
+        refit(slots, drawn(model, 2), images(50), model=model)
 
 
 class Autoencoder(nn.Module):
