@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from rebasin.arguments import check_tensor
 from rebasin.spec_file import packed, read_spec_file, unpacked, write_spec_file
-from rebasin.weights import Weights, is_whole, real
+from rebasin.weights import Weights, check_finite, is_whole, leading_axes_of
 
 
 class SpecError(ValueError):
@@ -318,45 +317,18 @@ class PermutationSpec:
 
     def leading_axes(self, weights: Weights, what: str = "the weights") -> torch.Size:
         """The leading axes ``*batch`` of weights that fit this spec, whatever their values are: see ``batch_shape``."""
-        if not isinstance(weights, Mapping):
-            raise TypeError(f"{what}: a dict of tensors is needed, got {type(weights).__name__}")
-        if not self.shapes:
-            raise ValueError(f"{what}: the spec has no entries, and so nothing that could be matched or merged")
-        for key in self.shapes:
-            if key not in weights:
-                raise ValueError(f"{what}: the spec has {key!r}, the weights have not")
-            check_tensor(weights[key], f"{what}: {key!r}")
-        for key in weights:
-            if key not in self.shapes:
-                raise ValueError(f"{what}: the weights have {key!r}, the spec has not")
-        leading: dict[str, tuple[int, ...]] = {}
-        device = None
-        for key, own in self.shapes.items():
-            shape = tuple(weights[key].shape)
-            leading[key] = shape[: max(0, len(shape) - len(own))]
-            if shape[len(leading[key]) :] != tuple(own):
-                raise ValueError(f"{what}: {key!r} has shape {shape[len(leading[key]) :]}, the spec has {tuple(own)}")
-            if is_whole(weights[key]) and key not in self.statistics and self.parts.get(key):
+        batch = leading_axes_of(self.shapes, weights, what, "the spec")
+        for key in self.weights:
+            if is_whole(weights[key]) and self.parts.get(key):
                 raise ValueError(f"{what}: {key!r} holds whole numbers ({weights[key].dtype}), which are no weights")
-            device = weights[key].device if device is None else device
-            if weights[key].device != device:
-                raise ValueError(f"{what}: {key!r} is on {weights[key].device}, others are on {device}")
-        # One entry that differs is named, be it the first.
-        batch = Counter(leading.values()).most_common(1)[0][0] if leading else ()
-        for key, axes in leading.items():
-            if axes != batch:
-                raise ValueError(f"{what}: {key!r} has leading axes {axes}, others have {batch}")
-        return torch.Size(batch)
+        return batch
 
     def check_finite(self, weights: Weights, what: str = "the weights") -> None:
         """Raise ValueError, naming the first key, for NaN or infinite values."""
         for key in self.shapes:
-            if weights[key].is_meta:
-                raise ValueError(f"{what}: {key!r} is on the device 'meta', and has no values")
             # A buffer that does not move, such as a mask, may hold what it likes.
-            matters = not is_whole(weights[key]) and (key not in self.statistics or self.parts.get(key))
-            if matters and weights[key].numel() and not torch.isfinite(torch.stack(real(weights[key]).aminmax())).all():
-                raise ValueError(f"{what}: {key!r} holds NaN or infinite values")
+            if key not in self.statistics or self.parts.get(key):
+                check_finite(weights[key], f"{what}: {key!r}")
 
 
 def check_spec(spec: PermutationSpec, call: str) -> None:

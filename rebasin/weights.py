@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -178,6 +179,59 @@ def check_alike(a: Weights, b: Weights, name_a: str, name_b: str) -> None:
             raise ValueError(f"{key!r}: {name_a} is {a[key].dtype}, {name_b} is {b[key].dtype}")
         if a[key].device != b[key].device:
             raise ValueError(f"{key!r}: {name_a} is on {a[key].device}, {name_b} is on {b[key].device}")
+
+
+def leading_axes_of(shapes: Mapping[str, Sequence[int]], weights: Weights, what: str, owner: str) -> torch.Size:
+    """The leading axes ``*batch`` of weights (*batch, *shape), by the shapes of their entries.
+
+    ``owner`` is what the shapes belong to, in words. Raises TypeError for what is no dict of tensors, ValueError if
+    there are no shapes, or, naming the first key, for other keys or shapes, and for leading axes or devices that differ
+    between entries.
+    """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"{what}: a dict of tensors is needed, got {type(weights).__name__}")
+    if not shapes:
+        raise ValueError(f"{what}: {owner} has no entries, and so nothing that could be matched or merged")
+    for key in shapes:
+        if key not in weights:
+            raise ValueError(f"{what}: {owner} has {key!r}, the weights have not")
+        check_tensor(weights[key], f"{what}: {key!r}")
+    for key in weights:
+        if key not in shapes:
+            raise ValueError(f"{what}: the weights have {key!r}, {owner} has not")
+    leading: dict[str, tuple[int, ...]] = {}
+    device = weights[next(iter(shapes))].device
+    for key, own in shapes.items():
+        shape = tuple(weights[key].shape)
+        leading[key] = shape[: max(0, len(shape) - len(own))]
+        if shape[len(leading[key]) :] != tuple(own):
+            raise ValueError(f"{what}: {key!r} has shape {shape[len(leading[key]) :]}, {owner} has {tuple(own)}")
+        if weights[key].device != device:
+            raise ValueError(f"{what}: {key!r} is on {weights[key].device}, others are on {device}")
+    # One entry that differs is named, be it the first.
+    batch = Counter(leading.values()).most_common(1)[0][0]
+    for key, axes in leading.items():
+        if axes != batch:
+            raise ValueError(f"{what}: {key!r} has leading axes {axes}, others have {batch}")
+    return torch.Size(batch)
+
+
+def check_fits(model: nn.Module, weights: Weights, what: str) -> torch.Size:
+    """The leading axes of weights of a model. Raises ValueError, naming the first key, if they do not fit."""
+    state = model.state_dict()
+    batch = leading_axes_of({key: tensor.shape for key, tensor in state.items()}, weights, what, "the model")
+    for key, tensor in state.items():
+        if is_whole(weights[key]) and not is_whole(tensor):
+            raise ValueError(f"{what}: {key!r} is {weights[key].dtype}, the model's is {tensor.dtype}")
+    return batch
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise ValueError for a tensor without values, or with NaN or infinite ones."""
+    if tensor.is_meta:
+        raise ValueError(f"{what} is on the device 'meta', and has no values")
+    if not is_whole(tensor) and tensor.numel() and not torch.isfinite(torch.stack(real(tensor).aminmax())).all():
+        raise ValueError(f"{what} holds NaN or infinite values")
 
 
 def check_device(model: nn.Module, weights: Weights) -> None:

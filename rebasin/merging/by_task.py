@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from rebasin.inputs import Inputs
 from rebasin.merging.mending import mender
-from rebasin.spec import PermutationSpec
-from rebasin.weights import Kind, Models, check_module, like, take, weights_of
+from rebasin.weights import Kind, Models, check_fits, check_module, like, take, weights_of
 
 
 def repair_by_task(model: nn.Module, merged: Kind, parents: Models, inputs: Sequence[Inputs]) -> list[Kind]:
@@ -35,8 +34,7 @@ def repair_by_task(model: nn.Module, merged: Kind, parents: Models, inputs: Sequ
     if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
         raise ValueError("the inputs are a list: those of each task, in the order of the parents")
     weights, parents = weights_of(merged, "the merge"), weights_of(parents, "the parents")
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    *batch, n = PermutationSpec({}, {}, shapes).leading_axes(parents, "the parents") or (0,)
+    *batch, n = check_fits(model, parents, "the parents") or (0,)
     if len(inputs) != n:
         raise ValueError(f"{n} parents have a task each: inputs of {len(inputs)} are given")
     mended = []

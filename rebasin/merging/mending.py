@@ -23,16 +23,16 @@ from rebasin.graph import (
     weight_keys,
 )
 from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs, check_two_or_more
-from rebasin.spec import PermutationSpec
 from rebasin.weights import (
     Kind,
     Models,
     Weights,
     check_alike,
     check_device,
+    check_finite,
+    check_fits,
     check_module,
     flat,
-    is_whole,
     like,
     unflat,
     weights_of,
@@ -288,12 +288,9 @@ def _leading(model: nn.Module, weights: Weights, what: str, inputs: Inputs) -> t
     Raises ValueError, naming the first key, if they do not fit, or if model, weights and inputs lie on different
     devices or are not finite.
     """
-    state = model.state_dict()
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    batch = PermutationSpec({}, {}, shapes).batch_shape(weights, what)
-    for key, tensor in state.items():
-        if is_whole(weights[key]) and not is_whole(tensor):
-            raise ValueError(f"{what}: {key!r} is {weights[key].dtype}, the model's is {tensor.dtype}")
+    batch = check_fits(model, weights, what)
+    for key, tensor in weights.items():
+        check_finite(tensor, f"{what}: {key!r}")
     check_device(model, weights)
     check_inputs(inputs, "the inputs", next(iter(weights.values())).device)
     return batch

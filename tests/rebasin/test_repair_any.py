@@ -175,9 +175,9 @@ def test_weights_of_another_model_are_refused_by_the_first_key():
     merged = entry(parents, slice(None), 0)
     with pytest.raises(ValueError, match="the parents need one leading axis more than the merge"):
         repair(model, merged, merged, images(5))
-    with pytest.raises(ValueError, match="the merge: the spec has '7.bias', the weights have not"):
+    with pytest.raises(ValueError, match="the merge: the model has '7.bias', the weights have not"):
         repair(model, {key: t for key, t in merged.items() if key != "7.bias"}, parents, images(5))
-    with pytest.raises(ValueError, match="the weights: the spec has 'stem.weight', the weights have not"):
+    with pytest.raises(ValueError, match="the weights: the model has 'stem.weight', the weights have not"):
         reset(Branches().double(), merged, images(5))
 
 
