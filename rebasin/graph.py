@@ -38,6 +38,11 @@ IN_PLACE = {
     "add_", "sub_", "mul_", "div_", "clamp_", "relu_", "leaky_relu_", "elu_", "celu_", "silu_", "mish_", "tanh_",
     "sigmoid_", "hardtanh_", "hardswish_", "hardsigmoid_", "dropout_",
 }  # fmt: skip
+# What can be done where a weight norm or a spectral norm computes a weight.
+MAKE_PLAIN = (
+    "if a weight norm or a spectral norm computes it, make it a plain weight: torch.nn.utils."
+    'parametrize.remove_parametrizations(module, "weight"), or else remove_weight_norm or remove_spectral_norm'
+)
 # Where these are told to train, which means side effects or chance.
 TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rebasin.expanding.layout import blocks_of, places
 from rebasin.expanding.slots import Slots
-from rebasin.graph import AFFINE, NORMS, operator, weight_keys
+from rebasin.graph import AFFINE, MAKE_PLAIN, NORMS, operator, weight_keys
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, is_whole, to, weights_of
@@ -104,7 +104,9 @@ def read_axes(spec: PermutationSpec, program: torch.export.ExportedProgram) -> d
             layer = operator(user) in AFFINE and operator(user) not in NORMS
             if layer and user.args[1] is node:
                 reading |= same[key]
-            elif spec.parts.get(key) and (operator(user) in PRODUCTS or (layer and user.args[1] is argument)):
+            elif spec.parts.get(key) and layer and user.args[1] is argument:
+                raise ValueError(f"{key!r}: a layer's weight is computed from it, and cannot be split: {MAKE_PLAIN}")
+            elif spec.parts.get(key) and operator(user) in PRODUCTS:
                 raise ValueError(f"{key!r} is multiplied outside of a linear layer or convolution: it cannot be split")
             else:
                 giving |= same[key]

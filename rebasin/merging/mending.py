@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rebasin.graph import (
     AFFINE,
     LAYERS,
+    MAKE_PLAIN,
     MOVING,
     NORMS,
     each_model,
@@ -246,7 +247,8 @@ def _layers(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[
         if weight is None:  # a norm without weights
             continue
         if weight not in keys:
-            raise ValueError(f"REPAIR cannot rescale the computed weight of {operator(node)} in {module_of(node)}")
+            layer = f"{operator(node)} in {module_of(node)}"
+            raise ValueError(f"REPAIR cannot rescale the computed weight of {layer}: {MAKE_PLAIN}")
         if operator(node) in NORMS and weight.meta["val"].ndim > 1:
             raise ValueError(f"REPAIR cannot rescale {keys[weight]!r}, which scales places and units")
         if bias in keys:
