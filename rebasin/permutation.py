@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rebasin.arguments import check_tensor
 from rebasin.spec import Part, PermutationSpec, check_spec, counted
-from rebasin.weights import Kind, like, weights_of
+from rebasin.weights import Kind, like, to, weights_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,15 +109,12 @@ class Permutation:
         """The permuted models: a module, a dict of tensors with any leading axes, or a list of either.
 
         They come back as what they were given as. Leading axes of weights and permutation are broadcast: one
-        permutation goes for all models, and of one dict of tensors, many permutations make many. Raises ValueError if
-        the models do not fit the spec, or if a module would become many.
+        permutation goes for all models, and of one dict of tensors, many permutations make many. Models on another
+        device stay there. Raises ValueError if the models do not fit the spec, or if a module would become many.
         """
         weights = weights_of(models)
-        own, flat = self.spec.leading_axes(weights), self.flat
-        key, tensor = next(iter(weights.items()))
-        for index in flat.values():
-            if index.device != tensor.device:
-                raise ValueError(f"{key!r} is on {tensor.device}, the permutation on {index.device}")
+        own = self.spec.leading_axes(weights)
+        flat = to(self.flat, next(iter(weights.values())).device)
         self.spec.check_finite(weights)
         try:
             batch = torch.broadcast_shapes(own, self.batch)

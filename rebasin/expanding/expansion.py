@@ -12,9 +12,8 @@ from torch import Tensor
 from rebasin.expanding.layout import blocks_of, places
 from rebasin.expanding.slots import Slots
 from rebasin.graph import AFFINE, MAKE_PLAIN, NORMS, operator, weight_keys
-from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, is_whole, to, weights_of
+from rebasin.weights import Models, is_whole, weights_of
 
 Heads = Literal["shared", "side by side"]
 PRODUCTS = ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
@@ -45,8 +44,7 @@ def expand(
         raise ValueError(f"the slots are of {slots.n} models, the weights have leading axes {tuple(n)}")
     reading = read_axes(spec, program)
     stacked = output_keys(program) if heads == "side by side" else frozenset()
-    device = weights[next(iter(spec.shapes))].device
-    moved = Permutation(spec, to(slots.permutation.indices, device)).apply(weights)
+    moved = slots.permutation.apply(weights)
     expanded = {}
     for key, tensor in moved.items():
         if is_whole(tensor):

@@ -37,6 +37,14 @@ def test_a_permuted_network_computes_the_same_function(net, spec, random_weights
     assert not torch.equal(permuted["2.weight"], weights["2.weight"].expand(*batch, 7, 8))
 
 
+def test_models_on_another_device_are_permuted_there(spec, random_weights, monkeypatch):
+    """The device meta stands for a GPU: it has no values to check."""
+    monkeypatch.setattr(PermutationSpec, "check_finite", lambda *_: None)
+    weights = {key: tensor.to("meta") for key, tensor in random_weights().items()}
+    permuted = Permutation.random(spec, (2,)).apply(weights)
+    assert all(tensor.is_meta and tensor.shape == (2, *weights[key].shape) for key, tensor in permuted.items())
+
+
 def test_unit_i_of_the_permuted_network_is_unit_index_i_of_the_old(spec, random_weights):
     weights = random_weights()
     permutation = Permutation.random(spec, generator=seeded(0))
