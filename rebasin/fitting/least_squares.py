@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -192,5 +193,13 @@ def _warn_of_little_data(grams: Grams, fits: dict[str, Fit]) -> None:
         warnings.warn(
             f"{key!r} has {fits[key].unknowns} unknowns for each output and {fits[key].rows} rows of data: "
             f"collect the Gram matrices of {int(grams.images * short[key]) + 1} images or more",
-            stacklevel=3,
+            stacklevel=_level_of_caller(),
         )
+
+
+def _level_of_caller() -> int:
+    """How far above the function that asks is the first one outside of this package, and of torch's decorators."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("rebasin", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level + 1

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from rebasin import Permutation, Slots, collect, fit_slots, match, pleas, reset_norms, trace
 from rebasin.expanding.costs import count_cost, graph_costs
 from rebasin.expanding.expanded import expand_network
+from rebasin.fitting.least_squares import least_squares
 from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.weights import take
 
@@ -202,6 +203,16 @@ def test_parameters_may_be_the_measure():
     costs = graph_costs(grams.spec, grams.program)
     one = count_cost(costs, Slots.apart(grams.spec, 1), by="parameters")
     assert 1.2 < count_cost(costs, merge.slots, by="parameters") / one <= 1.4
+
+
+def test_the_warning_of_little_data_points_at_the_line_that_asked_for_the_merge():
+    models, x = [nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2)], torch.randn(6, 3)
+    grams = collect(trace(models[0], x), models, x)
+    slots = Slots.of_permutation(Permutation.identity(grams.spec, (2,)))
+    for call in (lambda: pleas(grams), lambda: fit_slots(grams, slots), lambda: least_squares(grams, slots)):
+        with pytest.warns(UserWarning, match="3 rows of data") as told:
+            call()
+        assert told[0].filename == __file__
 
 
 def test_bad_input_is_named():
