@@ -7,13 +7,13 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rebasin.inputs import Inputs, arguments_of, on_each, tensors_of
+from rebasin.inputs import Inputs, arguments_of, on_each, shapes_of, tensors_of
 from rebasin.weights import copied
 
 # Operators that give each unit a sum or a scale of its own and then shift it: the axis of the units in what comes out,
@@ -206,6 +206,11 @@ def operator(node: torch.fx.Node) -> str:
     return getattr(node.target, "__name__", "").split(".")[0] if node.op == "call_function" else ""
 
 
+def is_layer(node: torch.fx.Node) -> bool:
+    """Whether a node is a linear layer or a convolution."""
+    return operator(node) in AFFINE and operator(node) not in NORMS
+
+
 def place_of(node: torch.fx.Node) -> str:
     """Where in the model's code a node comes from, or else which module calls it, as the end of a message."""
     return _last_line(node.stack_trace or "") or f", called in {module_of(node)}"
@@ -230,18 +235,43 @@ Visit = Callable[[torch.fx.Node, list[Any], Callable[..., Any]], Any]
 def run(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Inputs, visit: Visit) -> None:
     """Compute a graph node by node, each by ``visit(node, arguments, compute)``, which returns the node's value.
 
-    Values are dropped once nothing needs them any more. Raises ValueError, naming the operator, if one cannot be
-    computed, as for number formats that do not go together.
+    Raises ValueError, naming the operator, if one cannot be computed, as for number formats that do not go together.
+    """
+    for node, args, kwargs, values in walk(program, weights, inputs):
+        values[node] = visit(node, list(args), functools.partial(compute, node, **kwargs))
+
+
+Step = tuple[torch.fx.Node, tuple[Any, ...], dict[str, Any], dict[torch.fx.Node, Any]]
+
+
+def walk(program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Inputs) -> Iterator[Step]:
+    """The operators of a graph in order, each with its arguments and the values so far: the caller sets the node's.
+
+    Values are dropped once nothing needs them any more.
     """
     values = given(program, weights, inputs)
     last = {used: node for node in program.graph.nodes for used in node.all_input_nodes}
     for node in program.graph.nodes:
         if node.op == "call_function":
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = visit(node, list(args), functools.partial(compute, node, **kwargs))
+            yield node, *torch.fx.map_arg((node.args, node.kwargs), values.__getitem__), values
         for used in node.all_input_nodes:
             if last[used] is node:
                 del values[used]
+
+
+class Programs:
+    """The graphs of a model, each exported once: one is of one shape of inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.by_shapes: dict[Any, torch.export.ExportedProgram] = {}
+
+    def of(self, inputs: Inputs) -> torch.export.ExportedProgram:
+        """The graph for inputs of these shapes."""
+        shapes = shapes_of(inputs)
+        if shapes not in self.by_shapes:
+            self.by_shapes[shapes] = export(self.model, inputs)
+        return self.by_shapes[shapes]
 
 
 def compute(node: torch.fx.Node, /, *args: Any, **kwargs: Any) -> Any:

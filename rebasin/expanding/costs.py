@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rebasin.expanding.expansion import Heads, output_keys
 from rebasin.expanding.slots import Slots
-from rebasin.graph import AFFINE, NORMS, export, number, operator, weight_keys
+from rebasin.graph import AFFINE, export, is_layer, number, operator, weight_keys
 from rebasin.inputs import Inputs
 from rebasin.spec import PermutationSpec, check_spec
 
@@ -76,7 +76,7 @@ def graph_costs(
     places: Counter[str] = Counter()  # at how many places of one input each weight is used
     grouped = set()
     for node in program.graph.nodes:
-        if operator(node) not in AFFINE or operator(node) in NORMS:
+        if not is_layer(node):
             continue
         if node.args[1] not in keys:
             raise ValueError(f"the cost of {node.name!r} is not known: its weight is computed")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rebasin.expanding.layout import blocks_of, places
 from rebasin.expanding.slots import Slots
-from rebasin.graph import AFFINE, MAKE_PLAIN, NORMS, operator, weight_keys
+from rebasin.graph import AFFINE, MAKE_PLAIN, is_layer, operator, weight_keys
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, is_whole, weights_of
 
@@ -99,7 +99,7 @@ def read_axes(spec: PermutationSpec, program: torch.export.ExportedProgram) -> d
     giving: set[str] = set()
     for node, key in keys.items():
         for user, argument in _users(node, alone):
-            layer = operator(user) in AFFINE and operator(user) not in NORMS
+            layer = is_layer(user)
             if layer and user.args[1] is node:
                 reading |= same[key]
             elif spec.parts.get(key) and layer and user.args[1] is argument:
@@ -121,10 +121,9 @@ def output_keys(program: torch.export.ExportedProgram) -> frozenset[str]:
     before: set[torch.fx.Node] = set()  # nodes with a layer somewhere after them
     last: set[str] = set()
     for node in reversed(program.graph.nodes):
-        layer = operator(node) in AFFINE
-        if layer and node not in before:
+        if operator(node) in AFFINE and node not in before:
             last |= {keys[argument] for argument in node.all_input_nodes if argument in keys}
-        if node in before or (layer and operator(node) not in NORMS):
+        if node in before or is_layer(node):
             before.update(node.all_input_nodes)
     return frozenset(last)
 

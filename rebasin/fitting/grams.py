@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rebasin.arguments import check_count, check_number, check_seed
 from rebasin.fitting.rows import alike_layers, draw_places, layer_inputs, layers_of, number_of_blocks, rows_at
-from rebasin.graph import export
-from rebasin.inputs import Inputs, batch_size, check_two_or_more, on_each, shapes_of
+from rebasin.graph import Programs
+from rebasin.inputs import Inputs, batch_size, check_two_or_more, on_each
 from rebasin.matching.batches import Loader, batches_of
 from rebasin.merging.record import side_by_side
 from rebasin.spec import PermutationSpec
@@ -125,15 +125,12 @@ def collect(
     n = len(next(iter(weights.values())))
     alone = [take(weights, m) for m in range(n)]
     generator = torch.Generator().manual_seed(seed)
-    programs: dict[Any, torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
+    programs = Programs(model)
     layers: dict[str, LayerGram] = {}
     images = 0
     example: Inputs = torch.empty(0)
     for inputs, *_ in batches_of(loader, weights, "Gram matrices"):
-        shapes = shapes_of(inputs)
-        if shapes not in programs:
-            programs[shapes] = export(model, inputs)
-        program = programs[shapes]
+        program = programs.of(inputs)
         if not layers:
             example = on_each(lambda x: x[:2], inputs)
             layers = _empty(program, weights, memory)
@@ -150,7 +147,7 @@ def collect(
             gram.copy_(gram.tril() + gram.tril(-1).T)
         if not layer.gram.diagonal(dim1=1, dim2=2).isfinite().all():
             raise ValueError(f"what {key!r} reads is not finite for some of the models and inputs")
-    return Grams(spec, model, weights, next(iter(programs.values())), layers, images, loader, example)
+    return Grams(spec, model, weights, next(iter(programs.by_shapes.values())), layers, images, loader, example)
 
 
 def _add(layer: LayerGram, read: list[Tensor], held: Tensor) -> None:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rebasin.graph import export, run
-from rebasin.inputs import Inputs, batch_size, shapes_of
+from rebasin.graph import Programs, run
+from rebasin.inputs import Inputs, batch_size
 from rebasin.matching.batches import Loader, batches_of
 from rebasin.merging.mending import norms_of
 from rebasin.weights import copied, weights_of
@@ -32,13 +32,10 @@ def measure_norms(model: Module, loader: Loader) -> Module:
     """
     weights = weights_of(model)
     totals: dict[str, Tensor] = {}
-    programs: dict[Any, torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
+    programs = Programs(model)
     images = 0
     for inputs, *_ in batches_of(loader, weights, "norm statistics"):
-        shapes = shapes_of(inputs)
-        if shapes not in programs:
-            programs[shapes] = export(model, inputs)
-        for key, value in _statistics(programs[shapes], weights, inputs).items():
+        for key, value in _statistics(programs.of(inputs), weights, inputs).items():
             totals[key] = totals.get(key, 0) + batch_size(inputs) * value.double()
         images += batch_size(inputs)
     measured = copied(model)

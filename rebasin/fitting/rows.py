@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rebasin.graph import AFFINE, NORMS, compute, given, operator, weight_keys
+from rebasin.graph import AFFINE, compute, is_layer, operator, walk, weight_keys
 from rebasin.inputs import Inputs
 from rebasin.weights import Weights
 
@@ -23,7 +23,7 @@ def layers_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tupl
     keys = weight_keys(program)
     layers: dict[torch.fx.Node, tuple[str, str | None]] = {}
     for node in program.graph.nodes:
-        if operator(node) in AFFINE and operator(node) not in NORMS:
+        if is_layer(node):
             _, at_weight, at_bias = AFFINE[operator(node)]
             weight, bias = (node.args[at] if at < len(node.args) else None for at in (at_weight, at_bias))
             if weight in keys and (bias is None or bias in keys):
@@ -56,17 +56,11 @@ def layer_inputs(
     program: torch.export.ExportedProgram, weights: Mapping[str, Tensor], inputs: Inputs
 ) -> Iterator[tuple[torch.fx.Node, Tensor]]:
     """The layers of a graph in order, each with what it reads; the graph is computed only as far as is asked for."""
-    layers, values = layers_of(program), given(program, weights, inputs)
-    last = {used: node for node in program.graph.nodes for used in node.all_input_nodes}
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            if node in layers:
-                yield node, args[0]
-            values[node] = compute(node, *args, **kwargs)
-        for used in node.all_input_nodes:
-            if last[used] is node:
-                del values[used]
+    layers = layers_of(program)
+    for node, args, kwargs, values in walk(program, weights, inputs):
+        if node in layers:
+            yield node, args[0]
+        values[node] = compute(node, *args, **kwargs)
 
 
 def draw_places(node: torch.fx.Node, x: Tensor, most: int | None, generator: torch.Generator) -> Tensor:

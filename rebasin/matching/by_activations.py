@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.arguments import check_choice
-from rebasin.graph import AFFINE, LAYERS, NORMS, each_model, export, layer_weight, operator, run, weight_keys
+from rebasin.graph import AFFINE, LAYERS, NORMS, Programs, each_model, layer_weight, operator, run, weight_keys
 from rebasin.inner_products import inner_product
-from rebasin.inputs import Inputs, shapes_of
+from rebasin.inputs import Inputs
 from rebasin.matching.batches import Loader, batches_of
 from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
 from rebasin.matching.scores import assign_all
@@ -75,12 +75,9 @@ def _match_values(
 ) -> Solution:
     """Activation matching for weights (pairs, ...), all pairs side by side."""
     sums: Sums = {}
-    programs: dict[Any, torch.export.ExportedProgram] = {}  # a graph is of one shape of inputs
+    programs = Programs(model)
     for inputs, *_ in batches_of(loader, a, "activations"):
-        shapes = shapes_of(inputs)
-        if shapes not in programs:
-            programs[shapes] = export(model, inputs)
-        for group, of_batch in _sums(spec, programs[shapes], a, b, inputs).items():
+        for group, of_batch in _sums(spec, programs.of(inputs), a, b, inputs).items():
             total = sums.setdefault(group, {})
             for name, value in of_batch.items():
                 total[name] = total.get(name, 0) + value
