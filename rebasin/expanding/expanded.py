@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from rebasin.arguments import check_choice
 from rebasin.expanding import split_layers, split_operators  # noqa: F401  each adds to BECOMES
 from rebasin.expanding.axes import Axes, CannotSplit
 from rebasin.expanding.expansion import Heads, expand
@@ -56,8 +57,7 @@ def expand_network(
     True
     """
     check_module(model, "expand_network(slots, model, models, example=...)")
-    if heads not in get_args(Heads):
-        raise ValueError(f"heads are 'shared' or 'side by side', not {heads!r}")
+    check_choice(heads, "heads", get_args(Heads))
     weights, _ = side_by_side(slots.spec, models, "expand_network(slots, model, models, example=...)")
     inputs = two_or_more(example)
     followed = _follow(model, inputs)
@@ -186,7 +186,11 @@ class Expanded(nn.Module):
         torch.export.save(export(_Spelled(self), example, any_batch=True), path)
 
     def __repr__(self) -> str:
-        return f"Expanded({repr(self.slots)[6:-1]}; size {self.size:.2f})"
+        return f"Expanded({self.in_words()})"
+
+    def in_words(self) -> str:
+        """What the slots are, and the size."""
+        return f"{self.slots.in_words()}; size {self.size:.2f}"
 
 
 class _Spelled(nn.Module):

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_choice
 from rebasin.expanding.layout import blocks_of, places
 from rebasin.expanding.slots import Slots
 from rebasin.graph import AFFINE, MAKE_PLAIN, is_layer, operator, weight_keys
@@ -35,8 +36,7 @@ def expand(
     Raises ValueError, naming the entry, if the models do not fit, or if it is a tensor that reads units here and gives
     them there, a computed weight, or one whose units cannot become more.
     """
-    if heads not in get_args(Heads):
-        raise ValueError(f"heads are 'shared' or 'side by side', not {heads!r}")
+    check_choice(heads, "heads", get_args(Heads))
     spec = slots.spec
     weights = weights_of(models)
     n = spec.batch_shape(weights, "the models")

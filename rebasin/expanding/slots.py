@@ -129,13 +129,17 @@ class Slots:
     def owners(self) -> dict[str, Tensor]:
         """Which models have a unit in each slot: bool (n, width) for each group."""
         widths = self.widths
-        return {group: _owners(index, widths[group]) for group, index in self.index.items()}
+        return {group: owners_of(index, widths[group]) for group, index in self.index.items()}
 
     def __repr__(self) -> str:
+        return f"Slots({self.in_words()})"
+
+    def in_words(self) -> str:
+        """How many models and groups there are, and how many units become how many."""
         units = sum(self.spec.sizes[group] for group in self.index)
         before = " + ".join([str(units)] * self.n) if self.n < 4 else f"{self.n} x {units}"
         models, groups = counted(self.n, "model"), counted(len(self.index), "group")
-        return f"Slots({models}, {groups}, {before} -> {sum(self.widths.values())} units)"
+        return f"{models}, {groups}, {before} -> {sum(self.widths.values())} units"
 
 
 def check_index(spec: PermutationSpec, index: Mapping[str, Tensor], permutation: Permutation | None) -> None:
@@ -161,7 +165,7 @@ def _models(permutation: Permutation) -> int:
     return int(permutation.batch[0])
 
 
-def _owners(index: Tensor, width: int) -> Tensor:
+def owners_of(index: Tensor, width: int) -> Tensor:
     """Which of n models has a unit in each of ``width`` slots: bool (n, width)."""
     owners = torch.zeros(len(index), width, dtype=torch.bool, device=index.device)
     return owners.scatter_(1, index, True)
@@ -171,7 +175,7 @@ def _numbered(index: Tensor) -> Tensor:
     """The same map (n, units), its slots numbered by owners, and among those in the order of first appearance."""
     _, dense = torch.unique(index, return_inverse=True)
     width = int(dense.max()) + 1
-    owners = _owners(dense, width).T.tolist()
+    owners = owners_of(dense, width).T.tolist()
     numbers = [tuple(m for m, owns in enumerate(of_slot) if owns) for of_slot in owners]
     first = {slot: at for at, slot in reversed(list(enumerate(dense.flatten().tolist())))}
     order = sorted(range(width), key=lambda slot: (-len(numbers[slot]), numbers[slot], first[slot]))

@@ -107,20 +107,6 @@ def match_grams(grams: Grams, *, similarity: Similarity = "correlation") -> Perm
     return Permutation(spec, index)
 
 
-def aligned_correlation(grams: Grams, permutation: Permutation) -> dict[str, Tensor]:
-    """How alike each unit of the permuted models is, the mean correlation over pairs of models: (units,) by group.
-
-    Groups are those that lie in no other; a block is as alike as its units are on average.
-    """
-    spec, n = grams.spec, grams.n
-    alike: dict[str, list[Tensor]] = defaultdict(list)
-    for group, sums in unit_sums(grams).items():
-        own = _unit_by_unit(spec, group, sums.correlation, permutation)  # (units, n, n)
-        pairs = (own.sum((1, 2)) - own.diagonal(dim1=1, dim2=2).sum(1)) / max(1, n * (n - 1))
-        alike[spec.inside.get(group, group)].append(_by_block(spec, group, pairs).mean(1))
-    return {group: torch.stack(values).mean(0) for group, values in alike.items()}
-
-
 def correlations(grams: Grams) -> dict[str, Tensor]:
     """How alike all units of all models are, as they stand: (n units, n units) by group, as ``zip_slots`` takes it.
 

@@ -14,7 +14,7 @@ from rebasin.fitting.rows import alike_layers, draw_places, layer_inputs, layers
 from rebasin.graph import Programs
 from rebasin.inputs import Inputs, batch_size, check_two_or_more, on_each
 from rebasin.matching.batches import Loader, batches_of
-from rebasin.merging.record import side_by_side
+from rebasin.merging.record import of_one_merge
 from rebasin.spec import PermutationSpec
 from rebasin.weights import Models, check_device, check_module, take
 
@@ -111,9 +111,7 @@ def collect(
     >>> collect(spec, models, torch.randn(100, 3))
     Grams(2 models, 2 layers, 100 images, ... GiB)
     """
-    weights, batch = side_by_side(spec, models, "collect(spec, models, loader)")
-    if batch:
-        raise ValueError(f"models of one merge are needed, (n, ...), the weights have the axes {tuple(batch)} before n")
+    weights = of_one_merge(spec, models, "collect(spec, models, loader)")
     spec.check_finite(weights, "the models")
     if places is not None:
         check_count(places, "places")
@@ -135,11 +133,13 @@ def collect(
             example = on_each(lambda x: x[:2], inputs)
             layers = _empty(program, weights, memory)
         held = (torch.arange(batch_size(inputs)) + images) % 2 == 1
-        for of_models in zip(*(layer_inputs(program, one, inputs) for one in alone), strict=True):
+        each = [layer_inputs(program, one, inputs) for one in alone]
+        for of_models in zip(*each, strict=True):
             node, x = of_models[0]
             layer = layers[layers_of(program)[node][0]]
             at = draw_places(node, x, places, generator)
-            _add(layer, [rows_at(node, x, at) for _, x in (of_models[:1] if layer.alike else of_models)], held)
+            reading = of_models[:1] if layer.alike else of_models
+            _add(layer, [rows_at(node, read, at) for _, read in reading], held)
         images += batch_size(inputs)
     check_two_or_more(images, "a fit, which holds back every second input,")
     for key, layer in layers.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rebasin.expanding.layout import places_as_given, whole
-from rebasin.expanding.slots import Slots
+from rebasin.expanding.slots import Slots, owners_of
 from rebasin.fitting.grams import LayerGram
 from rebasin.weights import Weights
 
@@ -68,7 +68,7 @@ def layout_of(slots: Slots, layer: LayerGram, weights: Weights, *, stacked: bool
         channels, width = rows[:, ::per_block] // per_block, height // per_block
     else:
         channels, width = places_as_given(slots, layer.weight, 1)
-    owns_row, owns_channel = (_owns(index, size) for index, size in ((rows, height), (channels, width)))
+    owns_row, owns_channel = (owners_of(index, size) for index, size in ((rows, height), (channels, width)))
     blocks = width // inputs if layer.blocks > 1 else 1
     block_of_channel = torch.arange(width) // (width // blocks)
     alike: dict[tuple[int, ...], list[int]] = {}  # by block and owners
@@ -171,8 +171,3 @@ def _targets(layer: LayerGram, layout: Layout, weights: Weights, models: Sequenc
 def _added(matrix: Tensor, into: Tensor, width: int) -> Tensor:
     """The columns of a matrix added up into ``width`` others: column j into column ``into[j]``."""
     return matrix.new_zeros(len(matrix), width).index_add_(1, into, matrix)
-
-
-def _owns(index: Tensor, width: int) -> Tensor:
-    """Which models have a slice in each of the merge's: bool (n, width)."""
-    return torch.zeros(len(index), width, dtype=torch.bool).scatter_(1, index, True)

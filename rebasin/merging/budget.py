@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from torch import Tensor
 
+from rebasin.arguments import check_choice
 from rebasin.expanding.costs import LayerCost, Measure
 from rebasin.merging.widths import extra_cost, polished, relaxed, total_gain
 from rebasin.spec import PermutationSpec, check_spec
@@ -174,8 +175,7 @@ def cost_terms(
     merged whole. Of groups with u and v units, a and b of them apart, the merge has ``u + (n - 1) a`` and ``v + (n - 1)
     b``. Of all their pairs, those with a model in common are ``u v + (n - 1) (u b + v a - a b)``.
     """
-    if by not in get_args(Measure):
-        raise ValueError(f"by is {', '.join(map(repr, get_args(Measure)))}, not {by!r}")
+    check_choice(by, "by", get_args(Measure))
     number = {group: at for at, group in enumerate(groups)}
     parent, merged, linear = 0, 0, np.zeros(len(groups), np.int64)
     products = np.zeros((len(groups), len(groups)), np.int64)

@@ -53,7 +53,7 @@ class Fitted:
     def __repr__(self) -> str:
         left = [sum(getattr(fit, name) for fit in self.fits.values()) for name in ("before", "after")]
         share = f"{left[1] / left[0]:.0%}" if left[0] > ROUNDING else "0%"
-        return f"Fitted({repr(self.model)[9:-1]}; errors of its layers {share} of the average's)"
+        return f"Fitted({self.model.in_words()}; errors of its layers {share} of the average's)"
 
 
 def pleas(

@@ -83,6 +83,14 @@ def side_by_side(spec: PermutationSpec, models: Models, call: str) -> tuple[dict
     return weights, group_shape(spec, weights)
 
 
+def of_one_merge(spec: PermutationSpec, models: Models, call: str) -> dict[str, Tensor]:
+    """The weights (n, ...) of models of one merge. Raises what ``side_by_side`` does, and ValueError for several."""
+    weights, batch = side_by_side(spec, models, call)
+    if batch:
+        raise ValueError(f"models of one merge are needed, (n, ...), the weights have the axes {tuple(batch)} before n")
+    return weights
+
+
 def one_by_one(spec: PermutationSpec, models: Models, call: str) -> tuple[list[dict[str, Tensor]], torch.Size]:
     """The weights (*batch, ...) of each of n models, which share their memory with what is given; and ``*batch``.
 

@@ -24,7 +24,7 @@ from rebasin.graph import export, run
 from rebasin.inputs import Inputs, batch_size, check_batch, check_inputs, check_two_or_more, on_each
 from rebasin.merging.mending import norms_of
 from rebasin.merging.pleas import Fitted
-from rebasin.merging.record import side_by_side
+from rebasin.merging.record import of_one_merge
 from rebasin.weights import Models, check_device, check_module, take, weights_of
 
 # What a layer leaves of its targets, as a share of their squares, if rounding of single precision is all.
@@ -127,11 +127,7 @@ def _parents(models: Grams | Models, model: nn.Module | None, slots: Slots) -> t
         parents, model = models.weights, models.model
     else:
         call = "refit(merge, models, inputs, model=model)"
-        parents, batch = side_by_side(slots.spec, models, call)
-        if batch:
-            raise ValueError(
-                f"models of one merge are needed, (n, ...), the weights have the axes {tuple(batch)} before n"
-            )
+        parents = of_one_merge(slots.spec, models, call)
         model = template(models) if model is None else model
         check_module(model, call, "model")
         check_device(model, parents)

@@ -61,14 +61,14 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     check_module(model, "trace(model, example)")
     if isinstance(example, list) and not example:
         raise ValueError("no example is given: the list is empty")
-    copied = without_cache(emptied(model))
-    examples = [inputs_for(copied, inputs) for inputs in (example if isinstance(example, list) else [example])]
-    programs = [export(copied, inputs, RULES) for inputs in examples]
+    alone = without_cache(emptied(model))
+    examples = [inputs_for(alone, inputs) for inputs in (example if isinstance(example, list) else [example])]
+    programs = [export(alone, inputs, RULES) for inputs in examples]
     several = follow_programs(programs)
     followed = several[0]
     for program, inputs in zip(programs, examples, strict=True):
         prove(followed.spec, program, inputs)
-    proof = prove_other_sizes(followed.spec, copied, programs, examples)
+    proof = prove_other_sizes(followed.spec, alone, programs, examples)
     spec = replace(_completed(followed.spec, model), proof=proof)
     tensors = {key: value for one in several for key, value in one.tensors.items()}
     warn_of_left_out(spec, followed.membership, tensors)

@@ -285,7 +285,7 @@ def test_bad_gains_and_options_are_refused():
         best_budget(spec, CHAIN, gains={}, size=1.5)
     with pytest.raises(ValueError, match="'a s' has a cost for group 's', which the spec has not"):
         best_budget(spec, [*CHAIN, layer("a", "s")], gains=gains, size=1.5)
-    with pytest.raises(ValueError, match="by is 'structured', 'dense', 'parameters', not 'flops'"):
+    with pytest.raises(ValueError, match="by is 'structured' or 'dense' or 'parameters', not 'flops'"):
         best_budget(spec, CHAIN, gains=gains, size=1.5, by="flops")
     with pytest.raises(ValueError, match="shape is 'uniform', 'prefix', 'suffix', not 'zip'"):
         shaped_budget(spec, CHAIN, shape="zip", size=1.5)

@@ -532,7 +532,7 @@ def test_bad_input_is_told():
     weights, slots = drawn(model, 2), Slots.apart(spec, 2)
     with pytest.raises(TypeError, match="expand_network"):
         expand_network(slots, weights, model, example=images(1))
-    with pytest.raises(ValueError, match="heads are 'shared' or 'side by side', not 'both'"):
+    with pytest.raises(ValueError, match="heads is 'shared' or 'side by side', not 'both'"):
         expand_network(slots, model, weights, example=images(1), heads="both")
     with pytest.raises(ValueError, match="slots are of 2 models, the weights have leading axes"):
         expand_network(slots, model, drawn(model, 3), example=images(1))
