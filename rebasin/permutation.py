@@ -173,10 +173,7 @@ def leading_axes(spec: PermutationSpec, *permutations: Mapping[str, Tensor]) -> 
 def compose(spec: PermutationSpec, indices: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``first``, then ``indices``: (*batch, *index_shape) for each group; leading axes are broadcast."""
     leading = leading_axes(spec, indices, first)
-    indices, first = (
-        {group: index.expand(*leading, *spec.index_shape(group)) for group, index in permutation.items()}
-        for permutation in (indices, first)
-    )
+    indices, first = _broadcast(spec, indices, leading), _broadcast(spec, first, leading)
     composed = {}
     for group, index in indices.items():
         before = first[group]
@@ -184,6 +181,11 @@ def compose(spec: PermutationSpec, indices: Mapping[str, Tensor], first: Mapping
             before = torch.take_along_dim(before, indices[spec.inside[group]].unsqueeze(-1), -2)
         composed[group] = torch.take_along_dim(before, index, -1)
     return composed
+
+
+def _broadcast(spec: PermutationSpec, indices: Mapping[str, Tensor], leading: torch.Size) -> dict[str, Tensor]:
+    """Indices by group with these leading axes."""
+    return {group: index.expand(*leading, *spec.index_shape(group)) for group, index in indices.items()}
 
 
 def flatten(spec: PermutationSpec, indices: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -357,5 +357,8 @@ def shortened(names: Sequence[str], most: int = 2) -> str:
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of texts, one below the other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    lines = []
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

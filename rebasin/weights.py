@@ -133,7 +133,10 @@ def stack(models: Sequence[Weights], axis: int = 0) -> dict[str, Tensor]:
         raise ValueError("there are no models")
     for number, model in enumerate(models[1:], 1):
         check_alike(models[0], model, "model 0", f"model {number}")
-    return {key: torch.stack([model[key] for model in models], axis) for key in models[0]}
+    stacked = {}
+    for key in models[0]:
+        stacked[key] = torch.stack([model[key] for model in models], axis)
+    return stacked
 
 
 def take(weights: Weights, index: int | slice | Tensor, axis: int = 0) -> dict[str, Tensor]:

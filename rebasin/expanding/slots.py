@@ -175,8 +175,9 @@ def _numbered(index: Tensor) -> Tensor:
     """The same map (n, units), its slots numbered by owners, and among those in the order of first appearance."""
     _, dense = torch.unique(index, return_inverse=True)
     width = int(dense.max()) + 1
-    owners = owners_of(dense, width).T.tolist()
-    numbers = [tuple(m for m, owns in enumerate(of_slot) if owns) for of_slot in owners]
+    numbers = []  # of the owners of each slot
+    for of_slot in owners_of(dense, width).T.tolist():
+        numbers.append(tuple(m for m, owns in enumerate(of_slot) if owns))
     first = {slot: at for at, slot in reversed(list(enumerate(dense.flatten().tolist())))}
     order = sorted(range(width), key=lambda slot: (-len(numbers[slot]), numbers[slot], first[slot]))
     rank = torch.empty(width, dtype=torch.int64)

@@ -101,8 +101,11 @@ def match_grams(grams: Grams, *, similarity: Similarity = "correlation") -> Perm
         _match_one(spec, scores, index, m, matched)
         matched.append(m)
     for _ in range(MOST_ROUNDS if n > 2 else 0):
-        moved = [_match_one(spec, scores, index, m, [k for k in range(n) if k != m]) for m in range(1, n)]
-        if not any(moved):
+        moved = False
+        for m in range(1, n):
+            others = [k for k in range(n) if k != m]
+            moved |= _match_one(spec, scores, index, m, others)
+        if not moved:
             break
     return Permutation(spec, index)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from rebasin.arguments import check_count, check_seed
 from rebasin.inner_products import entry_product
 from rebasin.matching.pairs import Matching, Solution, match_pairs
-from rebasin.matching.scores import assign, gram
+from rebasin.matching.scores import assign, gram, viewed
 from rebasin.permutation import Permutation, flatten, permute, permuted_entry
-from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, Weights, real, single, take
+from rebasin.spec import Part, PermutationSpec
+from rebasin.weights import Models, Weights, single, take
 
 # A sweep that gains no more than this ends the search (the authors' code).
 TOLERANCE = 1e-12
@@ -70,7 +70,7 @@ def _coordinate_descent(
 ) -> Solution:
     """Algorithm 1 for weights (pairs, ...) from ``index``, all pairs side by side, the finished ones masked."""
     history = [_product(spec, a, b, flatten(spec, index))]
-    a, b = ({key: real(spec.view(key, weights[key])) for key in spec.weights} for weights in (a, b))
+    a, b = viewed(spec, a), viewed(spec, b)
     pairs, device = len(history[0]), history[0].device
     families = list(spec.families.items())
     scores: list[_Scores] = []
@@ -125,12 +125,12 @@ class _Scores:
 
     def __init__(self, spec: PermutationSpec, a: Weights, b: Weights, members: list[str], room: int) -> None:
         self.a, self.b = a, b
-        terms = [
-            (key, part, [other for other in spec.parts[key] if other.axis != part.axis])
-            for key in spec.weights
-            for part in spec.parts[key]
-            if part.group in members
-        ]
+        terms: list[tuple[str, Part, list[Part]]] = []  # a part of the group, and the parts on other axes of its entry
+        for key in spec.weights:
+            for part in spec.parts[key]:
+                if part.group in members:
+                    others = [other for other in spec.parts[key] if other.axis != part.axis]
+                    terms.append((key, part, others))
         # A weight with the group on two axes is worth a product of permutations, which an assignment may lessen.
         self.coupled = any(other.group in members for _, _, others in terms for other in others)
         self.parts = {key: spec.parts[key] for key, _, _ in terms}
@@ -139,7 +139,8 @@ class _Scores:
         # Terms whose other axes never move are one constant; the rest are kept apart, each with its own neighbours.
         self.fixed = [(key, part) for key, part, others in terms if not others]
         self.terms = [term for term in terms if term[2]]
-        numbers = sum(self.units[group] ** 2 for group in {part.group for _, part in self.fixed})
+        fixed_groups = {part.group for _, part in self.fixed}
+        numbers = sum(self.units[group] ** 2 for group in fixed_groups)
         self.constant = self._constant(torch.arange(len(some), device=some.device)) if numbers <= room else None
         self.kept_numbers = numbers if numbers <= room else 0
         self.values: list[Tensor | None] = []

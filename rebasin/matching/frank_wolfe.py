@@ -10,10 +10,10 @@ from torch import Tensor
 from rebasin.arguments import check_count, check_number
 from rebasin.inner_products import inner_product
 from rebasin.matching.pairs import Matching, Solution, match_pairs
-from rebasin.matching.scores import assign_all, gram
+from rebasin.matching.scores import assign_all, gram, viewed
 from rebasin.permutation import Permutation, flatten
 from rebasin.spec import Part, PermutationSpec, check_spec
-from rebasin.weights import Models, Weights, real, single
+from rebasin.weights import Models, Weights, over, single
 
 
 def frank_wolfe_matching(
@@ -103,9 +103,7 @@ class _Objective:
     """The inner product of ``a`` with ``b`` under doubly stochastic matrices (pairs, units, units), one per group."""
 
     def __init__(self, spec: PermutationSpec, a: Weights, b: Weights) -> None:
-        self.a, self.b = (
-            {key: single(real(spec.view(key, weights[key]))) for key in spec.weights} for weights in (a, b)
-        )
+        self.a, self.b = over(viewed(spec, a), single), over(viewed(spec, b), single)
         some = next(iter(self.a.values()))
         groups = dict.fromkeys(part.group for key in spec.weights for part in spec.parts[key])
         # What the products of axes that move alone are worth is the same all along.

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from rebasin.assignment import solve_assignment
 from rebasin.spec import Part, PermutationSpec
+from rebasin.weights import Weights, real
+
+
+def viewed(spec: PermutationSpec, weights: Weights) -> dict[str, Tensor]:
+    """The entries that are weights, in real numbers, grouped convolutions made whole."""
+    return {key: real(spec.view(key, weights[key])) for key in spec.weights}
 
 
 def assign(spec: PermutationSpec, group: str, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

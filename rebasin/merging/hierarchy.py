@@ -86,7 +86,7 @@ def _together(nodes: Sequence[Weights], axis: int) -> dict[str, Tensor]:
     """Nodes (*batch, ...) side by side, (*batch, nodes, ...); one alone is not copied."""
     if len(nodes) == 1:
         return over(nodes[0], lambda tensor: tensor.unsqueeze(axis))
-    return {key: torch.stack([node[key] for node in nodes], axis) for key in nodes[0]}
+    return stack(nodes, axis)
 
 
 def _passed_down(

@@ -51,8 +51,9 @@ class Fitted:
         self.model.save(path)
 
     def __repr__(self) -> str:
-        left = [sum(getattr(fit, name) for fit in self.fits.values()) for name in ("before", "after")]
-        share = f"{left[1] / left[0]:.0%}" if left[0] > ROUNDING else "0%"
+        before = sum(fit.before for fit in self.fits.values())
+        after = sum(fit.after for fit in self.fits.values())
+        share = f"{after / before:.0%}" if before > ROUNDING else "0%"
         return f"Fitted({self.model.in_words()}; errors of its layers {share} of the average's)"
 
 

@@ -128,7 +128,9 @@ def _grouped(children: Mapping[int, set[int]], kind: np.ndarray, places: list[_P
         block_of[list(units)] = block
     done = np.zeros(len(kind), bool)
     for blocks in _alike_blocks(children, kind):
-        units_of = [np.array([unit for unit in children[block] if lies[unit]], int) for block in blocks]
+        units_of = []
+        for block in blocks:
+            units_of.append(np.array([unit for unit in children[block] if lies[unit]], int))
         if len(blocks) < 2 or not len(units_of[0]):
             continue
         # (blocks, units), the units of all blocks in corresponding order: by kind, then by rank.
@@ -177,7 +179,7 @@ def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[frozenset[in
     """
     ties = [(np.zeros(0, int), np.zeros(0, int)), *relations.ties]
     while True:
-        a, b = (np.concatenate([tie[side] for tie in ties]) for side in (0, 1))
+        a, b = np.concatenate([tie[0] for tie in ties]), np.concatenate([tie[1] for tie in ties])
         graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(relations.count, relations.count))
         unit_of = connected_components(graph, directed=False)[1].astype(np.int64)
         children: dict[int, set[frozenset[int]]] = defaultdict(set)
@@ -370,10 +372,10 @@ def _pinned(
 
 def unreached_slices(value: Value, in_blocks: bool, unit_of: np.ndarray, reasons: Mapping[int, str]) -> dict[int, int]:
     """How many slices the example does not reach, along each axis of a parameter or buffer that has such."""
-    counts = {
-        labels.axes[0]: sum(reasons.get(unit) == UNREACHED for unit in unit_of[labels.units].tolist())
-        for labels in _own_labels(value, in_blocks)
-    }
+    counts = {}
+    for labels in _own_labels(value, in_blocks):
+        why = [reasons.get(unit) for unit in unit_of[labels.units].tolist()]
+        counts[labels.axes[0]] = why.count(UNREACHED)
     return {axis: count for axis, count in counts.items() if count}
 
 
