@@ -96,7 +96,7 @@ def collect(
 
     ``models`` is a list of modules, which are taken as in evaluation, or their weights (n, ...), in which case
     ``model`` is a module that they are weights of. ``loader`` gives batches of inputs, or tuples that begin with them;
-    a tensor, or a tuple or a dict of several inputs, is one batch. All models see the same inputs, and no
+    one tensor is one batch, and so is a dict of several inputs. All models see the same inputs, and no
     labels are needed. ``pleas`` reads the loader once more where models have batch norms, so that it must not be a
     generator then. Every second image is held back. Of the places that a layer gives for an image, at most
     ``places`` are taken, drawn by ``seed`` anew for each image; None takes all. The outputs of a layer are linear in

@@ -19,18 +19,24 @@ Loader = Iterable[Any] | Inputs
 def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> Iterator[tuple[Any, ...]]:
     """The batches of a loader, ``epochs`` times over, each a tuple that begins with the inputs.
 
-    A tensor, or a tuple or dict of them, is the inputs of one batch. A batch is its inputs, a tensor or a dict, or a
-    tuple or list that begins with them: a tensor, a tuple of several, or a dict.
+    A tensor or a dict of them is one batch. A batch is its inputs, a tensor or a dict, or a tuple or list that begins
+    with them: a tensor, a tuple of several, or a dict.
 
-    Raises TypeError for a loader that gives no batches, ValueError if there are none, if it can be read only once and
+    Raises TypeError for a loader that gives no batches, and for a tuple of tensors, of which nobody can tell whether
+    they are batches, as ``images.split(100)`` gives them, or the inputs of one. Raises ValueError if there are none, if it can be read only once and
     there are several epochs, or if a batch lies on another device than the weights, or has inputs that are not finite.
     """
-    if _is_one_batch(loader):
-        loader = [(loader,)]
+    if isinstance(loader, Tensor | Mapping):
+        loader = [loader]
+    if isinstance(loader, tuple) and all(isinstance(part, Tensor) for part in loader):
+        raise TypeError(
+            "the loader is a tuple of tensors, which may be batches or the inputs of one: make it a list of batches, "
+            "list(images.split(100)), or of one batch that begins with its inputs, [((first, second),)]"
+        )
     if not isinstance(loader, Iterable) or isinstance(loader, str):
         raise TypeError(
-            "the loader must give batches, as a DataLoader or a list does, or be one: a tensor, or a tuple or dict of "
-            f"them; got {type(loader).__name__}"
+            "the loader must give batches, as a DataLoader, a list, one tensor or a dict of tensors does: got "
+            f"{type(loader).__name__}"
         )
     if epochs > 1 and isinstance(loader, Iterator):
         raise ValueError(f"epochs={epochs} reads the loader more than once, which it cannot be: make a list of it")
@@ -51,10 +57,3 @@ def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> 
             bar.update()
     if not count:
         raise ValueError("the loader gave no batches")
-
-
-def _is_one_batch(loader: Any) -> bool:
-    """Whether a loader is itself inputs: a tensor, or several in a tuple or a dict."""
-    if isinstance(loader, tuple):
-        return bool(loader) and all(isinstance(part, Tensor) for part in loader)
-    return isinstance(loader, Tensor | Mapping)

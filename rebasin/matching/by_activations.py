@@ -36,8 +36,8 @@ def activation_matching(
     """Match each ``b`` to its ``a`` by what their units answer to the same inputs (Git Re-Basin, section 3.1).
 
     ``a`` and ``b`` are those of ``weight_matching``; they are weights of ``model``, which is taken as in evaluation.
-    ``loader`` gives batches of inputs, or tuples that begin with them, and is read once; a tensor is one batch, and so
-    are several inputs, a tuple of tensors, or a dict of them by their names. Memory is bounded by the widths and by one
+    ``loader`` gives batches of inputs, or tuples that begin with them, and is read once; one tensor is one batch.
+    Several inputs are a tuple of tensors, or a dict of them by their names. Memory is bounded by the widths and by one
     batch.
 
     The score of two units is the inner product, or the correlation, of their values over all inputs and places: the

@@ -1,5 +1,7 @@
 """Inputs are what a model takes: one tensor, several in a tuple, or a dict by their names, in its own number format."""
 
+import re
+
 import pytest
 import torch
 import transformers
@@ -87,17 +89,18 @@ def test_running_out_of_memory_is_not_taken_for_a_wrong_input():
         straight_through_matching(spec, model, model, model=model, loader=batches)
 
 
-def test_a_tuple_of_tensors_is_one_batch_as_it_is_everywhere_else():
+def test_a_tuple_of_tensors_is_refused_as_a_loader_as_it_may_mean_two_things():
     a, b = two_models(Two)
     inputs = torch.randn(40, 3), torch.randn(40, 5)
     spec = rebasin.trace(a, inputs)
-    grams = rebasin.collect(spec, [a, b], inputs)
-    assert grams.images == 40
-    for key, layer in rebasin.collect(spec, [a, b], [(inputs, "labels")]).layers.items():
-        assert torch.equal(layer.gram, grams.layers[key].gram)
-    rebasin.match(spec, a, b, by="activations", model=a, loader=inputs)
-    measured, reset = measure_norms(a, inputs), rebasin.reset_norms(a, a, inputs)
-    torch.testing.assert_close(measured.norm.running_var, reset.norm.running_var)
+    assert rebasin.collect(spec, [a, b], [(inputs,)]).images == 40
+    told = re.escape("the loader is a tuple of tensors, which may be batches or the inputs of one: make it a list")
+    with pytest.raises(TypeError, match=told):
+        rebasin.collect(spec, [a, b], inputs)
+    with pytest.raises(TypeError, match=told):
+        rebasin.match(spec, a, b, by="activations", model=a, loader=inputs)
+    with pytest.raises(TypeError, match=told):
+        measure_norms(a, inputs)
 
 
 def test_several_epochs_need_a_loader_that_can_be_read_again():
