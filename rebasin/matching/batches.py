@@ -23,8 +23,9 @@ def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> 
     with them: a tensor, a tuple of several, or a dict.
 
     Raises TypeError for a loader that gives no batches, and for a tuple of tensors, of which nobody can tell whether
-    they are batches, as ``images.split(100)`` gives them, or the inputs of one. Raises ValueError if there are none, if it can be read only once and
-    there are several epochs, or if a batch lies on another device than the weights, or has inputs that are not finite.
+    they are batches, as ``images.split(100)`` gives them, or the inputs of one. Raises ValueError if there are none, if
+    it can be read only once and there are several epochs, or if a batch lies on another device than the weights, or has
+    inputs that are not finite.
     """
     if isinstance(loader, Tensor | Mapping):
         loader = [loader]
