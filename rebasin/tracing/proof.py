@@ -15,6 +15,7 @@ from rebasin.graph import first_line, given, operator, ordered, place_of, weight
 from rebasin.inputs import Inputs
 from rebasin.permutation import flatten, permute
 from rebasin.spec import PermutationSpec, SpecError
+from rebasin.weights import is_whole
 
 # Sums of float64 in another order differ by far less, a unit in a wrong place by far more.
 ROUNDING = 1e-8
@@ -33,26 +34,45 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
     The network is computed in float64 from end to end, whatever number formats it asks for on the way. All weights,
     buffers and inputs are redrawn twice, whole numbers aside. In the first network each group is permuted at random by
     itself, in all blocks where it lies within blocks, and in both at last all of them. Each entry of an output is held
-    against its own change from one redrawn network to the other, so that large ones hide none. Raises ValueError if
-    outputs are not finite, since nothing can be compared then, and if an operator cannot be computed, naming it.
+    against its own change from one redrawn network to the other, so that large ones hide none. At last all groups are
+    permuted for masks and whole numbers that are redrawn too, within the example's range, unless the network does not
+    take them. Raises ValueError if outputs are not finite, since nothing can be compared then, and if an operator
+    cannot be computed, naming it.
     """
     generator = torch.Generator().manual_seed(0)
     together = {name: [name] for name in spec.sizes}
     together["all groups together"] = list(spec.sizes)
     index = {name: derangements(spec, name, generator) for name in spec.sizes}
     with torch.no_grad(), computing_in(torch.float64):
-        replays = []
-        for _ in range(2):
-            weights = redrawn(program, generator)
-            replays.append(_Replay(program, weights, inputs_like(program, inputs, generator)))
-            if not replays[-1].finite():
-                raise ValueError("nothing can be proved: for random weights and inputs, the outputs are not finite")
+        replays = _two_networks(program, inputs, generator)
         for name, moving in together.items():
             chosen = {group: index[group] for group in moving}
             pairs = (replays,) if name in spec.sizes else (replays, replays[::-1])
             for replay, other in pairs:
                 if not replay.unchanged(permuted(spec, replay.weights, chosen), other):
                     raise SpecError(f"permuting {name!r} changes what the network computes: its spec is wrong")
+        values = _other_values(program, inputs, generator)
+        try:
+            replays = [] if values is None else _two_networks(program, values, generator)
+        except ValueError:  # numbers of rows that a table does not have, say, or a mask that leaves nothing
+            return
+        for replay, other in (replays, replays[::-1]) if replays else ():
+            if not replay.unchanged(permuted(spec, replay.weights, index), other):
+                raise SpecError(
+                    "permuting all groups together changes what the network computes for masks or whole numbers other "
+                    "than the example's: its spec is wrong"
+                )
+
+
+def _two_networks(program: torch.export.ExportedProgram, inputs: Inputs, generator: torch.Generator) -> list[_Replay]:
+    """A graph's values in two networks with nothing in common. Raises ValueError if there is nothing to compare."""
+    replays = []
+    for _ in range(2):
+        weights = redrawn(program, generator)
+        replays.append(_Replay(program, weights, inputs_like(program, inputs, generator)))
+        if not replays[-1].finite():
+            raise ValueError("nothing can be proved: for random weights and inputs, the outputs are not finite")
+    return replays
 
 
 @contextmanager
@@ -228,17 +248,41 @@ def inputs_like(
     program: torch.export.ExportedProgram, inputs: Inputs, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
     """Random inputs: numbers in float64, and tokens within their vocabulary; other whole numbers as they are."""
-    user_inputs = set(program.graph_signature.user_inputs)
-    places = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
     drawn = []
-    for node, x in zip(places, ordered(program, inputs), strict=True):
-        # Tokens choose rows of a table.
-        tables = [user.args[0] for user in node.users if operator(user) == "embedding" and user.args[1] is node]
-        if tables:
-            rows = min(cast(torch.fx.Node, table).meta["val"].shape[0] for table in tables)
+    for rows, x in zip(_vocabularies(program), ordered(program, inputs), strict=True):
+        if rows is not None:
             drawn.append(torch.randint(rows, x.shape, generator=generator, dtype=x.dtype))
-        elif x.is_floating_point() or x.is_complex():
-            drawn.append(torch.randn(x.shape, generator=generator, dtype=WIDE.get(x.dtype, x.dtype)))
-        else:
+        elif is_whole(x):
             drawn.append(x)
+        else:
+            drawn.append(torch.randn(x.shape, generator=generator, dtype=WIDE.get(x.dtype, x.dtype)))
     return tuple(drawn)
+
+
+def _vocabularies(program: torch.export.ExportedProgram) -> list[int | None]:
+    """How many rows the table has that each input chooses from, as tokens do; None for other inputs."""
+    user_inputs = set(program.graph_signature.user_inputs)
+    rows: list[int | None] = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in user_inputs:
+            tables = [user.args[0] for user in node.users if operator(user) == "embedding" and user.args[1] is node]
+            rows.append(min((cast(torch.fx.Node, table).meta["val"].shape[0] for table in tables), default=None))
+    return rows
+
+
+def _other_values(
+    program: torch.export.ExportedProgram, inputs: Inputs, generator: torch.Generator
+) -> tuple[Tensor, ...] | None:
+    """The inputs with other masks and whole numbers, within the range that they have; None if there are no others."""
+    drawn, changed = [], False
+    for rows, x in zip(_vocabularies(program), ordered(program, inputs), strict=True):
+        free = rows is None and is_whole(x) and x.numel() > 0
+        drawn.append(_within_range(x, generator) if free else x)
+        changed |= free and not torch.equal(drawn[-1], x)
+    return tuple(drawn) if changed else None
+
+
+def _within_range(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values between the least and the largest of whole numbers; any, of truth values."""
+    least, most = (0, 1) if x.dtype == torch.bool else (int(x.min()), int(x.max()))
+    return torch.randint(least, most + 1, x.shape, generator=generator).to(x.dtype)

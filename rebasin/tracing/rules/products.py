@@ -200,6 +200,8 @@ def attention(
     weights = product(relations, scores, q, k, f"{places}QD,{places}KD->{places}QK")
     if attn_mask is not None:
         weights = elementwise(relations, scores, weights, attn_mask)
+    if is_causal:
+        weights = placed(relations, weights, [-2, -1], "told apart by a causal mask")
     weights = compared(relations, scores, weights, -1)
     return product(relations, shape, weights, v, f"{places}QK,{places}KE->{places}QE")
 

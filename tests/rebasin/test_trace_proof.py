@@ -1,0 +1,93 @@
+"""What the proof of a spec looks at: other masks and whole numbers, and it refuses specs that fail there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rebasin import Permutation, SpecError, trace
+from rebasin.graph import export
+from rebasin.tracing.proof import prove
+from rebasin.tracing.units import RULES
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=GENERATOR)
+
+
+def is_right(spec, model, *inputs):
+    """Whether a model answers as before once all its units are permuted."""
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(1)).apply(model)
+    return torch.allclose(moved(*inputs), model(*inputs), atol=1e-5)
+
+
+def prove_without(spec, key, model, inputs):
+    """Prove a spec that leaves an entry in place, in float64."""
+    wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    prove(replace(spec, parts=spec.parts | {key: ()}), export(model.double(), wide, RULES), wide)
+
+
+class Latents(nn.Module):
+    """Learned latents read the input, and then, if asked, one another in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.latents, self.into, self.out = nn.Parameter(normal(6, 8)), nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x, asked):
+        x = self.into(x)
+        read = F.scaled_dot_product_attention(self.latents.expand(len(x), -1, -1), x, x)
+        ordered = F.scaled_dot_product_attention(read, read, read, is_causal=True)
+        return self.out(read + ordered * asked[:, None, None]).square().sum(1)
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_places_stay_that_a_causal_mask_tells_apart(asked):
+    model, x = Latents().eval(), normal(2, 5, 3)
+    spec = trace(model, (x, torch.full((2,), asked)))
+    assert {(part.group, part.axis) for part in spec.parts["latents"]} == {("into", 1)}
+    assert is_right(spec, model, x, torch.tensor([1, 2]))
+
+
+class Shifted(nn.Module):
+    """A shift of what is chosen: by a mask, or by a number of each place."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.shift, self.out = nn.Linear(3, 8), nn.Parameter(normal(8)), nn.Linear(8, 2)
+
+    def forward(self, x, chosen):
+        weight = chosen[:, :1] if chosen.dtype == torch.bool else (chosen[:, :1] == 2)
+        return self.out((self.into(x) + self.shift * weight).relu())
+
+
+@pytest.mark.parametrize("chosen", [torch.zeros(4, 2).bool(), torch.tensor([[0, 1], [1, 2], [0, 1], [1, 2]])])
+def test_a_spec_that_fails_for_other_masks_or_numbers_is_refused(chosen):
+    model, x = Shifted(), normal(4, 3)
+    spec = trace(model, (x, chosen))
+    assert spec.parts["shift"]
+    with pytest.raises(SpecError, match="for masks or whole numbers other than the example's: its spec is wrong"):
+        prove_without(spec, "shift", model, (x, chosen))
+
+
+class Padded(nn.Module):
+    """Attention to what is not padding: to nothing, if all is."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, n) for n in (8, 8, 8, 2))
+
+    def forward(self, x, padding):
+        scores = self.q(x) @ self.k(x).mT
+        scores = scores.masked_fill(padding[:, None], -torch.inf)
+        return self.out(scores.softmax(-1) @ self.v(x))
+
+
+def test_masks_that_a_model_does_not_take_are_passed_over():
+    padding = torch.zeros(40, 2, dtype=torch.bool)  # drawn anew, some row of 40 is padding alone
+    spec = trace(Padded(), (normal(40, 2, 8), padding))
+    assert sorted(spec.sizes.values()) == [8, 8]
