@@ -76,9 +76,7 @@ def export(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own internals
-            # Exporting reads no values: those of the copy are the model's own.
-            own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-            alone = without_cache(copied(model, own).eval())
+            alone = without_cache(copied(model, _own(model)).eval())
             program = torch.export.export(alone, args, kwargs, dynamic_shapes=dynamic)
             # Decomposing takes longer than exporting.
             if not _make_functional(program.graph, known):
@@ -97,6 +95,13 @@ def export(
                 "choose between branches in Python, by what is no tensor, or compute both and take one by torch.where"
             )
     return program
+
+
+def _own(model: nn.Module) -> dict[Any, Any]:
+    """The memo of a copy that has the model's own values, which exporting does not read, and shares their memory."""
+    own: dict[Any, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    storages = [tensor.untyped_storage() for tensor in own.values() if tensor.layout == torch.strided]
+    return own | {"torch": {storage._cdata: storage for storage in storages}}  # torch's own memo, of memory
 
 
 def without_cache(model: nn.Module) -> nn.Module:

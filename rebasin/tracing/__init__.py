@@ -16,8 +16,9 @@ from rebasin.inputs import Inputs, check_kind, on_each
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
 from rebasin.tracing.left_out import UNUSED, warn_of_left_out
+from rebasin.tracing.memory import Memory, check_constants, emptied, entangled, memory_of, ties_of
 from rebasin.tracing.other_sizes import prove_other_sizes
-from rebasin.tracing.proof import Memory, memory_of, prove
+from rebasin.tracing.proof import prove
 from rebasin.tracing.rules import (  # noqa: F401  each adds its rules to RULES
     entries,
     lookups,
@@ -28,7 +29,7 @@ from rebasin.tracing.rules import (  # noqa: F401  each adds its rules to RULES
     sums,
 )
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
-from rebasin.weights import check_module, copied, is_whole
+from rebasin.weights import check_module, is_whole
 
 
 def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
@@ -64,6 +65,8 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     alone = without_cache(emptied(model))
     examples = [inputs_for(alone, inputs) for inputs in (example if isinstance(example, list) else [example])]
     programs = [export(alone, inputs, RULES) for inputs in examples]
+    for program in programs:
+        check_constants(program, [model, alone])
     several = follow_programs(programs)
     followed = several[0]
     for program, inputs in zip(programs, examples, strict=True):
@@ -131,23 +134,6 @@ def inputs_for(model: nn.Module, example: Inputs) -> Inputs:
     return on_each(fitting, example)
 
 
-def emptied(model: nn.Module) -> nn.Module:
-    """A copy on the CPU. Its parameters and buffers have no values, whole numbers aside: the proof redraws them.
-
-    What shares memory in the model does so in the copy.
-    """
-    memo: dict[int, Any] = {}
-    storages: dict[int, torch.UntypedStorage] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if is_whole(tensor) or tensor.layout != torch.strided:
-            continue
-        own = tensor.untyped_storage()
-        storage = storages.setdefault(own._cdata, torch.UntypedStorage(own.nbytes()))
-        empty = torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copied(model, memo).cpu()
-
-
 def _relate(
     program: torch.export.ExportedProgram, relations: Relations, tensors: dict[str, Value]
 ) -> dict[torch.fx.Node, Any]:
@@ -159,7 +145,7 @@ def _relate(
     known: dict[torch.fx.Node, Any] = {}
     same: dict[Memory, str] = {}
     shared = Counter(map(memory_of, program.state_dict.values()))
-    entangled = _entangled(program.state_dict)
+    tangled = entangled(program.state_dict, program.constants)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             shape = _shape(node.meta["val"])
@@ -174,8 +160,8 @@ def _relate(
             elif node.users or shared[memory] > 1:
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
                 known[node] = tensors[key] = Value(shape, tuple(labels), key)
-                for own in labels if key in entangled else ():
-                    relations.pin(own.units, "shares its memory with another entry, in another layout")
+                for own in labels if key in tangled else ():
+                    relations.pin(own.units, "shares its memory with another layout, or with what is not saved")
         elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing
             if isinstance(node.meta["val"], int | torch.SymInt):  # a size
                 known[node] = number(node.meta["val"])
@@ -196,28 +182,6 @@ def _relate(
     return known
 
 
-def _entangled(state: Mapping[str, Tensor]) -> set[str]:
-    """The entries whose memory overlaps with that of others which are not the same tensor."""
-    spans = sorted((*_span(tensor), key) for key, tensor in state.items() if tensor.numel())
-    clusters: list[set[str]] = []
-    storage, end = 0, 0
-    for own, first, last, key in spans:
-        if clusters and own == storage and first < end:
-            clusters[-1].add(key)
-            end = max(end, last)
-        else:
-            clusters.append({key})
-            storage, end = own, last
-    return {key for keys in clusters if len({memory_of(state[key]) for key in keys}) > 1 for key in keys}
-
-
-def _span(tensor: Tensor) -> tuple[int, int, int]:
-    """The storage of a tensor, and where in it the tensor begins and ends, in bytes."""
-    first = int(tensor.storage_offset())
-    last = first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.untyped_storage()._cdata, first * tensor.element_size(), (last + 1) * tensor.element_size()
-
-
 def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
     """The spec with every key of the model's state, in its order."""
     state = model.state_dict()
@@ -236,17 +200,8 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
         statistics=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if name in state),
         pinned={**spec.pinned, **left_out},
-        ties=_ties(state),
+        ties=ties_of(state),
     )
-
-
-def _ties(state: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:
-    """The names of entries that are one tensor."""
-    names: dict[Memory, list[str]] = {}
-    for key, tensor in state.items():
-        if tensor.numel() and tensor.layout == torch.strided:
-            names.setdefault(memory_of(tensor), []).append(key)
-    return tuple(tuple(own) for own in names.values() if len(own) > 1)
 
 
 def _check_sizes(node: torch.fx.Node) -> None:

@@ -15,6 +15,7 @@ from rebasin.graph import first_line, given, operator, ordered, place_of, weight
 from rebasin.inputs import Inputs
 from rebasin.permutation import flatten, permute
 from rebasin.spec import PermutationSpec, SpecError
+from rebasin.tracing.memory import Memory, memory_of
 from rebasin.weights import is_whole
 
 # Sums of float64 in another order differ by far less, a unit in a wrong place by far more.
@@ -98,14 +99,6 @@ def drawn_like(tensors: Mapping[str, Tensor], generator: torch.Generator) -> dic
         if memory_of(tensor) not in drawn:
             drawn[memory_of(tensor)] = _redrawn(tensor, generator)
     return {key: drawn[memory_of(tensor)] for key, tensor in tensors.items()}
-
-
-Memory = tuple[int, tuple[int, ...], tuple[int, ...]]
-
-
-def memory_of(tensor: Tensor) -> Memory:
-    """Where a tensor lies in memory, and in which layout."""
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def permuted(spec: PermutationSpec, weights: Mapping[str, Tensor], index: Mapping[str, Tensor]) -> dict[str, Tensor]:
