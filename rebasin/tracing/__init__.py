@@ -95,8 +95,7 @@ class Followed:
     @property
     def tensors(self) -> dict[str, Value]:
         """What is known of the parameters and buffers that the graph uses, by their keys."""
-        nodes = (node for node in self.values if node.op == "placeholder")
-        return {value.key: value for value in map(self.values.__getitem__, nodes) if value.key}
+        return {key: self.values[node] for node, key in weight_keys(self.program).items() if self.values[node].key}
 
 
 def follow_program(program: torch.export.ExportedProgram) -> Followed:
@@ -109,6 +108,9 @@ def follow_programs(programs: Sequence[torch.export.ExportedProgram]) -> list[Fo
     relations = Relations()
     tensors: dict[str, Value] = {}
     values = [_relate(program, relations, tensors) for program in programs]
+    for key, value in tensors.items():  # of a tensor under several names, the rules know the first
+        if value.key in relations.columns:
+            relations.columns[key] = relations.columns[value.key]
     spec, membership = find_groups(relations, tensors)
     return [Followed(program, known, spec, membership) for program, known in zip(programs, values, strict=True)]
 
@@ -156,7 +158,7 @@ def _relate(
             memory = memory_of(program.state_dict[key])
             first = same.setdefault(memory, key)
             if first in tensors:  # one tensor under two names
-                known[node] = tensors[key] = Value(shape, tensors[first].labels, key)
+                known[node] = tensors[key] = tensors[first]
             elif node.users or shared[memory] > 1:
                 labels = [Labels((axis,), relations.fresh(size)) for axis, size in enumerate(shape) if size > 1]
                 known[node] = tensors[key] = Value(shape, tuple(labels), key)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rebasin import trace
+from rebasin import Permutation, trace
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -69,3 +69,29 @@ def test_a_computed_weight_that_begins_in_the_memory_of_another_is_no_false_alar
     assert layer.weight.data_ptr() == layer.weight_orig.data_ptr()
     spec = trace(nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 2)).eval(), normal(2, 3))
     assert spec.sizes == {"0": 8}
+
+
+class TwoGrouped(nn.Module):
+    """Two grouped convolutions with one weight, by its name or by way of its memory alone."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 8, 1), nn.Conv1d(3, 8, 1)
+        self.c, self.d = nn.Conv1d(8, 8, 1, groups=4), nn.Conv1d(8, 8, 1, groups=4)
+        self.d.weight = self.c.weight if tied == "by name" else nn.Parameter(self.c.weight.data)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x):
+        one, other = (grouped(into(x).relu()).relu() for into, grouped in ((self.a, self.c), (self.b, self.d)))
+        return self.out(one.mean(-1)) + self.out(other.mean(-1))
+
+
+@pytest.mark.parametrize("tied", ["by name", "by memory"])
+def test_a_grouped_weight_under_two_names_moves_alike_under_both(tied):
+    model = TwoGrouped(tied)
+    spec = trace(model, normal(2, 3, 6))
+    assert spec.parts["c.weight"] == spec.parts["d.weight"] and {part.axis for part in spec.parts["c.weight"]} == {0, 1}
+    x = normal(3, 3, 9)
+    for seed in range(3):
+        moved = Permutation.random(spec, generator=torch.Generator().manual_seed(seed)).apply(model)
+        torch.testing.assert_close(moved(x), model(x))
