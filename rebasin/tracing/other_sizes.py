@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rebasin.graph import names_of
 from rebasin.inputs import Inputs, arguments_of, on_each, shapes_of, tensors_of
 from rebasin.spec import PermutationSpec, SpecError
 from rebasin.tracing.proof import (
+    WIDE,
     computing_in,
     derangements,
     drawn_like,
@@ -140,10 +142,13 @@ def _named(program: torch.export.ExportedProgram, tensors: tuple[Tensor, ...]) -
 
 
 class _Wide(TorchDispatchMode):
-    """Operators compute in float64 where they are told another format."""
+    """Operators compute in float64 where they are told another format, and where a narrow tensor meets a wide one."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = widened((args, kwargs or {}))
+        formats = {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        if formats.intersection(WIDE) and formats.intersection(WIDE.values()) and not function._schema.is_mutable:
+            args, kwargs = tree_map_only(Tensor, lambda x: x.to(WIDE.get(x.dtype, x.dtype)), (args, kwargs))
         return function(*args, **kwargs)
 
 
@@ -162,7 +167,7 @@ def _outputs(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) ->
         ):
             warnings.simplefilter("ignore")
             torch.default_generator.manual_seed(0)
-            outputs = torch.utils._pytree.tree_leaves(fresh(*args, **kwargs))
+            outputs = tree_leaves(fresh(*args, **kwargs))
     except Exception:  # whatever a model says of inputs that it does not take
         return []
     tensors = [x for x in outputs if isinstance(x, Tensor) and x.numel()]

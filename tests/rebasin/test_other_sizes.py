@@ -171,6 +171,25 @@ def test_what_is_computed_in_float32_or_kept_from_other_weights_is_no_false_alar
     assert list(spec.sizes.values()) == [8] and "(1, 8, 3)" in spec.proof[0]
 
 
+class Measured(nn.Module):
+    """Reads through a plain float32 matrix, which a float64 input does not multiply, and sums up long inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out, self.plain = nn.Linear(4, 6), nn.Linear(6, 2), torch.linspace(-1, 1, 12).view(3, 4)
+
+    def forward(self, x):
+        hidden = self.into(x @ self.plain).relu()
+        return self.out(hidden.cumsum(-1) if x.shape[1] > 7 else hidden)
+
+
+def test_a_plain_tensor_in_float32_keeps_no_size_from_being_tried():
+    model = Measured()
+    with pytest.raises(SpecError, match=r"for inputs of \(1, 12, 3\), which no example has"):
+        trace(model, normal(2, 6, 3))
+    assert not trace(model, [normal(2, 6, 3), normal(2, 9, 3)]).sizes
+
+
 def test_no_examples_are_named():
     with pytest.raises(ValueError, match="no example is given: the list is empty"):
         trace(Masked(), [])
