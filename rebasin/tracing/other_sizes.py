@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ from rebasin.tracing.proof import (
 )
 from rebasin.weights import copied
 
-# From this size on, half of it is tried before the double, which costs more.
+# From this size on, the double costs too much to be tried, unless half of it is refused.
 LARGE = 128
 BATCH = "batch"
 Place = tuple[int, int]  # an axis of the tensor of this number
+Networks = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def prove_other_sizes(
@@ -40,23 +42,24 @@ def prove_other_sizes(
 ) -> tuple[str, ...]:
     """What the spec was proved on, in sentences. Raises SpecError if it fails on a size that no example has.
 
-    ``model`` is a copy on the CPU, and ``programs`` its graphs for the examples. For each of these another batch size
-    is tried, and for each size beside the batch one that is larger or smaller, wherever inputs have it. What the model
-    does not take is passed over, and told.
+    ``model`` is a copy on the CPU, and ``programs`` its graphs for the examples. For each of these larger batches are
+    tried, and for each size beside the batch the double, half of it and an odd one, wherever inputs have it. What the
+    model does not take is passed over, and told.
     """
-    proved = {shapes_of(inputs): _in_words(inputs) for inputs in examples}
-    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
-    weights = drawn_like(tensors, torch.Generator().manual_seed(0))
+    trials = _Trials(model, _networks(spec, model), {shapes_of(inputs): _in_words(inputs) for inputs in examples})
     refused: dict[str, bool] = {}
     for program, inputs in zip(programs, examples, strict=True):
-        for what, choices in _other_sizes(inputs).items():
-            for other in choices:
-                if shapes_of(other) in proved or _proves(spec, model, weights, program, other):
-                    proved[shapes_of(other)] = _in_words(other)
-                    break
-            else:
+        smallest = inputs
+        for what, wanted in _other_sizes(inputs).items():
+            taken = {kind: trials.first_taken(choices, program, inputs) for kind, choices in wanted.items()}
+            if all(other is None for other in taken.values()):
                 refused[what] = True
-    sentences = ["proved on inputs of " + "; ".join(proved.values())]
+            odd = taken.get("odd")
+            smallest = smallest if odd is None else min(smallest, odd, key=_entries)
+        if BATCH not in refused:
+            count, batch = _batch_of(inputs)
+            trials.first_taken([_resized(smallest, batch, 4 * count + 1)], program, inputs)
+    sentences = ["proved on inputs of " + "; ".join(trials.proved.values())]
     words = ["another batch size"] if refused.pop(BATCH, None) else []
     if refused:
         words.append(f"other sizes in place of {', '.join(refused)}")
@@ -65,28 +68,57 @@ def prove_other_sizes(
     return tuple(sentences)
 
 
-def _other_sizes(inputs: Inputs) -> dict[str, list[Inputs]]:
-    """Inputs of a larger batch, and by the size of each other axis ones of another size, in the order to try.
+def _other_sizes(inputs: Inputs) -> dict[str, dict[str, list[Inputs]]]:
+    """Inputs of a larger batch, and by the size of each other axis ones of other sizes; each kind in the order to try.
 
     All axes of one size are changed together, as height and width, or words and their mask; then each alone, since
     words and what each of them has may be as many.
     """
-    tensors = tensors_of(inputs)
-    count = max((len(x) for x in tensors[:1] if x.ndim), default=0)
-    batch = [(number, 0) for number, x in enumerate(tensors) if x.ndim and len(x) == count]
-    choices = {BATCH: [_resized(inputs, batch, count + 1)]} if count else {}
+    count, batch = _batch_of(inputs)
+    choices = {BATCH: {"larger": [_resized(inputs, batch, count + 1)]}} if count else {}
     small = _resized(inputs, batch, min(1, count))
     places: dict[int, list[Place]] = {}
-    for number, x in enumerate(tensors):
+    for number, x in enumerate(tensors_of(inputs)):
         for axis, size in enumerate(x.shape):
             if axis and size:
                 places.setdefault(size, []).append((number, axis))
     for size, own in places.items():
-        others = [size // 2, 2 * size] if size >= LARGE else [2 * size, size // 2]
         together = [own, *([place] for place in own)] if len(own) > 1 else [own]
-        resized = [_resized(small, axes, other) for axes in together for other in others if other]
-        choices[str(size)] = resized
+        choices[str(size)] = {
+            kind: [_resized(small, axes, other) for other in others for axes in together]
+            for kind, others in _other_lengths(size).items()
+        }
     return choices
+
+
+def _other_lengths(size: int) -> dict[str, list[int]]:
+    """The sizes to try in place of one, by kind, each kind in the order to try: models tell sizes apart in many ways.
+
+    Where the double is costly, or half is nothing, one of the two is enough. An odd size is tried that is less than
+    half, of three or more, or the next one.
+    """
+    half = size // 2
+    if half and size < LARGE:
+        others = {"double": [2 * size], "half": [half]}
+    else:
+        others = {"double or half": [half, 2 * size] if half else [2 * size]}
+    odd = half - 1 - half % 2
+    if odd >= 3:
+        others["odd"] = [odd] if size % 2 else [odd, size + 1]
+    elif size % 2 == 0:
+        others["odd"] = [size + 1]
+    return others
+
+
+def _batch_of(inputs: Inputs) -> tuple[int, list[Place]]:
+    """The size of the batch, and the axes that have it."""
+    tensors = tensors_of(inputs)
+    count = max((len(x) for x in tensors[:1] if x.ndim), default=0)
+    return count, [(number, 0) for number, x in enumerate(tensors) if x.ndim and len(x) == count]
+
+
+def _entries(inputs: Inputs) -> int:
+    return sum(x.numel() for x in tensors_of(inputs))
 
 
 def _resized(inputs: Inputs, places: Iterable[Place], size: int) -> Inputs:
@@ -103,36 +135,57 @@ def _resized(inputs: Inputs, places: Iterable[Place], size: int) -> Inputs:
     return on_each(of, inputs)
 
 
-def _proves(
-    spec: PermutationSpec,
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    program: torch.export.ExportedProgram,
-    inputs: Inputs,
-) -> bool:
-    """Whether the model takes inputs of this size, with outputs to compare. Raises SpecError if they change.
-
-    All groups are permuted together. ``weights`` are redrawn, as inputs are, and all is computed in float64: see
-    ``prove``.
-    """
-    generator = torch.Generator().manual_seed(1)
-    drawn = _named(program, inputs_like(program, inputs, generator))
-    old = _outputs(model, weights, drawn)
-    if not old:
-        return False
+def _networks(spec: PermutationSpec, model: nn.Module) -> Networks:
+    """Random float64 weights for a model, the same with all groups permuted, and others."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    weights = drawn_like(tensors, generator)
     index = {group: derangements(spec, group, generator) for group in spec.sizes}
-    new = _outputs(model, {**weights, **permuted(spec, weights, index)}, drawn)
-    # Another network, and other inputs.
-    weights = drawn_like(weights, generator)
-    other = _outputs(model, weights, _named(program, inputs_like(program, inputs, generator)))
-    if not other:
-        return False
-    if not new or not all(map(stays, new, old, other)):
-        raise SpecError(
-            f"permuting all groups together changes what the network computes for inputs of {_in_words(inputs)}, which "
-            "no example has: give examples of both sizes, trace(model, [example, another])"
-        )
-    return True
+    return weights, {**weights, **permuted(spec, weights, index)}, drawn_like(tensors, generator)
+
+
+@dataclass
+class _Trials:
+    """A model with the weights of three ``networks``, and what their proof has succeeded on so far, in words."""
+
+    model: nn.Module
+    networks: Networks
+    proved: dict[Any, str]
+
+    def first_taken(
+        self, choices: Iterable[Inputs], program: torch.export.ExportedProgram, example: Inputs
+    ) -> Inputs | None:
+        """The first inputs that the model takes, None if it takes none. Raises SpecError if the spec fails on them."""
+        for inputs in choices:
+            if shapes_of(inputs) in self.proved:
+                return inputs
+            stays = self.unchanged(program, inputs)
+            if stays is False:
+                raise SpecError(
+                    f"permuting all groups together changes what the network computes for inputs of "
+                    f"{_in_words(inputs)}, which no example has: give examples of both sizes, "
+                    "trace(model, [example, another])"
+                )
+            if stays:
+                self.proved[shapes_of(inputs)] = _in_words(inputs)
+                return inputs
+        return None
+
+    def unchanged(self, program: torch.export.ExportedProgram, inputs: Inputs) -> bool | None:
+        """Whether outputs stay with all groups permuted, in float64 for inputs of this size: see ``prove``.
+
+        None if the model does not take the inputs, or gives nothing to compare.
+        """
+        generator = torch.Generator().manual_seed(1)
+        weights, moved, others = self.networks
+        drawn = _named(program, inputs_like(program, inputs, generator))
+        old = _outputs(self.model, weights, drawn)
+        # Another network, and other inputs.
+        other = _outputs(self.model, others, _named(program, inputs_like(program, inputs, generator))) if old else []
+        if not other:
+            return None
+        new = _outputs(self.model, moved, drawn)
+        return bool(new) and all(map(stays, new, old, other))
 
 
 def _named(program: torch.export.ExportedProgram, tensors: tuple[Tensor, ...]) -> Inputs:
@@ -142,14 +195,18 @@ def _named(program: torch.export.ExportedProgram, tensors: tuple[Tensor, ...]) -
 
 
 class _Wide(TorchDispatchMode):
-    """Operators compute in float64 where they are told another format, and where a narrow tensor meets a wide one."""
+    """Operators compute in float64 where they are told another format, and where narrow tensors keep them from it."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = widened((args, kwargs or {}))
-        formats = {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        if formats.intersection(WIDE) and formats.intersection(WIDE.values()) and not function._schema.is_mutable:
-            args, kwargs = tree_map_only(Tensor, lambda x: x.to(WIDE.get(x.dtype, x.dtype)), (args, kwargs))
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError:
+            wide = tree_map_only(Tensor, lambda x: x.to(WIDE.get(x.dtype, x.dtype)), (args, kwargs))
+            narrow = any(isinstance(x, Tensor) and x.dtype in WIDE for x in tree_leaves((args, kwargs)))
+            if not narrow or function._schema.is_mutable:
+                raise
+            return function(*wide[0], **wide[1])
 
 
 def _outputs(model: nn.Module, weights: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:

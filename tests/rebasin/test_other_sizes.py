@@ -122,11 +122,17 @@ def test_the_proof_says_what_it_has_seen():
     images = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images.append(nn.Linear(8, 2))
     seen, unseen = trace(images, normal(2, 3, 6, 10)).proof
-    assert seen == "proved on inputs of (2, 3, 6, 10); (3, 3, 6, 10); (1, 3, 12, 10); (1, 3, 6, 20)"
+    batches, heights = (
+        ["(2, 3, 6, 10)", "(3, 3, 6, 10)", "(9, 3, 6, 3)"],
+        ["(1, 3, 12, 10)", "(1, 3, 3, 10)", "(1, 3, 7, 10)"],
+    )
+    widths = ["(1, 3, 6, 20)", "(1, 3, 6, 5)", "(1, 3, 6, 3)"]
+    assert seen == "proved on inputs of " + "; ".join([*batches[:2], *heights, *widths, batches[2]])
     assert unseen == "not on other sizes in place of 3: none that was tried could be computed"
     (seen,) = trace(Masked(), {"x": normal(1, 4, 3), "masked": torch.ones(1, 4, dtype=torch.bool)}).proof[:1]
     assert seen == (
-        "proved on inputs of x (1, 4, 3), masked (1, 4); x (2, 4, 3), masked (2, 4); x (1, 8, 3), masked (1, 8)"
+        "proved on inputs of x (1, 4, 3), masked (1, 4); x (2, 4, 3), masked (2, 4); x (1, 8, 3), masked (1, 8); "
+        "x (1, 2, 3), masked (1, 2); x (1, 5, 3), masked (1, 5); x (5, 4, 3), masked (5, 4)"
     )
 
 
@@ -188,6 +194,35 @@ def test_a_plain_tensor_in_float32_keeps_no_size_from_being_tried():
     with pytest.raises(SpecError, match=r"for inputs of \(1, 12, 3\), which no example has"):
         trace(model, normal(2, 6, 3))
     assert not trace(model, [normal(2, 6, 3), normal(2, 9, 3)]).sizes
+
+
+class Branching(nn.Module):
+    """Sums up its units, one after another, for inputs of some sizes."""
+
+    def __init__(self, sums_up):
+        super().__init__()
+        self.into, self.out, self.sums_up = nn.Linear(3, 8), nn.Linear(8, 2), sums_up
+
+    def forward(self, x):
+        hidden = self.into(x)
+        return self.out(hidden.cumsum(-1) if self.sums_up(x) else hidden.relu())
+
+
+BRANCHES = {
+    "odd": (lambda x: x.shape[1] % 2, r"\(1, 3, 3\)"),
+    "even": (lambda x: x.shape[1] % 2 == 0, r"\(1, 14, 3\)"),
+    "short": (lambda x: x.shape[1] < 4, r"\(1, 3, 3\)"),
+    "half": (lambda x: 4 <= x.shape[1] < 6, r"\(1, 4, 3\)"),
+    "long": (lambda x: x.shape[1] > 12, r"\(1, 16, 3\)"),
+    "crowded": (lambda x: len(x) >= 8, r"\(9, 3, 3\)"),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_on_sizes_of_many_kinds_are_seen(name):
+    sums_up, inputs = BRANCHES[name]
+    with pytest.raises(SpecError, match=f"for inputs of {inputs}, which no example has"):
+        trace(Branching(sums_up), normal(2, 7 if name == "even" else 8, 3))
 
 
 def test_no_examples_are_named():
