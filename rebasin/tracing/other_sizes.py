@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from rebasin.graph import names_of
+from rebasin.graph import names_of, operator
 from rebasin.inputs import Inputs, arguments_of, on_each, shapes_of, tensors_of
 from rebasin.spec import PermutationSpec, SpecError
 from rebasin.tracing.proof import (
@@ -29,6 +29,9 @@ from rebasin.weights import copied
 
 # From this size on, the double costs too much to be tried, unless half of it is refused.
 LARGE = 128
+# An input that is longer than a table is tried if it has no more entries than that along its axis, and if so many
+# multiplications are enough for it, one for each weight and entry.
+LONGEST, CHEAP = 1024, 1e9
 BATCH = "batch"
 Place = tuple[int, int]  # an axis of the tensor of this number
 Networks = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
@@ -43,14 +46,14 @@ def prove_other_sizes(
     """What the spec was proved on, in sentences. Raises SpecError if it fails on a size that no example has.
 
     ``model`` is a copy on the CPU, and ``programs`` its graphs for the examples. For each of these larger batches are
-    tried, and for each size beside the batch the double, half of it and an odd one, wherever inputs have it. What the
-    model does not take is passed over, and told.
+    tried, and for each size beside the batch the double, half of it, an odd one and one beyond each table that the
+    example reaches in part, wherever inputs have it. What the model does not take is passed over, and told.
     """
     trials = _Trials(model, _networks(spec, model), {shapes_of(inputs): _in_words(inputs) for inputs in examples})
     refused: dict[str, bool] = {}
     for program, inputs in zip(programs, examples, strict=True):
         smallest = inputs
-        for what, wanted in _other_sizes(inputs).items():
+        for what, wanted in _other_sizes(inputs, _tables(program)).items():
             taken = {kind: trials.first_taken(choices, program, inputs) for kind, choices in wanted.items()}
             if all(other is None for other in taken.values()):
                 refused[what] = True
@@ -68,11 +71,11 @@ def prove_other_sizes(
     return tuple(sentences)
 
 
-def _other_sizes(inputs: Inputs) -> dict[str, dict[str, list[Inputs]]]:
+def _other_sizes(inputs: Inputs, tables: Mapping[int, int]) -> dict[str, dict[str, list[Inputs]]]:
     """Inputs of a larger batch, and by the size of each other axis ones of other sizes; each kind in the order to try.
 
     All axes of one size are changed together, as height and width, or words and their mask; then each alone, since
-    words and what each of them has may be as many.
+    words and what each of them has may be as many. ``tables`` are the lengths of those that are cut to each size.
     """
     count, batch = _batch_of(inputs)
     choices = {BATCH: {"larger": [_resized(inputs, batch, count + 1)]}} if count else {}
@@ -84,9 +87,12 @@ def _other_sizes(inputs: Inputs) -> dict[str, dict[str, list[Inputs]]]:
                 places.setdefault(size, []).append((number, axis))
     for size, own in places.items():
         together = [own, *([place] for place in own)] if len(own) > 1 else [own]
+        lengths = _other_lengths(size)
+        if size in tables:
+            lengths["beyond a table"] = [tables[size] + 1]
         choices[str(size)] = {
             kind: [_resized(small, axes, other) for other in others for axes in together]
-            for kind, others in _other_lengths(size).items()
+            for kind, others in lengths.items()
         }
     return choices
 
@@ -108,6 +114,27 @@ def _other_lengths(size: int) -> dict[str, list[int]]:
     elif size % 2 == 0:
         others["odd"] = [size + 1]
     return others
+
+
+def _tables(program: torch.export.ExportedProgram) -> dict[int, int]:
+    """The lengths of the weights and constants that are cut to a size, by that size, if a longer input costs little."""
+    weights = sum(tensor.numel() for tensor in program.state_dict.values())
+    tables: dict[int, int] = {}
+    for node in program.graph.nodes:
+        table = _cut_tensor(node)
+        if node is not table and table.op == "placeholder" and table.name not in program.graph_signature.user_inputs:
+            axis = node.args[1] if len(node.args) > 1 else 0
+            length, reached = (own.meta["val"].shape[axis] for own in (table, node))
+            if reached < length < LONGEST and (length + 1) * weights < CHEAP:
+                tables[reached] = max(length, tables.get(reached, 0))
+    return tables
+
+
+def _cut_tensor(node: torch.fx.Node) -> torch.fx.Node:
+    """What a node is cut from, along this axis and perhaps others; the node itself if it is not cut."""
+    while operator(node) == "slice":
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _batch_of(inputs: Inputs) -> tuple[int, list[Place]]:

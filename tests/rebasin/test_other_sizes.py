@@ -225,6 +225,29 @@ def test_branches_on_sizes_of_many_kinds_are_seen(name):
         trace(Branching(sums_up), normal(2, 7 if name == "even" else 8, 3))
 
 
+class Grown(nn.Module):
+    """A table of 16 places, cut to the input or made anew for longer ones."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.into, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("places", self.made(16), persistent=kept)
+
+    def made(self, length):
+        return torch.sin(torch.arange(length)[None, :, None] * torch.linspace(0.1, 2, 8))
+
+    def forward(self, x):
+        places = self.places if x.shape[1] <= 16 else self.made(x.shape[1])
+        return self.out(torch.relu(self.into(x) + places[:, : x.shape[1]]))
+
+
+def test_an_input_that_is_longer_than_a_table_is_tried():
+    with pytest.raises(SpecError, match=r"for inputs of \(1, 17, 3\), which no example has"):
+        trace(Grown(kept=True), normal(2, 5, 3))
+    spec = trace(Grown(kept=False), normal(2, 5, 3))
+    assert "(1, 17, 3)" in spec.proof[0] and not spec.sizes, "a table that is not saved stays"
+
+
 def test_no_examples_are_named():
     with pytest.raises(ValueError, match="no example is given: the list is empty"):
         trace(Masked(), [])
