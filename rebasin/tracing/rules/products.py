@@ -250,7 +250,8 @@ def convolution(
             else:
                 first = relations.columns.setdefault(weight.key, (channels, groups))[0]
                 relations.tie(first, channels, why)
-    value = Value(shape, (Labels((1,), out),))
+    # The batch may have units too, such as heads, and each entry of it goes through by itself.
+    value = Value(shape, (Labels((1,), out), *(labels for labels in x.labels if labels.axes == (0,))))
     return value if bias is None else normed_by_channel(relations, shape, value, bias)
 
 
@@ -291,5 +292,6 @@ def transposed_convolution(
             fresh = relations.fresh(shape[1])
             out = relations.columns.setdefault(weight.key, (fresh, groups))[0]
             relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)
-    value = Value(shape, (Labels((1,), out),))
+    # The batch may have units too, such as heads, and each entry of it goes through by itself.
+    value = Value(shape, (Labels((1,), out), *(labels for labels in x.labels if labels.axes == (0,))))
     return value if bias is None else normed_by_channel(relations, shape, value, bias)

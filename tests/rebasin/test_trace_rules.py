@@ -1,0 +1,56 @@
+"""Rules of operators: what moves, and that it computes the same on other inputs."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rebasin import Permutation, trace
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=GENERATOR)
+
+
+class Applied(nn.Module):
+    """A function of a model, which has the layers that are named, and its input."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def sizes_of(model, inputs, others=None):
+    """The sizes of a model's groups, which must leave what it computes of other inputs as it is, in float64."""
+    spec = trace(model.eval(), inputs)
+    exact = copy.deepcopy(model).double()
+    others = inputs if others is None else others
+    others = [x.double() if x.is_floating_point() else x for x in (others if isinstance(others, tuple) else (others,))]
+    for seed in range(2):
+        moved = Permutation.random(spec, generator=torch.Generator().manual_seed(seed)).apply(exact)
+        torch.testing.assert_close(moved(*others), exact(*others), rtol=1e-9, atol=1e-9)
+    return sorted(spec.sizes.values())
+
+
+def mixed_scores(model, x):
+    batch, length, _ = x.shape
+    q, k, v = (layer(x).view(batch, length, 2, 4).transpose(1, 2) for layer in (model.q, model.k, model.v))
+    scores = (q @ k.mT).reshape(batch * 2, 1, length, length)
+    scores = model.mix(scores).view(batch, 2, length, length)
+    return model.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_heads_in_the_batch_of_a_convolution_move(kind):
+    layers = {"q": nn.Linear(3, 8), "k": nn.Linear(3, 8), "v": nn.Linear(3, 8), "out": nn.Linear(8, 2)}
+    model = Applied(mixed_scores, **layers, mix=kind(1, 1, 3, padding=1))
+    assert sizes_of(model, normal(2, 5, 3), normal(3, 6, 3)) == [2, 4, 4]
