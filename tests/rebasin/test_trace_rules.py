@@ -54,3 +54,19 @@ def test_heads_in_the_batch_of_a_convolution_move(kind):
     layers = {"q": nn.Linear(3, 8), "k": nn.Linear(3, 8), "v": nn.Linear(3, 8), "out": nn.Linear(8, 2)}
     model = Applied(mixed_scores, **layers, mix=kind(1, 1, 3, padding=1))
     assert sizes_of(model, normal(2, 5, 3), normal(3, 6, 3)) == [2, 4, 4]
+
+
+NORMS = {
+    "in groups, one for each head": (lambda x: F.group_norm(x, 2), [2, 4]),
+    "in groups of two heads": (lambda x: F.group_norm(x.repeat(1, 2, 1), 2).chunk(2, 1)[0], []),
+    "in one group": (lambda x: F.group_norm(x, 1), [8]),
+    "each head by itself": (lambda x: F.instance_norm(x), [2, 4]),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_heads_that_are_normalised_keep_their_units(name):
+    norm, expected = NORMS[name]
+    model = Applied(lambda m, x: m.out(norm(m.a(x).view(-1, 2, 4)).flatten(1).relu()), a=nn.Linear(3, 8))
+    model.out = nn.Linear(8, 2)
+    assert sizes_of(model, normal(2, 3), normal(3, 3)) == expected

@@ -103,9 +103,11 @@ def rescaled_and_measured(
 
 
 @rule("batch_norm", "instance_norm")
-def normed_by_channel(relations: Relations, shape: tuple[int, ...], x: Value, *tensors: Any, **_: Any) -> Value:
-    """Each channel shifted and scaled by numbers of its own."""
-    for tensor in tensors:
+def normed_by_channel(relations: Relations, shape: tuple[int, ...], x: Value, *given: Any, **_: Any) -> Value:
+    """Each channel shifted and scaled by numbers of its own; by those of its places, if so told after four tensors."""
+    if given[4:5] == (True,):
+        within(relations, x, range(2, len(x.shape)), "normalised in blocks")
+    for tensor in given:
         if isinstance(tensor, Value):
             tie_axes(relations, x, 1, tensor, 0, "normalised with statistics that stay")
     return Value(x.shape, x.labels)
@@ -140,11 +142,13 @@ def normed_in_groups(
     relations: Relations, shape: tuple[int, ...], x: Value, groups: int, *tensors: Any, **_: Any
 ) -> Value:
     """Blocks of channels brought to mean 0 and deviation 1, then shifted and scaled."""
+    why = "normalised in blocks"
+    within(relations, x, range(1 if groups == 1 else 2, len(x.shape)), why)
     labels = x.on(1)
     if labels is not None and labels.axes == (1,):
-        if groups == 1:
-            relations.use(labels.units)
-        else:
-            relations.reach(labels.units)
-            relations.heads(labels.units.reshape(groups, -1), 1, "normalised in blocks")
+        relations.reach(labels.units)
+        if groups > 1:
+            relations.heads(labels.units.reshape(groups, -1), 1, why)
+    elif labels is not None and 1 < groups < x.shape[1]:
+        relations.pin(labels.units, "normalised in blocks of blocks")
     return normed_by_channel(relations, shape, x, *(tensor for tensor in tensors if isinstance(tensor, Value)))
