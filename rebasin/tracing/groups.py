@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from rebasin.tracing.copies import order_marks
 from rebasin.tracing.units import FIXED, Labels, Relations, Value
 
 UNREACHED = "not reached by the example"
+Row = tuple[int, ...]  # the units of a block, sorted; one may be there several times
 
 
 @dataclass(frozen=True)
@@ -163,16 +165,21 @@ def _pin_columns(relations: Relations, tensors: Mapping[str, Value]) -> None:
     """Pin the channels of grouped convolutions whose weight is used in another way too, where blocks share columns."""
     if not relations.columns:
         return
-    told = [*relations.ties, *relations.marks, *relations.blocks, *relations.pins]
-    touched = np.concatenate([np.zeros(0, int), *(units.ravel() for units, _ in told)])
+    told = [*relations.marks, *relations.blocks, *relations.pins]
+    tied = itertools.chain.from_iterable(relations.ties)
+    touched = np.concatenate([np.zeros(0, int), *tied, *(units.ravel() for units, _ in told)])
     for key, (channels, _) in relations.columns.items():
         own = tensors[key].on(1)
-        if own is not None and np.isin(own.units, touched).any():
+        if own is None:
+            continue
+        used = [np.isin(own.units, units) for units in relations.uses]
+        in_part = any(columns.any() and not columns.all() for columns in used)
+        if in_part or np.isin(own.units, touched).any():
             for units in (channels, own.units):
                 relations.pin(units, "a grouped convolution whose weight is used in another way too")
 
 
-def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[frozenset[int]]]]:
+def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[Row]]]:
     """Each label's unit once ties are taken into account, and the sets of units that each block is made of.
 
     There are several where blocks of different tensors are tied: a unit of one cannot take the place of one of another.
@@ -182,12 +189,12 @@ def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[frozenset[in
         a, b = np.concatenate([tie[0] for tie in ties]), np.concatenate([tie[1] for tie in ties])
         graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(relations.count, relations.count))
         unit_of = connected_components(graph, directed=False)[1].astype(np.int64)
-        children: dict[int, set[frozenset[int]]] = defaultdict(set)
-        same: dict[frozenset[int], int] = {}
+        children: dict[int, set[Row]] = defaultdict(set)
+        same: dict[Row, int] = {}
         twins = []
         for rows, heads in relations.blocks:
             for row, label in zip(unit_of[rows], heads.tolist(), strict=True):
-                head, units = int(unit_of[label]), frozenset(row.tolist())
+                head, units = int(unit_of[label]), tuple(sorted(row.tolist()))
                 children[head].add(units)
                 # Blocks of the same units are the same block.
                 twin = same.setdefault(units, label)
@@ -199,17 +206,17 @@ def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[frozenset[in
 
 
 def _several_rows(
-    relations: Relations, rows: Mapping[int, set[frozenset[int]]], unit_of: np.ndarray
+    relations: Relations, rows: Mapping[int, set[Row]], unit_of: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Marks that keep apart the sets of units of blocks which have several, each the same in all of its blocks."""
     marks = []
     for block_rows, heads in relations.blocks:
         if all(len(rows[head]) == 1 for head in unit_of[heads].tolist()):
             continue
-        seen: dict[int, list[frozenset[int]]] = defaultdict(list)
+        seen: dict[int, list[Row]] = defaultdict(list)
         numbers = []
         for row, head in zip(unit_of[block_rows], unit_of[heads].tolist(), strict=True):
-            units = frozenset(row.tolist())
+            units = tuple(sorted(row.tolist()))
             if units not in seen[head]:
                 seen[head].append(units)
             numbers.append(seen[head].index(units))
@@ -233,7 +240,7 @@ def _overlap(children: Mapping[int, set[int]]) -> bool:
     return len(set().union(*children.values())) < sum(map(len, children.values()))
 
 
-def _pin_blocks(rows: Mapping[int, set[frozenset[int]]], reasons: dict[int, str], kind: np.ndarray) -> list[np.ndarray]:
+def _pin_blocks(rows: Mapping[int, set[Row]], reasons: dict[int, str], kind: np.ndarray) -> list[np.ndarray]:
     """Pin the blocks that cannot move as wholes; their units, each of which keeps to its block.
 
     Of blocks that overlap, as those along one axis and those along another do, those move that are more alike, by

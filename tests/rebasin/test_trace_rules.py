@@ -70,3 +70,19 @@ def test_heads_that_are_normalised_keep_their_units(name):
     model = Applied(lambda m, x: m.out(norm(m.a(x).view(-1, 2, 4)).flatten(1).relu()), a=nn.Linear(3, 8))
     model.out = nn.Linear(8, 2)
     assert sizes_of(model, normal(2, 3), normal(3, 3)) == expected
+
+
+def test_frames_that_hold_units_twice_are_told_apart_by_how_often():
+    model = Applied(lambda m, x: m.out(m.a(x).relu().view(len(x), -1, 12)), a=nn.Linear(3, 8), out=nn.Linear(12, 2))
+    assert sizes_of(model, normal(2, 3, 3), normal(4, 6, 3)) == [4]
+
+
+def test_a_grouped_weight_of_which_a_part_is_used_elsewhere_stays():
+    def function(model, x):
+        grouped = model.out(model.b(model.a(x).relu()).relu().mean(-1))
+        return grouped + F.linear(model.c(x.mean(-1)).relu(), model.b.weight[:, :, 0]).sum(1, keepdim=True)
+
+    layers = {"a": nn.Conv1d(3, 8, 1), "b": nn.Conv1d(8, 8, 1, groups=4), "c": nn.Linear(3, 2), "out": nn.Linear(8, 2)}
+    model = Applied(function, **layers)
+    assert sizes_of(model, normal(2, 3, 6), normal(3, 3, 6)) == [2, 2, 2, 2]
+    assert "used in another way too" in trace(model, normal(2, 3, 6)).pinned["a.weight"]
