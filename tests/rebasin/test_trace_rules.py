@@ -86,3 +86,21 @@ def test_a_grouped_weight_of_which_a_part_is_used_elsewhere_stays():
     model = Applied(function, **layers)
     assert sizes_of(model, normal(2, 3, 6), normal(3, 3, 6)) == [2, 2, 2, 2]
     assert "used in another way too" in trace(model, normal(2, 3, 6)).pinned["a.weight"]
+
+
+DIAGONALS = {
+    "of the first and the third": ((-1, 2, 4, 2), {"dim1": 1, "dim2": 3}, [4]),
+    "of the last two": ((-1, 4, 2, 2), {"dim1": -2, "dim2": -1}, [4]),
+    "of the batch and the units": ((-1, 4, 4), {}, []),
+}
+
+
+@pytest.mark.parametrize("name", DIAGONALS)
+def test_a_diagonal_pins_the_axes_that_it_is_of(name):
+    shape, axes, expected = DIAGONALS[name]
+
+    def function(model, x):
+        return model.out(torch.diagonal(model.a(x).view(shape), **axes).reshape(-1, model.out.in_features))
+
+    model = Applied(function, a=nn.Linear(3, 16), out=nn.Linear(8 if axes else 4, 2))
+    assert sizes_of(model, normal(4, 3)) == expected

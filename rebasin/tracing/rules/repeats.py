@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rebasin.tracing.rules.entries import elementwise
-from rebasin.tracing.rules.shapes import parted, permuted, reshaped, transposed
+from rebasin.tracing.rules.shapes import parted, permuted, reshaped, transposed, without
 from rebasin.tracing.units import Labels, Relations, Value, follow, placed, rule
 
 
@@ -124,7 +124,17 @@ def folded(relations: Relations, shape: tuple[int, ...], x: Value, size: Any, ke
     return replace(placed(relations, apart, [2, 3], "windows of places"), shape=shape, even=frozenset())
 
 
-@rule("diagonal", "tril", "triu")
+@rule("diagonal")
+def diagonal(
+    relations: Relations, shape: tuple[int, ...], x: Value, offset: int = 0, a: int = 0, b: int = 1, **named: int
+) -> Value:
+    """A diagonal of the matrices that two axes are, as a new last axis."""
+    axes = sorted({named.get("dim1", a) % len(x.shape), named.get("dim2", b) % len(x.shape)})
+    rest = without(placed(relations, x, axes, "a diagonal of a matrix"), axes, shape)
+    return Value(shape, rest.labels, even=rest.even)
+
+
+@rule("tril", "triu")
 def cut(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """A part of the matrices that the last two axes are."""
     axes = [len(x.shape) - 2, len(x.shape) - 1]
