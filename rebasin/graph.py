@@ -43,6 +43,7 @@ MAKE_PLAIN = (
     "if a weight norm or a spectral norm computes it, make it a plain weight: torch.nn.utils."
     'parametrize.remove_parametrizations(module, "weight"), or else remove_weight_norm or remove_spectral_norm'
 )
+Number = int | float | torch.SymInt | torch.SymFloat | torch.SymBool  # what a node gives that is no tensor
 # Where these are told to train, which means side effects or chance.
 TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 
@@ -138,7 +139,7 @@ def _make_functional(graph: torch.fx.Graph, known: Container[str] | None) -> boo
                 functions[node] = getattr(getattr(torch.ops.aten, name), node.target._overloadname)
             elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
                 return False
-            sizes = value is None or isinstance(value, int | torch.SymInt)  # or assertions, which give nothing
+            sizes = value is None or isinstance(value, Number)  # or assertions, which give nothing
             strange = not sizes and known is not None and name not in known
             if strange or name in TRAINING and node.args[TRAINING[name]]:
                 return False
@@ -201,9 +202,12 @@ def given(
     return values
 
 
-def number(size: int | torch.SymInt) -> int:
-    """A size as a number: that of the example where the graph takes any."""
-    return size if isinstance(size, int) else cast(int, size.node.hint)
+def number(size: Any) -> Any:
+    """A size, or what is computed of sizes, as a plain number: that of the example where the graph takes any.
+
+    None if it depends on values.
+    """
+    return size if isinstance(size, int | float) else size.node.hint
 
 
 def operator(node: torch.fx.Node) -> str:

@@ -56,14 +56,34 @@ def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
     """A deep copy of a module; ``memo[id(tensor)]`` is what stands there in place of a tensor.
 
     A weight that a module has computed from its parameters, and keeps as ``torch.nn.utils.weight_norm`` does, is copied
-    as plain numbers: torch copies no tensor that has a history.
+    as plain numbers: torch copies no tensor that has a history. Raises ValueError, naming the attribute, if one cannot
+    be copied, such as a lock or an open file.
     """
     memo = {} if memo is None else memo
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except TypeError as error:
+        raise ValueError(
+            f"the model cannot be copied{_uncopied(model)}: {error}. Take it away for the while, or make it where it "
+            "is used"
+        ) from error
+
+
+def _uncopied(model: nn.Module) -> str:
+    """The attribute that keeps a model from being copied, as the middle of a message."""
+    for name, module in model.named_modules():
+        own = {key: value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")}
+        for key, value in own.items():
+            try:
+                copy.deepcopy(value)
+            except TypeError:
+                path = f"{name}.{key}" if name else key
+                return f" for its attribute {path!r}"
+    return ""
 
 
 def interpolate(a: Kind, b: Models, weight: float) -> Kind:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.arguments import only_dtype
-from rebasin.graph import export, number, operator, place_of, weight_keys, without_cache
+from rebasin.graph import Number, export, number, operator, place_of, weight_keys, without_cache
 from rebasin.inputs import Inputs, check_kind, on_each
 from rebasin.spec import PermutationSpec
 from rebasin.tracing.groups import Membership, find_groups
@@ -165,7 +165,7 @@ def _relate(
                 for own in labels if key in tangled else ():
                     relations.pin(own.units, "shares its memory with another layout, or with what is not saved")
         elif node.op == "call_function" and node.meta.get("val") is not None:  # assertions give nothing
-            if isinstance(node.meta["val"], int | torch.SymInt):  # a size
+            if isinstance(node.meta["val"], Number):  # a size, or what is asserted of one
                 known[node] = number(node.meta["val"])
                 continue
             _check_sizes(node)
@@ -186,7 +186,8 @@ def _relate(
 
 def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
     """The spec with every key of the model's state, in its order."""
-    state = model.state_dict()
+    # A module may keep what is no tensor in get_extra_state().
+    state = {key: tensor for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     for key, parts in spec.parts.items():
         if parts and key not in state:
             raise ValueError(
