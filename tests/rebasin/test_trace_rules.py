@@ -104,3 +104,48 @@ def test_a_diagonal_pins_the_axes_that_it_is_of(name):
 
     model = Applied(function, a=nn.Linear(3, 16), out=nn.Linear(8 if axes else 4, 2))
     assert sizes_of(model, normal(4, 3)) == expected
+
+
+FUNCTIONS = {
+    "lgamma": (lambda x: torch.lgamma(x.abs() + 1), [8]),
+    "digamma": (lambda x: torch.digamma(x.abs() + 1), [8]),
+    "erfinv": (lambda x: torch.erfinv(x.tanh() * 0.9), [8]),
+    "asinh": (torch.asinh, [8]),
+    "atanh": (lambda x: torch.atanh(x.tanh() * 0.9), [8]),
+    "angle": (lambda x: torch.angle(torch.complex(x, 2 * x)), [8]),
+    "copysign": (lambda x: torch.copysign(x, x.sin()), [8]),
+    "heaviside": (lambda x: torch.heaviside(x, x.cos()), [8]),
+    "bucketize": (lambda x: torch.bucketize(x, x.new_tensor([-0.5, 0.0, 0.5])) * x, [8]),
+    "both": (lambda x: x * ((x > 0) & (x < 1)), [8]),
+    "either": (lambda x: x * ((x > 1) | (x < 0)), [8]),
+    "nanmean": (lambda x: x * x.nanmean(-1, keepdim=True), [8]),
+    "aminmax": (lambda x: x - x.aminmax(dim=-1, keepdim=True)[0], [8]),
+    "empty_like": (lambda x: torch.empty_like(x).copy_(x), [8]),
+    "new_empty": (lambda x: x.new_empty(x.shape).fill_(2.0) * x, [8]),
+    "cdist": (lambda x: torch.cdist(x, 2 * x).sum(-1, keepdim=True) * x, [8]),
+    "a constant by its place": (lambda x: torch.copysign(x, torch.linspace(-1, 1, 8).to(x)), []),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_between_layers_leave_units_free(name):
+    function, expected = FUNCTIONS[name]
+    model = Applied(lambda m, x: m.out(function(m.a(x))), a=nn.Linear(3, 8), out=nn.Linear(8, 2))
+    assert sizes_of(model, normal(4, 3), normal(5, 3)) == expected
+
+
+MESSAGES = {
+    "added": lambda zeros, to, sent: zeros.index_add(0, to, sent),
+    "put": lambda zeros, to, sent: zeros.index_put((to,), sent, accumulate=True),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages_between_nodes_keep_their_units(name):
+    def function(model, x, edges):
+        x = model.a(x).relu()
+        return model.out(MESSAGES[name](torch.zeros_like(x), edges[1], model.b(x)[edges[0]]) + x)
+
+    model = Applied(function, a=nn.Linear(3, 8), b=nn.Linear(8, 8), out=nn.Linear(8, 2))
+    nodes, edges = normal(4, 3), torch.tensor([[0, 1, 2, 3, 1], [1, 2, 3, 0, 0]])
+    assert sizes_of(model, (nodes, edges), (nodes, edges.flip(0))) == [8]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rebasin.tracing.units import Relations, Value, broadcast, meet, rule
+from rebasin.tracing.units import Relations, Value, broadcast, meet, placed, rule
 
 
 @rule(
@@ -15,7 +15,7 @@ from rebasin.tracing.units import Relations, Value, broadcast, meet, rule
     "cosh", "exp2", "expm1", "log2", "log10", "trunc", "erfc", "sinc", "nan_to_num", "logit", "softshrink", "threshold",
     "tanhshrink", "softsign", "isinf", "isfinite", "sin", "cos", "bitwise_not", "logical_not", "isnan", "clone",
     "detach", "alias", "_to_copy", "to", "type_as", "lift_fresh_copy", "contiguous", "dropout", "real", "imag", "conj",
-    "_conj", "resolve_conj",
+    "_conj", "resolve_conj", "lgamma", "digamma", "erfinv", "asinh", "acosh", "atanh", "angle", "sgn", "frac",
 )  # fmt: skip
 def entrywise(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """Functions of one entry at a time."""
@@ -25,7 +25,8 @@ def entrywise(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, *
 @rule("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "where", "masked_fill", "fill", "eq", "ne", "lt",
       "le", "gt", "ge", "logical_and", "logical_or", "addcmul", "lerp", "copy", "logical_xor", "bitwise_and",
       "bitwise_or", "bitwise_xor", "addcdiv", "atan2", "fmod", "remainder", "floor_divide", "fmax", "fmin", "hypot",
-      "logaddexp", "xlogy", "polar", "complex")  # fmt: skip
+      "logaddexp", "logaddexp2", "xlogy", "polar", "complex", "heaviside", "copysign", "__and__", "__or__",
+      "__xor__")  # fmt: skip
 def elementwise(relations: Relations, shape: tuple[int, ...], *values: Any, **_: Any) -> Value:
     """Functions of entries at the same place, broadcast: what meets there is tied."""
     why = "added to or multiplied with something that stays"
@@ -50,13 +51,21 @@ def clamped(relations: Relations, shape: tuple[int, ...], *values: Any, **bounds
     return elementwise(relations, shape, *values, *bounds.values())
 
 
-@rule("new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like")
+@rule("new_zeros", "new_ones", "new_full", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like",
+      "empty", "new_empty", "empty_like")  # fmt: skip
 def constant(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -> Value:
-    """A tensor of equal entries."""
+    """A tensor of equal entries, or of entries that are yet to be written."""
     return Value(shape, even=frozenset(range(len(shape))))
 
 
-@rule("arange", "empty", "linspace", "scalar_tensor")
+@rule("bucketize")
+def counted_off(relations: Relations, shape: tuple[int, ...], x: Value, bounds: Value, **_: Any) -> Value:
+    """Each entry's place among bounds."""
+    placed(relations, bounds, [0], "bounds in their order")
+    return Value(shape, x.labels, even=x.even)
+
+
+@rule("arange", "linspace", "scalar_tensor", "rand_like", "randn_like")
 def counted(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -> Value:
     """A tensor whose content depends on no other's."""
     return Value(shape)

@@ -62,7 +62,7 @@ def gathered(relations: Relations, shape: tuple[int, ...], x: Value, dim: int, *
 
 
 @rule("cumsum", "cumprod", "sort", "argsort", "median", "cummax", "cummin", "max", "min", "mode",
-      "argmax", "argmin", "all", "any", "count_nonzero", "nansum", "nanmean", "unfold", "_fft_r2c", "_fft_c2r",
+      "argmax", "argmin", "all", "any", "count_nonzero", "unfold", "_fft_r2c", "_fft_c2r",
       "_fft_c2c")  # fmt: skip
 def along_one(relations: Relations, shape: Any, x: Value, *arguments: Any, **options: Any) -> Any:
     """Operators along an axis, whose slices they tell apart; others are left alone."""
@@ -86,6 +86,31 @@ def along_the_second(
 ) -> Any:
     """The same, where something else is told before the axis."""
     return along_one(relations, shape, x, dim)
+
+
+@rule("index_add")
+def added_by_number(
+    relations: Relations, shape: tuple[int, ...], x: Value, dim: int, index: Value, new: Value, **_: Any
+) -> Value:
+    """Slices of one axis added to those of another, by number, as nodes of a graph gather what others send."""
+    dim = dim % len(shape)
+    placed(relations, index, [0], BY_NUMBER)
+    kept = []
+    for value in (x, new):
+        lines = placed(relations, value, [dim], BY_NUMBER)
+        whole = value.even | {dim}
+        kept.append(Value(tuple(1 if axis in whole else size for axis, size in enumerate(shape)), lines.labels))
+    return Value(shape, meet(relations, kept, BY_NUMBER))
+
+
+@rule("index_put")
+def put_by_number(
+    relations: Relations, shape: tuple[int, ...], x: Value, indices: Sequence[Value | None], new: Value, *_: Any
+) -> Value:
+    """The same along the first axis, added or written; along others, nothing is followed."""
+    if len(indices) != 1 or indices[0] is None or len(indices[0].shape) != 1 or len(new.shape) != len(shape):
+        return follow(relations, "index_put along several axes", shape, [x, indices, new], {})
+    return added_by_number(relations, shape, x, 0, indices[0], new)
 
 
 @rule("grid_sampler")

@@ -178,6 +178,14 @@ def matmul(relations: Relations, shape: tuple[int, ...], a: Value, b: Value) -> 
     return product(relations, shape, a, b, f"{names[0]},{names[1]}->{places}NM")
 
 
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(relations: Relations, shape: tuple[int, ...], a: Value, b: Value, *_: Any, **__: Any) -> Value:
+    """The distance of each row of one matrix from each row of another: differences summed up as products are."""
+    places = _letters(len(shape) - 2)
+    of_a, of_b = (places[len(places) - (len(value.shape) - 2) :] for value in (a, b))
+    return product(relations, shape, a, b, f"{of_a}NK,{of_b}MK->{places}NM")
+
+
 @rule("scaled_dot_product_attention")
 def attention(
     relations: Relations,

@@ -10,7 +10,7 @@ from rebasin.tracing.rules.shapes import without
 from rebasin.tracing.units import RULES, Labels, Relations, Value, outer, placed, rule, tie_axes, within
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "prod")
+@rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "prod", "nanmean", "nansum")
 def reduced(relations: Relations, shape: tuple[int, ...], x: Value, *arguments: Any, **options: Any) -> Value:
     """Axes summed up, or the like."""
     dims = options.get("dim", arguments[0] if arguments and not isinstance(arguments[0], bool) else None)
@@ -30,11 +30,11 @@ def reduced(relations: Relations, shape: tuple[int, ...], x: Value, *arguments: 
     return whole if keep else without(whole, sorted(dims), shape)
 
 
-@rule("std_mean", "var_mean")
+@rule("std_mean", "var_mean", "aminmax")
 def reduced_twice(
     relations: Relations, shapes: Sequence[tuple[int, ...]], x: Value, *given: Any, **options: Any
 ) -> Any:
-    """The deviation and the mean over axes."""
+    """The deviation and the mean over axes, or the least and the largest entry."""
     return [reduced(relations, shape, x, *given, **options) for shape in shapes]
 
 
