@@ -149,3 +149,18 @@ def test_messages_between_nodes_keep_their_units(name):
     model = Applied(function, a=nn.Linear(3, 8), b=nn.Linear(8, 8), out=nn.Linear(8, 2))
     nodes, edges = normal(4, 3), torch.tensor([[0, 1, 2, 3, 1], [1, 2, 3, 0, 0]])
     assert sizes_of(model, (nodes, edges), (nodes, edges.flip(0))) == [8]
+
+
+def memory_of_products(model, x):
+    """A matrix of zeros at first, to which keys times values are added step by step, and which queries read."""
+    q, k, v = model.q(x), model.k(x), model.v(x)
+    state, read = x.new_zeros(len(x), 8, 6), []
+    for step in range(2):
+        read.append((q[:, step, :, None] * state).sum(1) + (q[:, step, None] @ state)[:, 0])
+        state = state + k[:, step, :, None] * v[:, step, None]
+    return model.out(torch.stack(read, 1) + v[:, :2])
+
+
+def test_a_first_state_of_zeros_that_is_multiplied_pins_nothing():
+    layers = {"q": nn.Linear(3, 8), "k": nn.Linear(3, 8), "v": nn.Linear(3, 6), "out": nn.Linear(6, 2)}
+    assert sizes_of(Applied(memory_of_products, **layers), normal(2, 4, 3), normal(3, 4, 3)) == [6, 8]

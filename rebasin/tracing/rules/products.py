@@ -63,7 +63,15 @@ def product(relations: Relations, shape: tuple[int, ...], a: Value, b: Value, fo
             kept.append(renumbered(Labels(axes, outer(relations, labels, axes, why)), place))
         else:
             relations.use(labels.units)
-    return Value(shape, join(relations, kept, why))
+    factors = ((a, letters_a), (b, letters_b))
+    even = (axis for axis, letter in enumerate(out) if all(_is_even(*factor, letter) for factor in factors))
+    return Value(shape, join(relations, kept, why), even=frozenset(even))
+
+
+def _is_even(value: Value, letters: str, letter: str) -> bool:
+    """Whether all slices of a factor along the axis of a letter are equal, or it has no such axis."""
+    axis = letters.find(letter)
+    return axis < 0 or axis in value.even or value.shape[axis] == 1
 
 
 def _numbered(

@@ -26,7 +26,8 @@ def reduced(relations: Relations, shape: tuple[int, ...], x: Value, *arguments: 
             out.append(labels)
         else:
             out.append(Labels(left, outer(relations, labels, left, "summed in blocks")))
-    whole = Value(tuple(1 if axis in dims else size for axis, size in enumerate(x.shape)), tuple(out))
+    thin = tuple(1 if axis in dims else size for axis, size in enumerate(x.shape))
+    whole = Value(thin, tuple(out), even=x.even - dims)
     return whole if keep else without(whole, sorted(dims), shape)
 
 
