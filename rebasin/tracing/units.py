@@ -255,8 +255,16 @@ def join(relations: Relations, labels: Sequence[Labels], why: str) -> tuple[Labe
         for other in meeting:
             shared = tuple(axis for axis in new.axes if axis in other.axes)
             relations.tie(outer(relations, new, shared, why), outer(relations, other, shared, why), why)
-        if not any(set(new.axes) <= set(other.axes) for other in meeting):
-            for overlapping in (new, *meeting):
-                relations.pin(overlapping.units, why)
-            joined = [other for other in joined if other not in meeting]
+        if any(set(new.axes) <= set(other.axes) for other in meeting):
+            continue
+        # Those that overlap in part cannot all stay: of others than the one with the most units, the heads are left,
+        # which are tied, and the units within are told apart.
+        most = max((*meeting, new), key=lambda labels: np.unique(labels.units).size)
+        for other in (*meeting, new):
+            own = [place for place, axis in enumerate(other.axes) if axis not in most.axes]
+            if other is not most and len(own) < len(other.axes):
+                relations.tell_apart(other.units, own)
+                joined = [kept for kept in joined if kept is not other]
+        if most is new:
+            joined.append(new)
     return tuple(joined)

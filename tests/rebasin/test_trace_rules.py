@@ -164,3 +164,26 @@ def memory_of_products(model, x):
 def test_a_first_state_of_zeros_that_is_multiplied_pins_nothing():
     layers = {"q": nn.Linear(3, 8), "k": nn.Linear(3, 8), "v": nn.Linear(3, 6), "out": nn.Linear(6, 2)}
     assert sizes_of(Applied(memory_of_products, **layers), normal(2, 4, 3), normal(3, 4, 3)) == [6, 8]
+
+
+def linear_attention(model, x):
+    q, k, v = (layer(x).unflatten(-1, (2, 4)).transpose(1, 2) for layer in (model.q, model.k, model.v))
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    read = q @ (k.mT @ v) / (q * k.sum(2, keepdim=True)).sum(-1, keepdim=True)
+    return model.out(read.transpose(1, 2).flatten(2))
+
+
+def gated_memory(model, x):
+    """Keys times values, of two heads, decayed unit by unit of the keys."""
+    q, k, v = (layer(x).unflatten(-1, (2, 4)) for layer in (model.q, model.k, model.v))
+    state = (k[..., None] * v[..., None, :] * model.decay(x).sigmoid().unflatten(-1, (2, 4))[..., None]).cumsum(1)
+    return model.out((q[..., None] * state).sum(-2).flatten(2))
+
+
+@pytest.mark.parametrize(("function", "expected"), [(linear_attention, [2, 4]), (gated_memory, [2, 4])])
+def test_blocks_that_overlap_in_part_keep_the_units_of_one(function, expected):
+    layers = {name: nn.Linear(3, 8) for name in ("q", "k", "v", "decay")}
+    if function is linear_attention:
+        del layers["decay"]
+    model = Applied(function, **layers, out=nn.Linear(8, 2))
+    assert sizes_of(model, normal(2, 5, 3), normal(3, 7, 3)) == expected
