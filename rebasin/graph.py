@@ -44,6 +44,7 @@ MAKE_PLAIN = (
     'parametrize.remove_parametrizations(module, "weight"), or else remove_weight_norm or remove_spectral_norm'
 )
 Number = int | float | torch.SymInt | torch.SymFloat | torch.SymBool  # what a node gives that is no tensor
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 # Where these are told to train, which means side effects or chance.
 TRAINING = {"batch_norm": 5, "instance_norm": 5, "dropout": 2}
 
@@ -80,8 +81,12 @@ def export(
             alone = without_cache(copied(model, _own(model)).eval())
             program = torch.export.export(alone, args, kwargs, dynamic_shapes=dynamic)
             # Decomposing takes longer than exporting.
-            if not _make_functional(program.graph, known):
-                program = program.run_decompositions({})
+            is_functional = _make_functional(program.graph, known)
+            written_out: dict[Any, Any] = {}
+            while (new := _written_out(program.graph, known, written_out)) or not is_functional:
+                program = program.run_decompositions(new)
+                written_out |= new
+                is_functional = True
     except FixedBatchSize:
         raise
     except Exception as error:
@@ -96,6 +101,15 @@ def export(
                 "choose between branches in Python, by what is no tensor, or compute both and take one by torch.where"
             )
     return program
+
+
+def _written_out(graph: torch.fx.Graph, known: Container[str] | None, done: Container[Any]) -> dict[Any, Any]:
+    """How torch writes each operator that is neither known nor done, and but a name for several others."""
+    targets = {node.target for node in graph.nodes if known is not None and operator(node) not in known}
+    strange = [target for target in targets if isinstance(target, torch._ops.OpOverload) and target not in done]
+    composite = [target for target in strange if target.has_kernel_for_dispatch_key(COMPOSITE)]
+    table = torch.export.default_decompositions() if composite else {}
+    return {target: table[target] for target in composite if target in table}
 
 
 def _own(model: nn.Module) -> dict[Any, Any]:

@@ -187,3 +187,16 @@ def test_blocks_that_overlap_in_part_keep_the_units_of_one(function, expected):
         del layers["decay"]
     model = Applied(function, **layers, out=nn.Linear(8, 2))
     assert sizes_of(model, normal(2, 5, 3), normal(3, 7, 3)) == expected
+
+
+COMPOSITES = {
+    "clip": lambda x: torch.clip(x, -1, 1),
+    "cosine_similarity": lambda x: x * F.cosine_similarity(x, x.sin(), dim=-1)[:, None],
+    "float_power": lambda x: torch.float_power(x.abs() + 1, 1.5),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITES)
+def test_operators_that_are_names_for_others_are_followed(name):
+    model = Applied(lambda m, x: m.out(COMPOSITES[name](m.a(x)).to(x.dtype)), a=nn.Linear(3, 8), out=nn.Linear(8, 2))
+    assert sizes_of(model, normal(4, 3), normal(5, 3)) == [8]
