@@ -171,7 +171,8 @@ def _relate(
             _check_sizes(node)
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
             try:
-                known[node] = follow(relations, operator(node), _shape(node.meta["val"]), args, kwargs)
+                shape, only_first = _shape(node.meta["val"]), _only_first_used(node)
+                known[node] = follow(relations, operator(node), shape, args, kwargs, only_first)
             except Exception as error:
                 raise ValueError(
                     f"the rule of the operator {operator(node)} fails{place_of(node)}: {error!r}. Write one that takes "
@@ -205,6 +206,12 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         pinned={**spec.pinned, **left_out},
         ties=ties_of(state),
     )
+
+
+def _only_first_used(node: torch.fx.Node) -> bool:
+    """Whether of several outputs of a node nothing but the first is used."""
+    several = isinstance(node.meta["val"], list | tuple)
+    return several and all(operator(user) == "getitem" and (user.args[1] == 0 or not user.users) for user in node.users)
 
 
 def _check_sizes(node: torch.fx.Node) -> None:

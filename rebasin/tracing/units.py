@@ -109,20 +109,33 @@ class Relations:
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
+FIRST_OUTPUT_RULES: dict[str, Rule] = {}  # of operators of whose outputs only the first is used
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """The decorated function is the rule of these ATen operators."""
+def rule(*names: str, first_output: bool = False) -> Callable[[Rule], Rule]:
+    """The decorated function is the rule of these ATen operators; or if only the first of their outputs is used."""
 
     def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
+        (FIRST_OUTPUT_RULES if first_output else RULES).update(dict.fromkeys(names, function))
         return function
 
     return register
 
 
-def follow(relations: Relations, name: str, shape: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """What is known of the operator's output, of ``shape`` (or several shapes), from its arguments."""
+def follow(
+    relations: Relations,
+    name: str,
+    shape: Any,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    first_output: bool = False,
+) -> Any:
+    """What is known of the operator's output, of ``shape`` (or several shapes), from its arguments.
+
+    With ``first_output`` only the first of several outputs is used.
+    """
+    if first_output and name in FIRST_OUTPUT_RULES:
+        return FIRST_OUTPUT_RULES[name](relations, shape, *args, **kwargs)
     if name in RULES:
         return RULES[name](relations, shape, *args, **kwargs)
     for value in _values([*args, *kwargs.values()]):

@@ -333,7 +333,7 @@ PARTS = {
     "of length 1": (Applied(lambda x: F.normalize(x, dim=1)), ["4", "8"]),
     "looked up": (Applied(lambda x: x.gather(2, x.new_zeros(1, 1, 1, 8).long().expand(len(x), 8, 1, 8))), ["4", "8"]),
     "a half written over": (Applied(lambda x: x.slice_scatter(x[:, :4].relu(), 1, 0, 4)), ["4", "4", "4"]),
-    "ordered by a unit": (Applied(lambda x: x.sort(1)[0]), ["4"]),
+    "in order over the units": (Applied(lambda x: x.sort(1)[0]), ["4", "8"]),
     "over the units": (Applied(lambda x: x.cumsum(1)), ["4"]),
 }
 

@@ -200,3 +200,23 @@ COMPOSITES = {
 def test_operators_that_are_names_for_others_are_followed(name):
     model = Applied(lambda m, x: m.out(COMPOSITES[name](m.a(x)).to(x.dtype)), a=nn.Linear(3, 8), out=nn.Linear(8, 2))
     assert sizes_of(model, normal(4, 3), normal(5, 3)) == [8]
+
+
+RANKED = {
+    "the largest": (lambda x: x * torch.max(x, 1, keepdim=True)[0], [8]),
+    "the largest, without its axis": (lambda x: x + torch.min(x, 1)[0][:, None], [8]),
+    "the winners": (lambda x: x * (x >= x.topk(3, -1)[0][:, -1:]), [8]),
+    "the third": (lambda x: x * (x >= x.kthvalue(3, -1, True)[0]), [8]),
+    "all, in order": (lambda x: x * (x.sort(1, descending=True)[0][:, :2]).sum(1, keepdim=True), [8]),
+    "all, in a stable order": (lambda x: x * x.sort(dim=1, stable=True)[0][:, 1:2], [8]),
+    "heads by their largest": (lambda x: (x.view(-1, 2, 4) * x.view(-1, 2, 4).max(2, True)[0]).flatten(1), [2, 4]),
+    "where it stands": (lambda x: x * torch.max(x, 1, keepdim=True)[1], []),
+    "where they stand": (lambda x: x.sort(1)[1].to(x.dtype) * x, []),
+}
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_values_by_their_rank_leave_units_free_as_long_as_their_places_are_not_used(name):
+    function, expected = RANKED[name]
+    model = Applied(lambda m, x: m.out(function(m.a(x))), a=nn.Linear(3, 8), out=nn.Linear(8, 2))
+    assert sizes_of(model, normal(4, 3), normal(5, 3)) == expected

@@ -7,6 +7,7 @@ from typing import Any
 
 from rebasin.tracing.rules.entries import elementwise
 from rebasin.tracing.rules.shapes import joined, reshaped, sliced, without
+from rebasin.tracing.rules.sums import reduced
 from rebasin.tracing.units import Labels, Relations, Value, follow, meet, placed, renumbered, rule
 
 BY_NUMBER = "looked up by number"
@@ -86,6 +87,30 @@ def along_the_second(
 ) -> Any:
     """The same, where something else is told before the axis."""
     return along_one(relations, shape, x, dim)
+
+
+@rule("max", "min", "median", "mode", first_output=True)
+def ranked(relations: Relations, shapes: Any, x: Value, dim: int = -1, *_: Any, **__: Any) -> list[Value]:
+    """Values by their rank along an axis, which do not depend on its order, as long as nobody asks where they stood."""
+    axis = dim % len(x.shape)
+    values = reduced(relations, (*x.shape[:axis], 1, *x.shape[axis + 1 :]), x, [axis])
+    if len(shapes[0]) < len(x.shape):
+        values = without(values, [axis], shapes[0])
+    return [Value(shape, values.labels) for shape in shapes]
+
+
+@rule("topk", "kthvalue", first_output=True)
+def ranked_by_number(
+    relations: Relations, shapes: Any, x: Value, _: Any, dim: int = -1, *__: Any, **___: Any
+) -> list[Value]:
+    """The same, where a number is told before the axis."""
+    return ranked(relations, shapes, x, dim)
+
+
+@rule("sort", first_output=True)
+def in_order(relations: Relations, shapes: Any, x: Value, *arguments: Any, **options: Any) -> list[Value]:
+    """All values in their order along an axis, which may be told by name."""
+    return ranked(relations, shapes, x, options.get("dim", arguments[0] if arguments else -1))
 
 
 @rule("index_add")
