@@ -248,6 +248,36 @@ def test_an_input_that_is_longer_than_a_table_is_tried():
     assert "(1, 17, 3)" in spec.proof[0] and not spec.sizes, "a table that is not saved stays"
 
 
+class Exported(nn.Module):
+    """Computes something else while it is exported, or nothing at all otherwise."""
+
+    def __init__(self, otherwise):
+        super().__init__()
+        self.into, self.out, self.otherwise = nn.Linear(3, 8), nn.Linear(8, 2), otherwise
+
+    def forward(self, x):
+        hidden = self.into(x)
+        return self.out(hidden if torch.compiler.is_exporting() else self.otherwise(hidden))
+
+
+def narrow_only(x):
+    raise RuntimeError("there is no float64 here")
+
+
+def test_a_model_that_its_graph_does_not_show_is_refused():
+    with pytest.raises(SpecError, match="computes of the example itself, though not what its graph does"):
+        trace(Exported(lambda x: x.cumsum(-1)), normal(2, 3))
+
+
+def test_a_model_that_cannot_be_computed_beside_its_graph_is_told():
+    with pytest.warns(UserWarning, match="proved on the graph of the example alone, since the model itself cannot be"):
+        spec = trace(Exported(narrow_only), normal(2, 3))
+    assert spec.sizes == {"into": 8}
+    assert (
+        spec.proof[1] == "not on another batch size, other sizes in place of 3: none that was tried could be computed"
+    )
+
+
 def test_no_examples_are_named():
     with pytest.raises(ValueError, match="no example is given: the list is empty"):
         trace(Masked(), [])
