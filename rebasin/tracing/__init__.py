@@ -44,13 +44,15 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     the end of a table that is cut to the input's length; a warning names it if others of its axis move. Another one
     names entries that are not used, but have an axis as long as one that moves. Before the spec is returned it is
     proved: all weights are redrawn, and inputs, tokens within their vocabulary; each group is permuted at random, and
-    the outputs must stay what they were. This goes for all examples, and then for inputs of another batch size, and of
-    other lengths or resolutions where the model takes them; ``spec.proof`` says which.
+    the outputs must stay what they were. This goes for all examples, also with other masks and whole numbers within
+    their range, and then for inputs of other batch sizes, and of other lengths or resolutions where the model takes
+    them; ``spec.proof`` says which.
 
     Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if the model's
-    state_dict() renames entries, if an operator cannot be followed at all or cannot be computed in float64 (it is
-    named, with its line), or if outputs are not finite, and SpecError, naming a group, if permuting it changes the
-    outputs, or if inputs of another size need another spec: then examples of both are needed.
+    state_dict() renames entries, if it reads a weight by another way than its name, if an operator cannot be followed
+    at all or cannot be computed in float64 (it is named, with its line), or if outputs are not finite, and SpecError,
+    naming a group, if permuting it changes the outputs, or if inputs of another size need another spec: then examples
+    of both are needed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> spec = trace(model, torch.randn(1, 3, 8, 8))

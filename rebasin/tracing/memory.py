@@ -60,8 +60,11 @@ def entangled(weights: Mapping[str, Tensor], constants: Mapping[str, Tensor]) ->
         else:
             clusters.append({key})
             storage, end = own, last
-    several = [keys for keys in clusters if len({(memory_of(state[key]), key in weights) for key in keys}) > 1]
-    return set().union(*several)
+    found: set[str] = set()
+    for keys in clusters:
+        if len({(memory_of(state[key]), key in weights) for key in keys}) > 1:
+            found |= keys
+    return found
 
 
 def ties_of(state: Mapping[str, Tensor]) -> tuple[tuple[str, ...], ...]:

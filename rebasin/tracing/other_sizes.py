@@ -99,10 +99,9 @@ def _other_sizes(inputs: Inputs, tables: Mapping[int, int]) -> dict[str, dict[st
         lengths = _other_lengths(size)
         if size in tables:
             lengths["beyond a table"] = [tables[size] + 1]
-        choices[str(size)] = {
-            kind: [_resized(small, axes, other) for other in others for axes in together]
-            for kind, others in lengths.items()
-        }
+        choices[str(size)] = {}
+        for kind, others in lengths.items():
+            choices[str(size)][kind] = [_resized(small, axes, other) for other in others for axes in together]
     return choices
 
 

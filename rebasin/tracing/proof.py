@@ -41,28 +41,34 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
     cannot be computed, naming it.
     """
     generator = torch.Generator().manual_seed(0)
-    together = {name: [name] for name in spec.sizes}
-    together["all groups together"] = list(spec.sizes)
     index = {name: derangements(spec, name, generator) for name in spec.sizes}
     with torch.no_grad(), computing_in(torch.float64):
-        replays = _two_networks(program, inputs, generator)
-        for name, moving in together.items():
-            chosen = {group: index[group] for group in moving}
-            pairs = (replays,) if name in spec.sizes else (replays, replays[::-1])
-            for replay, other in pairs:
-                if not replay.unchanged(permuted(spec, replay.weights, chosen), other):
-                    raise SpecError(f"permuting {name!r} changes what the network computes: its spec is wrong")
+        _prove_example(spec, index, _two_networks(program, inputs, generator))
         values = _other_values(program, inputs, generator)
+        if values is None:
+            return
         try:
-            replays = [] if values is None else _two_networks(program, values, generator)
+            replays = _two_networks(program, values, generator)
         except ValueError:  # numbers of rows that a table does not have, say, or a mask that leaves nothing
             return
-        for replay, other in (replays, replays[::-1]) if replays else ():
+        for replay, other in (replays, replays[::-1]):
             if not replay.unchanged(permuted(spec, replay.weights, index), other):
                 raise SpecError(
                     "permuting all groups together changes what the network computes for masks or whole numbers other "
                     "than the example's: its spec is wrong"
                 )
+
+
+def _prove_example(spec: PermutationSpec, index: Mapping[str, Tensor], replays: list[_Replay]) -> None:
+    """Raise SpecError, naming the group, unless outputs stay: each group by itself in one network, all in both."""
+    together = {name: [name] for name in spec.sizes}
+    together["all groups together"] = list(spec.sizes)
+    for name, moving in together.items():
+        chosen = {group: index[group] for group in moving}
+        pairs = (replays,) if name in spec.sizes else (replays, replays[::-1])
+        for replay, other in pairs:
+            if not replay.unchanged(permuted(spec, replay.weights, chosen), other):
+                raise SpecError(f"permuting {name!r} changes what the network computes: its spec is wrong")
 
 
 def _two_networks(program: torch.export.ExportedProgram, inputs: Inputs, generator: torch.Generator) -> list[_Replay]:
