@@ -8,6 +8,18 @@ import numpy as np
 
 from rebasin.tracing.units import FIXED, Relations
 
+Row = tuple[int, ...]
+
+
+def row_of(units: np.ndarray) -> Row:
+    """The units of a block, sorted, each as often as it is there; what is there whole several times counts once.
+
+    So the two halves of a head that are tied by its angles, and the head of both, are one block; a frame that holds
+    some units twice and others once is another than one that holds all of them once.
+    """
+    own, times = np.unique(units, return_counts=True)
+    return tuple(np.repeat(own, times // np.gcd.reduce(times)).tolist())
+
 
 def order_marks(
     relations: Relations, axes: Iterable[np.ndarray], unit_of: np.ndarray

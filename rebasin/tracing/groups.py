@@ -13,11 +13,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rebasin.spec import Part, PermutationSpec
-from rebasin.tracing.copies import order_marks
+from rebasin.tracing.copies import Row, order_marks, row_of
 from rebasin.tracing.units import FIXED, Labels, Relations, Value
 
 UNREACHED = "not reached by the example"
-Row = tuple[int, ...]  # the units of a block, sorted; one may be there several times
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _unify(relations: Relations) -> tuple[np.ndarray, dict[int, set[Row]]]:
         twins = []
         for rows, heads in relations.blocks:
             for row, label in zip(unit_of[rows], heads.tolist(), strict=True):
-                head, units = int(unit_of[label]), tuple(sorted(row.tolist()))
+                head, units = int(unit_of[label]), row_of(row)
                 children[head].add(units)
                 # Blocks of the same units are the same block.
                 twin = same.setdefault(units, label)
@@ -216,7 +215,7 @@ def _several_rows(
         seen: dict[int, list[Row]] = defaultdict(list)
         numbers = []
         for row, head in zip(unit_of[block_rows], unit_of[heads].tolist(), strict=True):
-            units = tuple(sorted(row.tolist()))
+            units = row_of(row)
             if units not in seen[head]:
                 seen[head].append(units)
             numbers.append(seen[head].index(units))

@@ -220,3 +220,15 @@ def test_values_by_their_rank_leave_units_free_as_long_as_their_places_are_not_u
     function, expected = RANKED[name]
     model = Applied(lambda m, x: m.out(function(m.a(x))), a=nn.Linear(3, 8), out=nn.Linear(8, 2))
     assert sizes_of(model, normal(4, 3), normal(5, 3)) == expected
+
+
+def turned_heads(model, x):
+    """Heads scaled alike, whose halves are turned into one another, as with norms of queries and rotary positions."""
+    heads = model.a(x).view(-1, 3, 4) * model.scale.weight[0]
+    first, second = heads.chunk(2, -1)
+    return model.out((heads + torch.cat([-second, first], -1)).flatten(1))
+
+
+def test_the_halves_of_a_head_and_the_head_of_both_are_one_block():
+    model = Applied(turned_heads, a=nn.Linear(3, 12), scale=nn.Linear(4, 1, bias=False), out=nn.Linear(12, 2))
+    assert sizes_of(model, normal(2, 3), normal(5, 3)) == [3]
