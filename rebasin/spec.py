@@ -77,7 +77,7 @@ class PermutationSpec:
     stays   reason
     2.bias  an output of the network
     <BLANKLINE>
-    proved on inputs of (1, 3); (2, 3)
+    proved on inputs of (1, 3); (2, 3); (5, 3)
     not on other sizes in place of 3: none that was tried could be computed
     """
 
