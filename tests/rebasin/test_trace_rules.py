@@ -231,4 +231,4 @@ def turned_heads(model, x):
 
 def test_the_halves_of_a_head_and_the_head_of_both_are_one_block():
     model = Applied(turned_heads, a=nn.Linear(3, 12), scale=nn.Linear(4, 1, bias=False), out=nn.Linear(12, 2))
-    assert sizes_of(model, normal(2, 3), normal(5, 3)) == [3]
+    assert sizes_of(model, normal(2, 3), normal(5, 3)) == [2, 3]
