@@ -41,7 +41,7 @@ class Scoreboard(WithMarkdown):
         besides = {claim.id: " (a question of ours)" for claim in claims if claim.ours}
         for claim in shown_claims(rules="again"):
             if claim.verdict != verdicts[claim.id]:
-                besides[claim.id] = f" ([by better rules](hundreds.md): {claim.verdict})"
+                besides[claim.id] = f" (by better rules: {claim.verdict})"
         by_verdict = {
             verdict: [name for name in verdicts if verdicts[name] == verdict and name in words]
             for verdict in dict.fromkeys([*SIGNS, *verdicts.values()])

@@ -37,7 +37,9 @@ def test_the_hierarchy_lies_where_it_was_planted(worst, blocks, equals, leaves):
     plant_attack("mine", worst, blocks)
     facts = attacks.against_equals("mine")
     assert facts.outcome == equals and facts.values["n"] == str(blocks)
-    assert set(facts.values) == {"gap_2", "gap_4", "n"} and "nan" not in "".join(facts.values.values())
+    assert set(facts.values) == {"gap_2", "gap_4", "size_gap_2", "size_gap_4", "n"} and "nan" not in "".join(
+        facts.values.values()
+    )
     if equals in ("above", "below"):
         assert facts.values["gap_4"][0] == {"above": "+", "below": "−"}[equals]
     assert attacks.against_leaves("mine").outcome == leaves

@@ -64,7 +64,7 @@ def test_the_slider_says_what_each_way_has_of_each_number():
 
 def test_a_reader_meets_few_numbers():
     text = re.sub(r"^```bibtex\n.*?^```$", "", PAGE, flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"^(?:```|:::+)\{.*$|^:\w+:.*$|^[HGP]\d+: ", "", text, flags=re.MULTILINE)  # names, options, ids
+    text = re.sub(r"^(?:```|:::+)\{.*$|^:\w+:.*$|^[HGPTN]\d+: ", "", text, flags=re.MULTILINE)  # names, options, ids
     text = re.sub(r"`[^`\n]*`|CIFAR-10", "", text)
     numbers = re.findall(r"\{\w+\}|\d+(?:\.\d+)?", re.sub(r"\{(?:doc|ref|cite|download)\}", "", text))
     assert "{pleas_refitted}" in numbers and "95" in numbers, "both kinds are counted"

@@ -37,7 +37,7 @@ def test_the_hierarchy_lies_where_it_was_planted(accuracy, blocks, leaves, equal
     for facts, outcome in zip(all_facts, (leaves, equals, more), strict=True):
         assert facts("mine").outcome == outcome
         if outcome != "not measured":
-            assert set(facts("mine").values) == {"gap", "n"} and facts("mine").values["n"] == str(blocks)
+            assert set(facts("mine").values) == {"gap", "size_gap", "n"} and facts("mine").values["n"] == str(blocks)
 
 
 # (algorithm, mended, leaves, strength): accuracy on clean images, and on perturbed ones, and how many images.
