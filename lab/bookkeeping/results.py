@@ -27,6 +27,7 @@ import yaml
 from lab.bookkeeping.cache import write_together
 from lab.bookkeeping.checkout import commit, is_clean
 from lab.bookkeeping.code import ROOT, code_fingerprint, fingerprint
+from lab.bookkeeping.parquet import write_parquet
 from lab.bookkeeping.ranges import check, comments
 from lab.bookkeeping.spread import check_first
 from lab.images import Dataset
@@ -240,16 +241,15 @@ def finish(
 
     ``training_seconds`` is what the models took when they were trained, perhaps by an earlier notebook; ``models`` says
     in words what they are, where the notebook's parameters do not; ``kept`` says which rows of the tables an earlier
-    execution made. All files are written before any takes its place, and the provenance names each table's content:
-    what is read is whole. Raises NotTheFirstShare, and writes nothing, where another process does the same work and is
-    the first.
+    execution made. All files are written before any takes its place, and the provenance names each table's content.
+    Raises NotTheFirstShare, and writes nothing, where another process does the same work and is the first.
     """
     check_first()
     folder = results_folder() / experiment.parameters["run"]
     digests: dict[str, str] = {}
 
     def write_table(table: str, path: Path) -> None:
-        tables[table].to_parquet(path, index=False)
+        write_parquet(tables[table], path)
         digests[table] = _digest(path)
 
     def write_provenance(path: Path) -> None:
