@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, nll_loss
 
 from lab.bookkeeping.cache import kept
+from lab.bookkeeping.spread import each
 from lab.device import pick_device
 from lab.images import Dataset, Split
 from lab.measures.calibration import temper
@@ -66,40 +67,34 @@ def pair_barriers(
 
     Paths have ``points`` points; those that REPAIR mends have three, the ends and the midpoint. ``mending_images`` of
     the training set go into REPAIR and the reset of norms; ``chunk`` models are tested at once. Returns the columns
-    matcher, mended, points, node (the pair), metric and value, from the cache where they were measured before. Raises
-    ValueError for an odd number of models, and for points without a midpoint.
+    matcher, mended, points, node (the pair), metric and value. Each kind of path is kept, so that a run may be stopped.
+    Raises ValueError for an odd number of models, and for points without a midpoint.
     """
     n = len(next(iter(weights.values())))
     check_pairs(n, points)
-    inputs = data.train.sample(mending_images).pixels
-    test = data.test.sample(test_images)
-    rows = barriers_of_pairs(model, weights, inputs, test, points, seed, pick_device(device), chunk)
-    return pd.DataFrame(rows, columns=["matcher", "mended", "points", "node", "metric", "value"])
-
-
-@kept
-def barriers_of_pairs(
-    model: nn.Module, weights: Weights, inputs: Tensor, test: Split, points: int, seed: int, device: str, chunk: int
-) -> list[tuple[str, str, int, int, str, float]]:
-    """The rows of ``pair_barriers``."""
+    device, inputs, test = pick_device(device), data.train.sample(mending_images).pixels, data.test.sample(test_images)
     spec, model, inputs = trace(model, inputs[:2]), copy.deepcopy(model).to(device), inputs.to(device)
     a, b = (to(take(weights, slice(first, None, 2)), device) for first in (0, 1))
     indices = matched_by_weights(spec, a, b, seed, device)
     matched = Permutation(spec, to(indices, device)).apply(b)
     has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     mendings = MENDINGS if has_norms else MENDINGS[:2]
-    kinds = [(matcher, end, mended) for matcher, end in (("none", b), ("weights", matched)) for mended in mendings]
-    rows = []
-    with track(len(kinds), f"paths of {len(next(iter(a.values())))} pairs, {len(test.labels)} images", "path") as bar:
-        for matcher, end, mended in kinds:
+    kinds, calls = [], []
+    for matcher, end in (("none", b), ("weights", matched)):
+        for mended in mendings:
             lams = torch.linspace(0, 1, 3 if mended == "repair" else points, dtype=torch.float64)
-            metrics = mended_path_metrics(model, a, end, lams, mended, inputs, test, device, chunk)
+            kinds.append((matcher, mended, len(lams)))
+            calls.append((model, a, end, lams, mended, inputs, test, device, chunk))
+    rows, what = [], f"paths of {n // 2} pairs, {test_images} images"
+    with track(len(kinds), what, "path") as bar:
+        for kind, metrics in zip(kinds, each(mended_path_metrics, calls, what), strict=True):
             for metric, values in metrics.items():
-                rows += [(matcher, mended, len(lams), node, metric, v) for node, v in enumerate(values.tolist())]
+                rows += [(*kind, node, metric, value) for node, value in enumerate(values.tolist())]
             bar.update()
-    return rows
+    return pd.DataFrame(rows, columns=["matcher", "mended", "points", "node", "metric", "value"])
 
 
+@kept
 def mended_path_metrics(
     model: nn.Module,
     a: Weights,

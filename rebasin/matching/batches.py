@@ -29,7 +29,7 @@ def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> 
     """
     if isinstance(loader, Tensor | Mapping):
         loader = [loader]
-    if isinstance(loader, tuple) and all(isinstance(part, Tensor) for part in loader):
+    if isinstance(loader, tuple) and loader and all(isinstance(part, Tensor) for part in loader):
         raise TypeError(
             "the loader is a tuple of tensors, which may be batches or the inputs of one: make it a list of batches, "
             "list(images.split(100)), or of one batch that begins with its inputs, [((first, second),)]"

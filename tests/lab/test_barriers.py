@@ -131,13 +131,18 @@ def test_what_was_measured_before_is_read(monkeypatch):
     model, weights = trained(2)
     first = pair_barriers(model, weights, digits(), 3, 50, 50, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(barriers, "mended_path_metrics", lambda *_: pytest.fail("measured again"))
+        patch.setattr(barriers, "outputs", lambda *_: pytest.fail("measured again"))
         pd.testing.assert_frame_equal(pair_barriers(model, weights, digits(), 3, 50, 50, device="cpu"), first)
         with pytest.raises(pytest.fail.Exception, match="measured again"):
             pair_barriers(model, weights, digits(), 3, 60, 50, device="cpu")
-    # Paths anew, the matching from the cache.
+    # Paths anew, but for those that have three points in any case, and the matching from the cache.
     monkeypatch.setattr(pairs, "weight_matching", lambda *_: pytest.fail("matched again"))
-    pair_barriers(model, weights, digits(), 5, 50, 50, device="cpu")
+    measured_now, points_of = [], barriers._points
+    monkeypatch.setattr(barriers, "_points", lambda *given: measured_now.append(given[4]) or points_of(*given))
+    again = pair_barriers(model, weights, digits(), 5, 50, 50, device="cpu")
+    assert measured_now == ["none", "none"], "unmatched and matched"
+    repaired = [table[table["mended"] == "repair"].reset_index(drop=True) for table in (first, again)]
+    pd.testing.assert_frame_equal(*repaired)
 
 
 @pytest.mark.parametrize(

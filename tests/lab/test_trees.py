@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from lab.controls import spoiled
+from lab.measures.by_block import counts_by_block
 from lab.measures.trees import every_node, fooled_groups, grow, numbered, under_attack, under_halving
 from lab.merges import merge_all
 from lab.networks import build
 from lab.outputs import evaluate
+from lab.report.claims import contrast
+from lab.report.hierarchy import term
 from lab.training.early_stopping import stop_early
 from lab.training.plan import Planned
 from lab.training.recipe import Recipe
@@ -144,6 +147,27 @@ def test_what_is_retained_is_the_share_above_chance(groups, digits):
     shares = [(value[kind] - 0.1) / (value["clean"] - 0.1) for kind in ("contrast", "rotation")]
     assert value["retained"] == pytest.approx(np.mean(shares))
     assert table.set_index("metric")["amount"].dropna().to_dict() == {"contrast": 0.2, "rotation": 30.0}
+
+
+def test_what_nodes_get_right_is_counted_block_by_block_and_contrasts_stay_the_same(tree, model, spec, digits, inputs):
+    _, images = every_node(tree, model, spec, digits.test, inputs, "cpu", 8)
+    later = images.assign(node=images["node"] + 8 // images["n_leaves"])  # the same nodes in the next block
+    bits = pd.concat([images, later], ignore_index=True)
+    counts = counts_by_block(bits, 8)
+    assert len(counts) == 2 * len(images.groupby(["algorithm", "n_leaves"]))
+    leaves = counts[counts["algorithm"] == "unmerged"]
+    assert leaves["node"].tolist() == [0, 8] and leaves["out_of"].tolist() == [8, 8]
+    right = evaluate(model, tree.leaves, digits.test, "cpu", 8).correct.sum(0)
+    assert np.frombuffer(leaves["correct"].iloc[0], np.uint8).tolist() == right.tolist()
+    for minuend, size in (("hierarchy", 4), ("hierarchy", 8), ("many", 8)):
+        terms = [term(minuend, size), term("unmerged", 1, -1)]
+        assert np.allclose(contrast(bits, terms, 8), contrast(counts, terms, 8), rtol=0, atol=1e-12)
+
+
+def test_nodes_larger_than_a_block_are_refused_to_be_counted():
+    images = pd.DataFrame({"n_leaves": [16], "node": [0]})
+    with pytest.raises(ValueError, match="nodes of 16 leaves are larger than blocks of 8"):
+        counts_by_block(images, 8)
 
 
 def test_nodes_are_numbered_on_from_tree_to_tree(tree):

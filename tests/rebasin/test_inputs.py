@@ -103,6 +103,13 @@ def test_a_tuple_of_tensors_is_refused_as_a_loader_as_it_may_mean_two_things():
         measure_norms(a, inputs)
 
 
+def test_an_empty_tuple_has_no_batches():
+    a, b = two_models(Two)
+    spec = rebasin.trace(a, (torch.randn(2, 3), torch.randn(2, 5)))
+    with pytest.raises(ValueError, match="the loader gave no batches"):
+        rebasin.collect(spec, [a, b], ())
+
+
 def test_several_epochs_need_a_loader_that_can_be_read_again():
     a, b = two_models(lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
     spec, batches = rebasin.trace(a, torch.ones(2, 3)), [(torch.randn(10, 3), torch.arange(10) % 2)]

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.text import Text
 from planting import images_table, plant
 
+from lab.measures.by_block import counts_by_block
 from lab.measures.trees import BY_IMAGE
 from lab.report import trees
 from lab.report.claims import decide
@@ -92,7 +93,8 @@ def perturbed_table(retained):
 
 def plant_trees(accuracy=ACCURACY, left=LEFT, retained=RETAINED):
     shares = {("unmerged", 1): 0.55, **{kind: share for kind, share in accuracy.items() if kind in BY_IMAGE}}
-    tables = {"nodes": nodes_table(accuracy), "images": images_table(bits_of(shares))}
+    images = images_table(bits_of(shares)).assign(mended="none", strength=0.0)
+    tables = {"nodes": nodes_table(accuracy), "images": counts_by_block(images, 8)}
     tables |= {"attacked": attacked_table(left), "perturbed": perturbed_table(retained)}
     plant("mine", {name: table.assign(tree=0) for name, table in tables.items()}, "trees")
 
