@@ -27,7 +27,8 @@ from rebasin.tracing.proof import (
 )
 from rebasin.weights import copied
 
-# From this size on, the double costs too much to be tried, unless half of it is refused.
+# From this size on, the double costs too much to be tried, unless half of it is refused; and so does a batch of many
+# inputs with as many entries as a square of this size has.
 LARGE = 128
 # An input that is longer than a table is tried if it has no more entries than that along its axis, and if so many
 # multiplications are enough for it, one for each weight and entry.
@@ -45,10 +46,10 @@ def prove_other_sizes(
 ) -> tuple[str, ...]:
     """What the spec was proved on, in sentences. Raises SpecError if it fails on a size that no example has.
 
-    ``model`` is a copy on the CPU, and ``programs`` its graphs for the examples. For each of these larger batches are
-    tried, and for each size beside the batch the double, half of it, an odd one and one beyond each table that the
-    example reaches in part, wherever inputs have it. What the model does not take is passed over, and told; a warning
-    says if it does not even take the examples, with other weights in float64.
+    ``model`` is a copy on the CPU, and ``programs`` its graphs for the examples. For each of these a larger batch is
+    tried, and one of many where inputs are small; for each size beside the batch the double, half of it, an odd one and
+    one beyond each table that the example reaches in part, wherever inputs have it. What the model does not take is
+    passed over, and told; a warning says if it does not even take the examples, with other weights in float64.
     """
     trials = _Trials(model, _networks(spec, model), {shapes_of(inputs): _in_words(inputs) for inputs in examples})
     refused: dict[str, bool] = {}
@@ -60,7 +61,7 @@ def prove_other_sizes(
                 refused[what] = True
             odd = taken.get("odd")
             smallest = smallest if odd is None else min(smallest, odd, key=_entries)
-        if BATCH not in refused:
+        if BATCH not in refused and _entries(smallest) < LARGE**2:
             count, batch = _batch_of(inputs)
             trials.first_taken([_resized(smallest, batch, 4 * count + 1)], program, inputs)
     nothing_else = len(trials.proved) == len({shapes_of(inputs) for inputs in examples})

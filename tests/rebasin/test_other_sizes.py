@@ -136,6 +136,15 @@ def test_the_proof_says_what_it_has_seen():
     )
 
 
+def test_a_batch_of_many_is_tried_where_inputs_are_small_or_can_be_made_so():
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(128 * 128, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert trace(fixed, normal(1, 1, 128, 128)).proof[0].endswith("of (1, 1, 128, 128); (2, 1, 128, 128)")
+    smaller = nn.Sequential(nn.Flatten(), nn.Linear(128 * 127, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert trace(smaller, normal(1, 1, 128, 127)).proof[0].endswith("(2, 1, 128, 127); (5, 1, 128, 127)")
+    pooled = nn.Sequential(nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert trace(pooled, normal(1, 2, 128 * 128)).proof[0].endswith("(5, 2, 8191)")
+
+
 def test_a_large_size_is_halved_and_one_that_two_axes_have_by_chance_is_changed_alone():
     large = nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 2, 3))
     assert "(1, 2, 64)" in trace(large, normal(1, 2, 128)).proof[0]
