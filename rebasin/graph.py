@@ -38,6 +38,8 @@ IN_PLACE = {
     "add_", "sub_", "mul_", "div_", "clamp_", "relu_", "leaky_relu_", "elu_", "celu_", "silu_", "mish_", "tanh_",
     "sigmoid_", "hardtanh_", "hardswish_", "hardsigmoid_", "dropout_",
 }  # fmt: skip
+# Operators that torch writes with a check that has side effects, so that they stay as they are.
+CHECKED = ("linalg_cholesky", "linalg_solve")
 # What can be done where a weight norm or a spectral norm computes a weight.
 MAKE_PLAIN = (
     "if a weight norm or a spectral norm computes it, make it a plain weight: torch.nn.utils."
@@ -105,7 +107,8 @@ def export(
 
 def _written_out(graph: torch.fx.Graph, known: Container[str] | None, done: Container[Any]) -> dict[Any, Any]:
     """How torch writes each operator that is neither known nor done, and but a name for several others."""
-    targets = {node.target for node in graph.nodes if known is not None and operator(node) not in known}
+    nodes = [node for node in graph.nodes if known is not None and operator(node) not in known]
+    targets = {node.target for node in nodes if operator(node) not in CHECKED}
     strange = [target for target in targets if isinstance(target, torch._ops.OpOverload) and target not in done]
     composite = [target for target in strange if target.has_kernel_for_dispatch_key(COMPOSITE)]
     table = torch.export.default_decompositions() if composite else {}

@@ -232,3 +232,54 @@ def turned_heads(model, x):
 def test_the_halves_of_a_head_and_the_head_of_both_are_one_block():
     model = Applied(turned_heads, a=nn.Linear(3, 12), scale=nn.Linear(4, 1, bias=False), out=nn.Linear(12, 2))
     assert sizes_of(model, normal(2, 3), normal(5, 3)) == [2, 3]
+
+
+def whitened(invert):
+    def whiten(model, x):
+        hidden = model.into(x)
+        covariance = hidden.mT @ hidden + torch.eye(8, dtype=x.dtype)
+        return model.out(invert(hidden, covariance))
+
+    return whiten
+
+
+WHITENED = {
+    "by the inverse": (lambda hidden, covariance: hidden @ torch.linalg.inv(covariance), [8]),
+    "by another name of it": (lambda hidden, covariance: hidden @ covariance.inverse(), [8]),
+    # The factor is a triangle, which no other order of the units keeps.
+    "by a triangular factor": (lambda hidden, covariance: hidden @ torch.linalg.cholesky(covariance), []),
+    "by a solution": (lambda hidden, covariance: torch.linalg.solve(covariance, hidden.mT).mT, []),
+}
+
+
+@pytest.mark.parametrize("name", WHITENED)
+def test_units_that_are_whitened_move_where_their_order_does_not_count(name):
+    invert, sizes = WHITENED[name]
+    model = Applied(whitened(invert), into=nn.Linear(3, 8), out=nn.Linear(8, 2))
+    assert sizes_of(model, normal(4, 3), normal(5, 3)) == sizes
+
+
+IDENTITIES = {
+    "added to a product": (lambda hidden, eye: hidden @ (hidden.mT @ hidden + eye), [8]),
+    "by itself": (lambda hidden, eye: hidden @ eye, [8]),
+    "by its first row, which tells the first unit apart": (lambda hidden, eye: hidden + eye[0], [7]),
+    "beside columns that stay": (lambda hidden, eye: hidden @ (eye + torch.arange(8.0, dtype=hidden.dtype)), []),
+}
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_rows_and_columns_of_the_identity_move_together(name):
+    function, sizes = IDENTITIES[name]
+    layers = {"into": nn.Linear(3, 8), "out": nn.Linear(8, 2)}
+
+    def computed(model, x):
+        return model.out(function(model.into(x), torch.eye(8, dtype=x.dtype)))
+
+    assert sizes_of(Applied(computed, **layers), normal(4, 3), normal(5, 3)) == sizes
+
+
+def test_an_identity_that_is_no_square_stays():
+    def computed(model, x):
+        return model.out(model.into(x) @ torch.eye(8, 6, dtype=x.dtype))
+
+    assert sizes_of(Applied(computed, into=nn.Linear(3, 8), out=nn.Linear(6, 2)), normal(4, 3)) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rebasin.tracing.units import Relations, Value, broadcast, meet, placed, rule
+from rebasin.tracing.units import Labels, Relations, Value, broadcast, meet, placed, rule
 
 
 @rule(
@@ -56,6 +56,15 @@ def clamped(relations: Relations, shape: tuple[int, ...], *values: Any, **bounds
 def constant(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -> Value:
     """A tensor of equal entries, or of entries that are yet to be written."""
     return Value(shape, even=frozenset(range(len(shape))))
+
+
+@rule("eye")
+def identity(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -> Value:
+    """The identity matrix: it stays what it is where rows and columns move together."""
+    if shape[0] != shape[1]:
+        return Value(shape)
+    units = relations.fresh(shape[0])
+    return Value(shape, (Labels((0,), units), Labels((1,), units)))
 
 
 @rule("bucketize")

@@ -114,6 +114,12 @@ def turned(relations: Relations, shape: tuple[int, ...], x: Value) -> Value:
     return permuted(relations, shape, x, list(range(len(x.shape)))[::-1])
 
 
+@rule("linalg_inv", "inverse")
+def inverted(relations: Relations, shape: tuple[int, ...], x: Value) -> Value:
+    """The inverse of matrices: its rows are in the order of their columns, and its columns in that of their rows."""
+    return Value(shape, transposed(relations, shape, x, -2, -1).labels)
+
+
 @rule("expand")
 def expanded(relations: Relations, shape: tuple[int, ...], x: Value, *_: Any, **__: Any) -> Value:
     """Axes of size 1 repeated."""
