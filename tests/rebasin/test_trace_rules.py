@@ -283,3 +283,26 @@ def test_an_identity_that_is_no_square_stays():
         return model.out(model.into(x) @ torch.eye(8, 6, dtype=x.dtype))
 
     assert sizes_of(Applied(computed, into=nn.Linear(3, 8), out=nn.Linear(6, 2)), normal(4, 3)) == []
+
+
+FILTERS = {  # how many filters there are, what is made of them, and what moves
+    "expanded": (1, lambda filters: filters.expand(8, 1, 3, 3), [8]),
+    "repeated": (1, lambda filters: filters.repeat(8, 1, 1, 1), [8]),
+    "one of its own for each": (8, lambda filters: filters * 1.0, [8]),
+    "two in turn, which may change places": (2, lambda filters: filters.repeat(4, 1, 1, 1), [2]),
+    "twice for each channel": (1, lambda filters: filters.expand(16, 1, 3, 3), []),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_channels_that_one_filter_blurs_move(name):
+    count, spread, sizes = FILTERS[name]
+
+    def blurred(model, x):
+        hidden = model.into(x).relu()
+        return F.conv2d(hidden, spread(model.filters), groups=8, padding=1).mean((2, 3)) @ model.last
+
+    filters = nn.Parameter(normal(count, 1, 3, 3))
+    last = nn.Parameter(normal(len(spread(filters)), 2))
+    model = Applied(blurred, into=nn.Conv2d(3, 8, 1), filters=filters, last=last)
+    assert sizes_of(model, normal(2, 3, 6, 6)) == sizes

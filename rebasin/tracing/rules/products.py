@@ -257,6 +257,8 @@ def convolution(
         why = "blocks of channels of which some stay"
         channels = along(relations, x, 1, why)
         inside = relations.heads(channels.reshape(groups, -1), 1, why)
+        if 0 in weight.even and weight.shape[:2] == (groups, 1):
+            out = inside  # one filter for all channels, each by itself
         relations.tie(inside, relations.heads(out.reshape(groups, -1), 1, why), why)
         if weight.shape[1] > 1:
             relations.reach(channels)
