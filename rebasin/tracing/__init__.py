@@ -50,9 +50,9 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
 
     Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if the model's
     state_dict() renames entries, if it reads a weight by another way than its name, if an operator cannot be followed
-    at all or cannot be computed in float64 (it is named, with its line), or if outputs are not finite, and SpecError,
-    naming a group, if permuting it changes the outputs, or if inputs of another size need another spec: then examples
-    of both are needed.
+    at all or cannot be computed in float64 (it is named, with its line), or if outputs are not finite, or nothing but
+    rounding, and SpecError, naming a group, if permuting it changes the outputs, or if inputs of another size need
+    another spec: then examples of both are needed.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     >>> spec = trace(model, torch.randn(1, 3, 8, 8))

@@ -22,6 +22,9 @@ from rebasin.weights import is_whole
 ROUNDING = 1e-8
 # How far an entry may move whatever happens, of its own size, and from which size on its variation says nothing.
 OWN_ROUNDING, OWN_VARIATION = 1e-13, 1e6
+# Where a network amplifies rounding, as many sines of sines do, its outputs move by some times as much as they do when
+# all weights move by their last digits, and that is but a small share of what other weights do.
+LAST_DIGITS, TIMES, SMALL_SHARE = 1e-14, 10.0, 1e-3
 # The share of entries whose own scale may be too small by chance, and that of a sample which tells that values differ.
 FEW, MANY = 1e-3, 0.25
 # The number formats that a proof computes in, in place of those of the model.
@@ -35,10 +38,11 @@ def prove(spec: PermutationSpec, program: torch.export.ExportedProgram, inputs: 
     The network is computed in float64 from end to end, whatever number formats it asks for on the way. All weights,
     buffers and inputs are redrawn twice, whole numbers aside. In the first network each group is permuted at random by
     itself, in all blocks where it lies within blocks, and in both at last all of them. Each entry of an output is held
-    against its own change from one redrawn network to the other, so that large ones hide none. At last all groups are
+    against its own change from one redrawn network to the other, so that large ones hide none, and where the network
+    amplifies rounding, against its change from weights that differ in their last digits. At last all groups are
     permuted for masks and whole numbers that are redrawn too, within the example's range, unless the network does not
-    take them. Raises ValueError if outputs are not finite, since nothing can be compared then, and if an operator
-    cannot be computed, naming it.
+    take them. Raises ValueError if outputs are not finite or nothing but rounding, since nothing can be compared then,
+    and if an operator cannot be computed, naming it.
     """
     generator = torch.Generator().manual_seed(0)
     index = {name: derangements(spec, name, generator) for name in spec.sizes}
@@ -129,7 +133,7 @@ class _Replay:
         (output,) = (node for node in program.graph.nodes if node.op == "output")
         self.outputs = list(output.all_input_nodes)
         self.sources = {key: node for node, key in weight_keys(program).items()}
-        self.weights = weights
+        self.program, self.weights, self.inputs = program, weights, inputs
         self.values = {node: x.to(WIDE.get(x.dtype, x.dtype)) for node, x in given(program, weights, inputs).items()}
         for node in self.nodes:
             self.values[node] = self._call(node, self.values.__getitem__)
@@ -142,7 +146,8 @@ class _Replay:
     def unchanged(self, weights: Mapping[str, Tensor], other: _Replay) -> bool:
         """Whether the outputs stay with these weights in place of their own. ``other`` has other weights and inputs.
 
-        Only what depends on them is computed again, up to where it is what it was.
+        Only what depends on them is computed again, up to where it is what it was; where the network amplifies rounding
+        this is further on, and outputs may move as much as that.
         """
         new: dict[torch.fx.Node, Any] = {self.sources[key]: tensor for key, tensor in weights.items()}
         for node in self.nodes:
@@ -150,7 +155,18 @@ class _Replay:
                 value = self._call(node, lambda argument: new.get(argument, self.values[argument]))
                 if not stays(value, self.values[node], other.values[node]):
                     new[node] = value
-        return not any(node in new for node in self.outputs)
+        moved = [node for node in self.outputs if node in new]
+        if not moved:
+            return True
+        nearby = _Replay(self.program, nearly(self.weights), self.inputs).values
+        told = [rounding_alone(new[node], self.values[node], other.values[node], nearby[node]) for node in moved]
+        if None in told and False not in told:
+            raise ValueError(
+                "nothing can be proved: for random weights an output is nothing but rounding, as the mean of what was "
+                "centred is, or the network makes rounding too large. Write the spec by hand with "
+                "PermutationSpec.from_axes"
+            )
+        return all(told)
 
     @staticmethod
     def _call(node: torch.fx.Node, value_of: Callable[[torch.fx.Node], Any]) -> Any:
@@ -193,6 +209,32 @@ def stays(new: Any, old: Any, other: Any) -> bool:
     moved = _moved(new, old, scale)
     count = int(moved.sum())
     return count == 0 or (count <= FEW * old.numel() and not (moved & _moved(new, old, scale.median())).any())
+
+
+def nearly(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """These weights, each number with other last digits."""
+    generator = torch.Generator().manual_seed(0)
+    near = {}
+    for key, tensor in weights.items():
+        near[key] = tensor
+        if not is_whole(tensor):
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            near[key] = tensor * (1 + LAST_DIGITS * noise)
+    return near
+
+
+def rounding_alone(new: Any, old: Any, other: Any, nearby: Any) -> bool | None:
+    """Whether a value that does not stay has moved by no more than rounding, in a network that amplifies it.
+
+    ``other`` is as for ``stays``, ``nearby`` what the value is with ``nearly`` the same weights. None if nobody can
+    tell, as rounding is not small beside what weights do.
+    """
+    if not isinstance(old, Tensor) or not old.is_floating_point() or new.shape != old.shape:
+        return False
+    noise = (nearby - old).abs().max()
+    if noise > SMALL_SHARE * _scale(old, other).median():
+        return None
+    return bool((new - old).abs().max() <= TIMES * noise)
 
 
 def _scale(old: Tensor, other: Tensor) -> Tensor:

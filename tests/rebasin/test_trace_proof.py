@@ -91,3 +91,37 @@ def test_masks_that_a_model_does_not_take_are_passed_over():
     padding = torch.zeros(40, 2, dtype=torch.bool)  # drawn anew, some row of 40 is padding alone
     spec = trace(Padded(), (normal(40, 2, 8), padding))
     assert sorted(spec.sizes.values()) == [8, 8]
+
+
+class Sines(nn.Module):
+    """So many layers of sines, as implicit representations have, which amplify rounding; and an output beside them."""
+
+    def __init__(self, layers, marked=False):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2 if number == 0 else 16, 16) for number in range(layers))
+        self.out, self.marked = nn.Linear(16, 1), marked
+
+    def forward(self, x):
+        first = self.layers[0](x)
+        for layer in self.layers:
+            x = torch.sin(30 * layer(x))
+        return self.out(x + 1e-3 * torch.arange(16.0) * first if self.marked else x)
+
+
+def test_a_network_that_amplifies_rounding_is_proved_and_one_that_gives_nothing_else_is_refused():
+    model = Sines(7)
+    spec = trace(model, normal(4, 2))
+    assert [*spec.sizes.values()] == [16] * 7
+    told = (
+        "nothing can be proved: for random weights an output is nothing but rounding, as the mean of what was centred"
+    )
+    with pytest.raises(ValueError, match=told):
+        trace(Sines(14), normal(4, 2))
+
+
+def test_amplified_rounding_does_not_hide_a_wrong_spec():
+    model = Sines(7)
+    right = trace(model, normal(4, 2))
+    program = export(Sines(7, marked=True).eval(), normal(4, 2))
+    with pytest.raises(SpecError, match="permuting 'layers.0' changes what the network computes"):
+        prove(right, program, normal(4, 2))
