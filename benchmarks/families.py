@@ -80,6 +80,12 @@ MODELS = {
         | {"qk_nope_head_dim": 4, "v_head_dim": 6, "first_k_dense_replace": 2},
         99,
     ),
+    "MixtralForCausalLM": ({**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}, 99),
+    "Qwen3MoeForCausalLM": (
+        {**GROUPED, "head_dim": 6, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
+        99,
+    ),
+    "GptOssForCausalLM": ({**GROUPED, "head_dim": 6, "num_local_experts": 4, "num_experts_per_tok": 2}, 99),
     "Mamba2ForCausalLM": (
         {
             **FEW,

@@ -16,8 +16,10 @@ LARGEST_SEED = 2**63 - 1
 def check_tensor(value: Any, what: str) -> None:
     """Raise TypeError, or ValueError for a tensor that torch does not compute with: a sparse one, or of 8 bits."""
     if not isinstance(value, Tensor):
-        hint = ": torch.from_numpy makes one of it" if type(value).__module__ == "numpy" else ""
-        raise TypeError(f"{what} must be a tensor, got {type(value).__name__}{hint}")
+        hints = {"ndarray": ": torch.from_numpy makes one of it", "list": ": torch.tensor makes one of it"}
+        hints["NoneType"] = ": leave out what is None"
+        kind = type(value).__name__
+        raise TypeError(f"{what} must be a tensor, got {kind}{hints.get(kind, '')}")
     if value.layout != torch.strided:
         raise ValueError(f"{what} has the layout {value.layout}: to_dense() makes a plain tensor of it")
     if value.is_quantized or (value.is_floating_point() and value.element_size() == 1):

@@ -93,7 +93,12 @@ def export(
         raise
     except Exception as error:
         place = _last_line(str(error))
-        raise ValueError(f"torch.export refuses this model or input: {first_line(error)}{place}") from error
+        advice = (
+            ". The model branches on a tensor's values: torch.where takes both"
+            if "Could not guard" in str(error)
+            else ""
+        )
+        raise ValueError(f"torch.export refuses this model or input: {first_line(error)}{place}{advice}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     for node in program.graph.nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +13,9 @@ def check_options(name: str, options: Mapping[str, Any], methods: Mapping[str, C
     if not isinstance(name, str):
         raise TypeError(f"a {kind} is called by its name, got {name!r}: there are {', '.join(methods)}")
     if name not in methods:
-        raise ValueError(f"unknown {kind} {name!r}: there are {', '.join(methods)}")
+        near = difflib.get_close_matches(name, methods, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {kind} {name!r}: there are {', '.join(methods)}{hint}")
     known = own_options(methods[name])
     for option in options:
         if option not in known:

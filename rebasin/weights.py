@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -34,22 +35,45 @@ def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
         if not models:
             raise ValueError(f"{what}: the list is empty")
         return stack([weights_of(model, f"{what}[{number}]") for number, model in enumerate(models)])
-    raise TypeError(f"{what}: a module, a dict of tensors or a list of them is needed, got {type(models).__name__}")
+    hint = ": load_weights(path, spec) reads a file" if isinstance(models, str | Path) else ""
+    kind = type(models).__name__
+    raise TypeError(f"{what}: a module, a dict of tensors or a list of them is needed, got {kind}{hint}")
 
 
 def like(models: Kind, weights: Weights) -> Kind:
     """Weights as the kind of thing that ``models`` are: a module, a list, or a dict of tensors.
 
-    A module is a copy, which keeps its device, its number format, and whether it is training.
+    A module is a copy, which keeps its device, its number format, and whether it is training. What it has computed from
+    other weights and keeps, it forgets if it does so when it is told to train. Raises ValueError if it has one tensor
+    under two names, and they get different ones.
     """
     if isinstance(models, nn.Module):
         module = copied(models)
         module.load_state_dict(weights)
+        _check_ties(module, weights)
+        training = [(part, part.training) for part in module.modules()]
+        module.train()
+        for part, was in training:
+            part.training = was
         return module
     if isinstance(models, list | tuple):
         several = [like(model, take(weights, number)) for number, model in enumerate(models)]
         return cast(Kind, several if isinstance(models, list) else tuple(several))
     return cast(Kind, dict(weights))
+
+
+def _check_ties(module: nn.Module, weights: Weights) -> None:
+    """Raise ValueError if two names of one tensor of a module stand for different ones in the weights."""
+    names: dict[tuple[Any, ...], str] = {}
+    for key, tensor in module.state_dict().items():
+        if not tensor.numel():
+            continue
+        first = names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), key)
+        if first != key and not torch.equal(weights[first], weights[key]):
+            raise ValueError(
+                f"{first!r} and {key!r} are one tensor of the module, and get different ones: make two of it first, or "
+                "give a dict, module.state_dict(), for a dict"
+            )
 
 
 def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
@@ -91,7 +115,8 @@ def interpolate(a: Kind, b: Models, weight: float) -> Kind:
 
     Both are modules, dicts of tensors with any leading axes, or lists of either; the answer is what ``a`` is. Whole
     numbers, such as counters, are those of ``a``, and what is infinite in both alike, as in a mask, stays. Raises
-    ValueError, naming the first key, if the two do not fit or hold NaN, and for a weight that is not finite.
+    ValueError, naming the first key, if the two do not fit, hold NaN, or are infinite where there is no point between
+    them, and for a weight that is not finite.
 
     >>> a, b = {"bias": torch.zeros(2)}, {"bias": torch.ones(2)}
     >>> interpolate(a, b, 0.25)
@@ -107,13 +132,19 @@ def interpolate(a: Kind, b: Models, weight: float) -> Kind:
     between = {}
     for key, tensor in from_a.items():
         between[key] = tensor.clone() if is_whole(tensor) else point_between(tensor, from_b[key], weight)
+        if between[key].isnan().any():
+            raise ValueError(f"{key!r} is infinite in one model and not in the other: there is no point between them")
     return like(a, between)
 
 
 def point_between(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
-    """``(1 - weight) a + weight b``; where both are the same infinity, that."""
+    """``(1 - weight) a + weight b``; where both are the same infinity, that, and at the ends what stands there."""
     point = torch.lerp(a, b, weight)
-    return point if point.isfinite().all() else torch.where(a == b, a, point)
+    if point.isfinite().all():
+        return point
+    if not isinstance(weight, Tensor) and weight in (0, 1):
+        return (b if weight else a).clone()
+    return torch.where(a == b, a, point)
 
 
 def is_whole(tensor: Tensor) -> bool:

@@ -70,23 +70,29 @@ def five(run: str) -> Facts:
 @reads("many")
 def small_groups(run: str) -> Facts:
     """How well the merges of the smallest groups on halves are calibrated: see ``_calibration``."""
-    return _calibration(run, half_sizes(run)[0])
+    return _calibration(run, "half", half_sizes(run)[0])
 
 
 @reads("many")
 def large_groups(run: str) -> Facts:
     """How well the merges of the largest groups on halves are calibrated: see ``_calibration``."""
-    return _calibration(run, half_sizes(run)[-1])
+    return _calibration(run, "half", half_sizes(run)[-1])
 
 
-def _calibration(run: str, n_leaves: int) -> Facts:
-    """Calibration errors of the merges of groups on halves, of their inputs and of their ensembles, in points.
+@reads("many")
+def five_calibrated(run: str) -> Facts:
+    """How well the merges of five networks are calibrated that were trained on all images: see ``_calibration``."""
+    return _calibration(run, "all", 5)
+
+
+def _calibration(run: str, subset: str, n_leaves: int) -> Facts:
+    """Calibration errors of merges, of their inputs and of their ensembles, in points.
 
     The outcome is that against the inputs (``better``, ``worse``, ``open``) and that against the ensemble: ``near``,
     within a point, ``far`` or ``open``; as in ``worse, far``. Of too few groups it is that of their means:
     ``too few, worse, far``.
     """
-    nodes = of_groups(run, "half", n_leaves)
+    nodes = of_groups(run, subset, n_leaves)
     gain = difference(nodes, "calibration_error", "unmerged", "many")
     behind = difference(nodes, "calibration_error", "many", "ensemble")
     beside = _side(gain, 0.0, "better", "worse"), _side(behind, CLOSE, "far", "near").removeprefix(f"{FEW}, ")

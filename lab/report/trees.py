@@ -33,11 +33,12 @@ ATTACKED = (Kind("unmerged"), *MERGED, *CONTROLS_OF_BLOCK)
 
 @reads("trees")
 def size(run: str) -> Facts:
-    """How many networks there are, in how many trees, and of how many trees nodes were attacked.
+    """How many networks there are, in how many trees, of how many trees nodes were attacked, hours of training.
 
     The outcome is ``all`` where there are as many networks as in the paper, else ``some``.
     """
-    parameters = results.provenance(run, "trees")["parameters"]
+    made = results.provenance(run, "trees")
+    parameters = made["parameters"]
     networks, trees = parameters["networks"], parameters["trees"]
     values = {
         "networks": str(trees * networks["models"]),
@@ -47,6 +48,7 @@ def size(run: str) -> Facts:
         "kind": f"{ARCHITECTURES[networks['architecture']].title}s of width {networks['width']}",
         "epochs": str(networks["epochs"][-1]),
         "accuracy": decimal(percent(_by_node(run, Kind("unmerged"))).mean, 1),
+        "hours": f"{made['training_seconds'] / 3600:.0f}",
     }
     return Facts("all" if trees >= ALL_TREES else "some", values)
 
@@ -92,6 +94,22 @@ def against_controls(run: str) -> Facts:
     """
     kinds = {control: f"{control}_4" for control in CONTROLS}
     return _each(gaps(claim(run, "H4", "again"), kinds), len(kinds))
+
+
+@reads("trees")
+def many_under_attack(run: str) -> Facts:
+    """What MergeMany of eight has left at 4 grey levels, minus what the hierarchy of eight and the leaves have.
+
+    In points, on the same groups of eight and images; ``hierarchy`` and ``leaves`` are the gaps. Outcomes: where they
+    lie, ``above, open``.
+    """
+    rows = picked(results.read(run, "trees", "attacked"), {"epsilon": 4.0, "mended": "none"})
+    outcomes, values = [], {}
+    for name, other in (("hierarchy", term("hierarchy", BLOCK, -1)), ("leaves", term("unmerged", 1, -1))):
+        gap = interval(contrast(rows, [term("many", BLOCK), other], BLOCK))
+        values |= {name: points(gap, signed=True), f"size_{name}": points(unsigned(gap)), "n": str(gap.n)}
+        outcomes.append(outcome(gap))
+    return Facts(", ".join(outcomes), values)
 
 
 @reads("trees")

@@ -8,7 +8,7 @@ import pandas as pd
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import MENDINGS
 from lab.report.claims import contrast
-from lab.report.comparison import conditions, gap, percent, sizes_of
+from lab.report.comparison import GUESSING, conditions, gap, percent, sizes_of
 from lab.report.facts import Facts, reads
 from lab.report.hierarchy import sizes_of as sizes_by
 from lab.report.hierarchy import term
@@ -36,21 +36,25 @@ def wide_pairs(run: str) -> Facts:
 def mending(run: str) -> Facts:
     """The hierarchy with REPAIR at every stage minus MergeMany as merged, condition by condition, at four networks.
 
-    Outcomes: the hierarchy is ahead in the mean in ``all``, ``most`` or ``few`` of the conditions. ``growing`` counts
-    those in which it is ahead by more with every doubling from four networks on.
+    Outcomes: the hierarchy is ahead in the mean in ``all``, ``most`` or ``few`` of the conditions in which one of both
+    does not only guess. ``growing`` counts those in which it is ahead by more with every doubling from four networks
+    on. ``batch_norm`` has the gaps with BatchNorm, and ``batch_norm_many`` what MergeMany has there, in percent.
     """
-    gaps = {", ".join(label): gaps_of(part) for label, part in conditions(run).items()}
+    counting = {", ".join(label): part for label, part in conditions(run).items() if not _guess(part)}
+    gaps = {label: gaps_of(part) for label, part in counting.items()}
     of_four = {label: by_size[4] for label, by_size in gaps.items() if 4 in by_size}
     ahead = sum(value > 0 for value in of_four.values())
     growing = [label for label, by_size in gaps.items() if 4 in by_size and _grows(list(by_size.values())[1:])]
-    norms = [value for label, value in of_four.items() if "BatchNorm" in label]
+    norms = [label for label in of_four if "BatchNorm" in label]
+    many = [percent(counting[label], "many", "none", 4).mean() for label in norms]
     values = {
         "conditions": str(len(of_four)),
         "ahead": str(ahead),
         "growing": str(len(growing)),
         "growing_in": listed(growing) if growing else "none",
         "most": decimal(max(of_four.values()), 1, signed=True),
-        "batch_norm": listed(decimal(value, 1, signed=True) for value in norms) if norms else "none",
+        "batch_norm": listed(decimal(of_four[label], 1, signed=True) for label in norms) if norms else "none",
+        "batch_norm_many": listed(decimal(value, 1) for value in many) if norms else "none",
     }
     share = "all" if ahead == len(of_four) else "most" if ahead > len(of_four) / 2 else "few"
     return Facts(share, values)
@@ -64,6 +68,14 @@ def gaps_of(condition: pd.DataFrame) -> dict[int, float]:
         ).mean()
         for size in sizes_of(condition)
     }
+
+
+def _guess(condition: pd.DataFrame) -> bool:
+    """Whether the hierarchy of four with REPAIR at every stage and MergeMany as merged hardly do more than guess."""
+    if 4 not in sizes_of(condition):
+        return False
+    repaired = percent(condition, "hierarchy", "repair every stage", 4).mean()
+    return max(repaired, percent(condition, "many", "none", 4).mean()) < GUESSING
 
 
 def _grows(gaps: list[float]) -> bool:

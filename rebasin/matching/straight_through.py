@@ -99,7 +99,13 @@ def _descend(
             raise
         except RuntimeError as error:
             raise ValueError(f"the model cannot be computed for the loader's inputs: {first_line(error)}") from error
-        return loss(outputs, y)
+        try:
+            return loss(outputs, y)
+        except TypeError as error:
+            raise TypeError(
+                f"the loss cannot take what the model gives, which is of type {type(outputs).__name__}: "
+                f"{first_line(error)}. Give another one, as loss=lambda outputs, targets: ..."
+            ) from error
 
     gradient_and_loss = each_model(grad_and_value(midpoint_loss), (0, 0, None, None), chunk)
     for batch in batches_of(loader, a, "straight-through matching", epochs):

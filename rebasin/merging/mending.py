@@ -284,6 +284,15 @@ def _moments(value: Any, axis: int) -> tuple[Tensor, Tensor]:
     return rows.mean(0), rows.std(0)
 
 
+def _plain_buffers(model: nn.Module) -> set[str]:
+    """The buffers that are no statistics of a norm: those may hold what they like, as masks do."""
+    keys = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.modules.batchnorm._NormBase):
+            keys |= {f"{name}.{own}".removeprefix(".") for own, _ in module.named_buffers(recurse=False)}
+    return keys
+
+
 def _leading(model: nn.Module, weights: Weights, what: str, inputs: Inputs) -> torch.Size:
     """The leading axes of weights of this model.
 
@@ -291,8 +300,10 @@ def _leading(model: nn.Module, weights: Weights, what: str, inputs: Inputs) -> t
     devices or are not finite.
     """
     batch = check_fits(model, weights, what)
+    masks = _plain_buffers(model)
     for key, tensor in weights.items():
-        check_finite(tensor, f"{what}: {key!r}")
+        if key not in masks:
+            check_finite(tensor, f"{what}: {key!r}")
     check_device(model, weights)
     check_inputs(inputs, "the inputs", next(iter(weights.values())).device)
     return batch

@@ -32,13 +32,14 @@ from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
 from rebasin.weights import check_module, is_whole
 
 
-def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
+def trace(model: nn.Module, example: Inputs | list[Inputs] | None = None, **named: Tensor) -> PermutationSpec:
     """The permutation groups of a model: which units can change places without changing what it computes.
 
     ``example`` is an input of the model, with a batch axis, the tuple of its inputs, or a dict of them by their names,
-    as a tokenizer gives it; one or two are enough, of the size that the model is used at. A list holds several
-    examples: of other sizes, or other inputs, if the model computes something else for them. The model is taken as in
-    evaluation, without a cache of what it has computed, and nothing of it is modified. Its graph is exported by
+    as a tokenizer gives it: ``trace(model, batch)`` or ``trace(model, **batch)``. It should be of the size that the
+    model is used at, as the longest text or an image of full resolution; one or two entries are enough. A list holds
+    several examples: of other sizes, or other inputs, if the model computes something else for them. The model is taken
+    as in evaluation, without a cache of what it has computed, and nothing of it is modified. Its graph is exported by
     ``torch.export``, and axes are followed through it operator by operator. What no rule in ``rebasin/tracing/rules``
     can follow stays where it is, and ``spec.pinned`` tells the reason. So does what the example does not reach, such as
     the end of a table that is cut to the input's length; a warning names it if others of its axis move. Another one
@@ -47,6 +48,8 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     the outputs must stay what they were. This goes for all examples, also with other masks and whole numbers within
     their range, and then for inputs of other batch sizes, and of other lengths or resolutions where the model takes
     them; ``spec.proof`` says which.
+
+    It takes some six times the memory of a model in float32, for networks in float64.
 
     Raises TypeError for other arguments, ValueError if torch.export refuses the model or the input, if the model's
     state_dict() renames entries, if it reads a weight by another way than its name, if an operator cannot be followed
@@ -62,10 +65,10 @@ def trace(model: nn.Module, example: Inputs | list[Inputs]) -> PermutationSpec:
     'an output of the network'
     """
     check_module(model, "trace(model, example)")
-    if isinstance(example, list) and not example:
-        raise ValueError("no example is given: the list is empty")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a scripted model cannot be exported: give the module from before torch.jit.script")
     alone = without_cache(emptied(model))
-    examples = [inputs_for(alone, inputs) for inputs in (example if isinstance(example, list) else [example])]
+    examples = [inputs_for(alone, inputs) for inputs in _given(example, named)]
     programs = [export(alone, inputs, RULES) for inputs in examples]
     for program in programs:
         check_constants(program, [model, alone])
@@ -120,6 +123,17 @@ def follow_programs(programs: Sequence[torch.export.ExportedProgram]) -> list[Fo
 def double_inputs(inputs: Inputs) -> Inputs:
     """The inputs of a model in float64 on the CPU; whole numbers as they are."""
     return on_each(lambda x: x.cpu().double() if x.is_floating_point() else x.cpu(), inputs)
+
+
+def _given(example: Inputs | list[Inputs] | None, named: dict[str, Tensor]) -> list[Inputs]:
+    """All examples. Raises TypeError or ValueError if there are none, or two ways to give one are mixed."""
+    if (example is None) != bool(named):
+        raise TypeError("trace(model, example) needs an example: an input, or inputs by their names, and not both")
+    if example is None:
+        return [named]
+    if isinstance(example, list) and not example:
+        raise ValueError("no example is given: the list is empty")
+    return example if isinstance(example, list) else [example]
 
 
 def inputs_for(model: nn.Module, example: Inputs) -> Inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 
 from rebasin.spec import PermutationSpec, shortened
@@ -25,13 +26,17 @@ def warn_of_left_out(spec: PermutationSpec, membership: Membership, tensors: Map
             stacklevel=3,
         )
     lengths = _moving_lengths(spec)
-    unused = [key for key, why in spec.pinned.items() if why == UNUSED and lengths.keys() & set(spec.shapes[key])]
+    unused = {}
+    for key, why in spec.pinned.items():
+        alike = {length for length in lengths if any(size and size % length == 0 for size in spec.shapes[key])}
+        if why == UNUSED and alike:
+            unused[repr(key)] = max(alike)
     if unused:
-        longest = max(lengths.keys() & set(spec.shapes[unused[0]]))
+        first = next(iter(unused.values()))
         warnings.warn(
-            f"{shortened([repr(key) for key in unused])}: not used with this example, and so left in place. An axis is "
-            f"as long as one that moves, as of {lengths[longest]!r}. If the model uses what is named with other "
-            "inputs, trace it with one of those",
+            f"{shortened(list(unused))}: not used with this example, and so left in place. An axis is as long as one "
+            f"that moves, or several times as long, as of {lengths[first]!r}. If the model uses what is named with "
+            "other inputs, trace it with one of those",
             stacklevel=3,
         )
 
@@ -47,10 +52,13 @@ def _unreached(spec: PermutationSpec, membership: Membership, tensors: Mapping[s
 
 
 def _moving_lengths(spec: PermutationSpec) -> dict[int, str]:
-    """The lengths of the axes that a group moves whole, each with the first entry that has it."""
+    """The lengths of the axes that groups move whole, each with the first entry that has it."""
     lengths: dict[int, str] = {}
     for key, parts in spec.parts.items():
+        moving: dict[int, set[int]] = defaultdict(set)
         for part in parts:
-            if part.positions.numel() == spec.view_shape(key)[part.axis]:
-                lengths.setdefault(part.positions.numel(), key)
+            moving[part.axis].update(part.positions.flatten().tolist())
+        for axis, slices in moving.items():
+            if len(slices) == spec.view_shape(key)[axis]:
+                lengths.setdefault(len(slices), key)
     return lengths

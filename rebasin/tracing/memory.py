@@ -44,7 +44,8 @@ def emptied(model: nn.Module) -> nn.Module:
         storage = storages.setdefault(own._cdata, torch.UntypedStorage(own.nbytes()))
         empty = torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copied(model, memo | {"torch": storages}).cpu()  # torch's own memo, of memory
+    copy = copied(model, memo | {"torch": storages}).cpu()  # torch's own memo, of memory
+    return copy.train()  # so that it forgets what it keeps of evaluations, if it does
 
 
 def entangled(weights: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> set[str]:

@@ -49,9 +49,10 @@ def prove_other_sizes(
     """What the spec was proved on, in sentences. Raises SpecError if it fails on a size that no example has.
 
     ``model`` is a copy on the CPU, and ``programs`` its graphs for the examples. For each of these a larger batch is
-    tried, and one of many where inputs are small; for each size beside the batch the double, half of it, an odd one and
-    one beyond each table that the example reaches in part, wherever inputs have it. What the model does not take is
-    passed over, and told; a warning says if it does not even take the examples, with other weights in float64.
+    tried, and one of many where inputs are small; for each size beside the batch the double, half of it, an odd one,
+    two that differ where several axes have it, and one beyond each table that the example reaches in part. What the
+    model does not take is passed over, and told; a warning says if it does not even take the examples, with other
+    weights in float64.
     """
     trials = _Trials(model, _networks(spec, model), {shapes_of(inputs): _in_words(inputs) for inputs in examples})
     refused: dict[str, bool] = {}
@@ -87,7 +88,8 @@ def _other_sizes(inputs: Inputs, tables: Mapping[int, int]) -> dict[str, dict[st
     """Inputs of a larger batch, and by the size of each other axis ones of other sizes; each kind in the order to try.
 
     All axes of one size are changed together, as height and width, or words and their mask; then each alone, since
-    words and what each of them has may be as many. ``tables`` are the lengths of those that are cut to each size.
+    words and what each of them has may be as many; and to two sizes that differ. ``tables`` are the lengths of
+    those that are cut to each size.
     """
     count, batch = _batch_of(inputs)
     choices = {BATCH: {"larger": [_resized(inputs, batch, count + 1)]}} if count else {}
@@ -105,7 +107,17 @@ def _other_sizes(inputs: Inputs, tables: Mapping[int, int]) -> dict[str, dict[st
         choices[str(size)] = {}
         for kind, others in lengths.items():
             choices[str(size)][kind] = [_resized(small, axes, other) for other in others for axes in together]
+        if len(own) > 1:
+            most, one = _two_lengths(size)
+            choices[str(size)]["unequal"] = [_resized(_resized(small, own, most), own[:1], one)]
     return choices
+
+
+def _two_lengths(size: int) -> tuple[int, int]:
+    """Two that differ, in place of one that several axes have: both less, or where it is small, it and the double."""
+    half = size // 2
+    odd = half - 1 - half % 2
+    return (half, odd) if odd >= 3 else (size, 2 * size)
 
 
 def _other_lengths(size: int) -> dict[str, list[int]]:

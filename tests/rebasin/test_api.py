@@ -96,6 +96,75 @@ def test_a_merging_method_takes_every_kind_of_model_and_gives_one_record(spec, m
     assert all(same(model.state_dict(), kept) for model, kept in zip(modules, before, strict=True))
 
 
+class Tied(nn.Module):
+    """A table, and an output layer that may be the same tensor."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.table, self.out = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        if tied:
+            self.out.weight = self.table.weight
+
+
+def test_one_tensor_of_two_names_cannot_become_two():
+    torch.manual_seed(0)
+    tied, loose = Tied(tied=True), Tied(tied=False)
+    told = "'table.weight' and 'out.weight' are one tensor of the module, and get different ones: make two of it first"
+    with pytest.raises(ValueError, match=told):
+        rebasin.interpolate(tied, loose, 1.0)
+    assert same(rebasin.interpolate(loose, tied, 1.0).state_dict(), tied.state_dict())
+    assert same(rebasin.interpolate(tied, tied, 0.5).state_dict(), tied.state_dict())
+    assert same(rebasin.interpolate(tied.state_dict(), loose, 1.0), loose.state_dict())
+
+
+class Keeping(nn.Linear):
+    """Keeps its first answer in evaluation until it is told to train, as some vision transformers keep their biases."""
+
+    kept = None
+
+    def train(self, mode=True):
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training or self.kept is None:
+            answer = super().forward(x)
+            if not self.training:
+                self.kept = answer.detach()
+            return answer
+        return self.kept
+
+
+def test_a_merged_module_forgets_what_the_first_has_kept_of_its_evaluations():
+    torch.manual_seed(0)
+    a, b, x = Keeping(3, 2).eval(), Keeping(3, 2).eval(), torch.randn(1, 3)
+    before = a(x)
+    middle = rebasin.interpolate(a, b, 0.5)
+    assert not middle.training and middle.kept is None
+    torch.testing.assert_close(middle(x), (before + b(x)) / 2)
+    assert a.kept is not None, "the model that was given is as it was"
+
+
+def test_where_there_is_no_point_between_two_values_it_is_said():
+    infinite, finite = {"mask": torch.tensor([torch.inf, 0.0])}, {"mask": torch.tensor([7.0, 1.0])}
+    assert rebasin.interpolate(infinite, finite, 0.0)["mask"].tolist() == [torch.inf, 0]
+    assert rebasin.interpolate(infinite, finite, 1.0)["mask"].tolist() == [7, 1]
+    assert rebasin.interpolate(infinite, infinite, 0.5)["mask"].tolist() == [torch.inf, 0]
+    opposite = {"mask": torch.tensor([-torch.inf, 0.0])}
+    with pytest.raises(ValueError, match="'mask' is infinite in one model and not in the other"):
+        rebasin.interpolate(infinite, opposite, 0.5)
+
+
+def test_what_is_called_by_nearly_its_name_is_suggested(spec, modules):
+    with pytest.raises(ValueError, match="unknown matcher 'activation': there are .*; did you mean 'activations'?"):
+        match(spec, *modules[:2], by="activation")
+
+
+def test_the_path_of_a_file_is_no_model(spec):
+    with pytest.raises(TypeError, match=r"got str: load_weights\(path, spec\) reads a file"):
+        merge(spec, ["a.safetensors", "b.safetensors"])
+
+
 def test_interpolate_and_mending_give_back_the_kind_that_they_are_given(modules):
     a, b = modules[:2]
     middle = rebasin.interpolate(a, b, 0.25)

@@ -51,6 +51,20 @@ class LongTexts(nn.Module):
         return self.out(hidden.relu()).mean(1)
 
 
+class Stretched(nn.Module):
+    """In images that are no squares, each channel has a factor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        hidden = self.into(x)
+        if x.shape[2] != x.shape[3]:
+            hidden = hidden * torch.linspace(0, 1, 8)[:, None, None]
+        return self.out(hidden.mean((2, 3)))
+
+
 class ByLength(nn.Module):
     """In long inputs, each unit has a decay of its own."""
 
@@ -85,6 +99,7 @@ SMALL_AND_LARGE = {
     "places as channels": (Places, (normal(2, 3, 8, 8), normal(2, 3, 16, 16))),
     "a branch on the length": (LongTexts, (normal(2, 4, 3), normal(2, 9, 3))),
     "constants by the length": (ByLength, (normal(2, 4, 3), normal(2, 8, 3))),
+    "a branch on what is no square": (Stretched, (normal(2, 3, 16, 16), normal(2, 3, 16, 24))),
     "a branch on the batch": (lambda: LongTexts(crowded=2), (normal(2, 2, 3), normal(3, 2, 3))),
 }
 

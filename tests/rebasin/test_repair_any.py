@@ -120,6 +120,32 @@ def test_a_repaired_midpoint_has_its_parents_mean_and_deviation_in_each_unit(net
             assert not torch.allclose(before[name], goal, rtol=0.05, atol=0.05)
 
 
+class Masked(nn.Module):
+    """Attention over places in their order, by a mask of infinite numbers that is kept with the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.inner, self.out = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, x):
+        hidden = self.into(x).relu()
+        weights = (hidden @ hidden.mT + self.mask).softmax(-1)
+        return self.out(self.inner(weights @ hidden).relu()).mean(1)
+
+
+def test_an_infinite_mask_stays_and_an_infinite_weight_is_refused():
+    torch.manual_seed(0)
+    a, b, x = Masked(), Masked(), torch.randn(20, 4, 3)
+    middle = interpolate(a, b, 0.5)
+    repaired = repair(a, middle, [a, b], x)
+    assert torch.equal(repaired.mask, a.mask) and repaired(x).isfinite().all()
+    assert not torch.equal(repaired.inner.weight, middle.inner.weight)
+    a.out.bias.data[0] = torch.inf
+    with pytest.raises(ValueError, match=r"the parents: 'out.bias' holds NaN or infinite values"):
+        repair(a, middle, [a, b], x)
+
+
 def test_a_layer_that_is_used_twice_cannot_be_repaired():
     model = Reused().double()
     parents = drawn(model, 1, 2)

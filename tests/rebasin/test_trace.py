@@ -581,6 +581,49 @@ def test_what_is_not_used_and_may_belong_to_what_moves_is_named():
     assert trace(OnDemand(stray=True), inputs).pinned["stray.weight"] == "not used in evaluation"
 
 
+class LargerOnDemand(nn.Module):
+    """Two streams, and entries that are used on demand: over flattened places, for two uses, over both streams."""
+
+    def __init__(self, **layers):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, 8), nn.Linear(3, 6), nn.Linear(14, 2)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.out(torch.cat([self.a(x), self.b(x)], -1).relu())
+
+
+@pytest.mark.parametrize(
+    ("unused", "named"),
+    [
+        ({"head": nn.Linear(8 * 5, 3)}, "'head.weight'"),
+        ({"scale_and_shift": nn.Linear(3, 2 * 8)}, "'scale_and_shift.weight'"),
+        ({"token": nn.Parameter(torch.zeros(14))}, "'token'"),
+    ],
+)
+def test_what_is_not_used_and_may_belong_to_several_of_what_moves_is_named(unused, named):
+    with pytest.warns(UserWarning, match=f"{named}.*: not used with this example.* or several times as long"):
+        trace(LargerOnDemand(**unused), torch.randn(2, 3))
+    trace(LargerOnDemand(stray=nn.Linear(5, 7)), torch.randn(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch would rather have it exported
+def test_a_scripted_model_is_refused():
+    with pytest.raises(ValueError, match="give the module from before torch.jit.script"):
+        trace(torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)), torch.ones(1, 3))
+
+
+class BySign(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_branch_on_values_is_told_with_what_to_do():
+    with pytest.raises(ValueError, match="The model branches on a tensor's values: torch.where takes both"):
+        trace(nn.Sequential(nn.Linear(3, 4), BySign(), nn.Linear(4, 2)), torch.randn(2, 3))
+
+
 class InPlace(nn.Module):
     """Writes into its tensors: where nothing else reads them, and into half of one that is read whole."""
 

@@ -135,3 +135,24 @@ def test_least_squares_of_gpt2_are_refused_by_the_name_of_a_layer():
         ValueError, match="'transformer.h.0.attn.c_attn.weight' is multiplied outside of a linear layer"
     ):
         pleas(collect(spec, models, batch))
+
+
+def test_inputs_may_be_keywords():
+    torch.manual_seed(0)
+    model, batch = Named(), {"tokens": torch.zeros(2, 4, dtype=torch.int64), "scale": torch.rand(2, 4)}
+    assert trace(model, **batch) == trace(model, batch)
+    with pytest.raises(TypeError, match="an input, or inputs by their names, and not both"):
+        trace(model, batch, scale=batch["scale"])
+    with pytest.raises(TypeError, match="needs an example"):
+        trace(model)
+    with pytest.raises(TypeError, match="'scale' must be a tensor, got NoneType: leave out what is None"):
+        trace(model, tokens=batch["tokens"], scale=None)
+
+
+def test_a_loss_that_cannot_take_what_the_model_gives_is_told():
+    torch.manual_seed(0)
+    a, b = Named(), Named()
+    batch = {"tokens": torch.zeros(2, 4, dtype=torch.int64), "scale": torch.rand(2, 4)}
+    told = "the loss cannot take what the model gives, which is of type dict: .* Give another one, as loss=lambda"
+    with pytest.raises(TypeError, match=told):
+        match(trace(a, batch), a, b, by="straight-through", model=a, loader=[(batch, torch.zeros(2, 4).long())])

@@ -50,6 +50,19 @@ def test_models_that_are_one_permuted_are_found_again(model):
     ), "the first model's units are the universe's"
 
 
+def test_every_cycle_of_matchings_closes(model):
+    """C2M3: what brings c to b and then to a is what brings c to a."""
+    network, spec = model
+    models, _ = drawn(network, spec, 3, noise=1.0)
+    to_universe = merge_universe(spec, models).permutation
+    a, b, c = (Permutation(spec, take(to_universe.indices, number)) for number in range(3))
+    b_to_a, c_to_b, c_to_a = (first.invert().compose(second) for first, second in ((a, b), (b, c), (a, c)))
+    around = b_to_a.apply(c_to_b.apply(take(models, 2)))
+    for key, tensor in c_to_a.apply(take(models, 2)).items():
+        assert torch.equal(around[key], tensor), key
+    assert any(not torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)) for index in b.indices.values())
+
+
 def test_two_models_are_matched_as_by_frank_wolfe(model):
     network, spec = model
     models, _ = drawn(network, spec, 2, noise=1.0)

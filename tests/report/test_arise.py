@@ -221,6 +221,9 @@ def test_mending_the_hierarchy_alone_is_counted_over_conditions():
         at_four = unequal.gaps_table("mine").query("models == '4'").iloc[0]
         assert at_four["REPAIR at the hierarchy's stages alone"] == f"{10 + every_stage[1]:+.1f}".replace("-", "−")
         assert at_four["after REPAIR"] == "0.0" and at_four["n"] == "8"
+    table.loc[table["width"] == 8, "value"] -= 0.45  # both only guess
+    results.finish(clean(results.begin("comparison", given)), digits(), {"nodes": table}, models="some")
+    assert unequal.mending("mine").values["conditions"] == "1"
 
 
 def test_a_hierarchy_of_two_beside_mergemany_of_more_is_told_of_the_wide_networks():

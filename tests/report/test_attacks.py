@@ -157,6 +157,26 @@ def test_relative_accuracy_is_above_the_chance_of_the_data():
     assert set(table["relative, 2/255"]) == {"–"}, "of two classes, all are below twice chance"
 
 
+def test_the_median_distance_is_where_half_is_lost():
+    plant_plane()
+    table = attacks.all_table("mine").set_index(["networks", "models"])["median distance (of 255)"]
+    # The leaves go from .9 over .6 at 2 to .4 at 4, so that .45 is three quarters of the way from 2 to 4.
+    assert table[("unmerged", "1")] == "3.5" and table[("ensemble of the leaves", "8")] == "> 4"
+    assert table[("naive average", "8")] == "–", "what only guesses has none"
+
+
+def test_a_small_penalty_may_be_ahead_with_and_without_an_attack():
+    plant_plane()
+    assert attacks.small_penalty("mine").outcome == "not measured"
+    plant_plane(PLANE | {("l1", "none", 1, 0.01): (0.95, 0.7, 0.5), ("l1", "none", 1, 0.1): (0.8, 0.7, 0.6)})
+    facts = attacks.small_penalty("mine")
+    assert facts.outcome == "both", "of the more accurate ones"
+    values = {"penalised_clean": "95.0", "penalised_4": "50.0", "plain_clean": "90.0", "plain_4": "40.0", "n": "4"}
+    assert facts.values == values
+    plant_plane(PLANE | {("l1", "none", 1, 0.01): (0.95, 0.7, 0.3)})
+    assert attacks.small_penalty("mine").outcome == "not both"
+
+
 def test_near_constant_networks_are_named():
     plant_plane()
     facts = attacks.near_constant("mine")

@@ -111,7 +111,22 @@ def test_at_the_largest_size_it_is_counted_in_the_mean_who_is_behind(merged, out
     assert facts.outcome == outcome
     assert facts.values == {
         "none": behind, "repair": "2", "repair_every_stage": "2", "conditions": "2", "groups": "4",
+        "none_of": "2", "repair_of": "2", "repair_every_stage_of": "2",
     }  # fmt: skip
+
+
+def test_conditions_in_which_both_only_guess_do_not_count():
+    table = table_of({8: GROWING, 16: BEHIND}, repaired=BEHIND, every_stage=BEHIND)
+    guessing = (table["width"] == 8) & (table["mended"] == "none") & (table["algorithm"] != "unmerged")
+    table.loc[guessing, "value"] -= 0.4  # from 50 % to 10 %
+    write(table)
+    values = comparison.largest("mine").values
+    assert (values["none"], values["none_of"], values["repair"], values["repair_of"]) == ("1", "1", "2", "2")
+    assert comparison.largest("mine").outcome == "most"
+    noisy = table_of({8: (0.01, 0.02, 0.03)})
+    noisy.loc[(noisy["mended"] == "none") & (noisy["algorithm"] != "unmerged"), "value"] -= 0.4
+    write(noisy)
+    assert comparison.growth("mine").outcome == "guessing" and comparison.growth("mine").values["growing"] == "1"
 
 
 def test_the_fewest_and_the_most_groups_of_the_largest_sizes_are_told():

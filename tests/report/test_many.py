@@ -94,6 +94,8 @@ def test_calibration_beside_inputs_and_ensemble(planted, outcome):
     small, large = many.small_groups("mine"), many.large_groups("mine")
     assert small.outcome == large.outcome == outcome
     assert (small.values["size"], large.values["size"]) == ("4", "8")
+    five = many.five_calibrated("mine")
+    assert five.outcome == outcome and five.values["size"] == "5"
 
 
 def test_the_errors_are_in_points():
