@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import ALGORITHMS, GREY_LEVELS, title_of
-from lab.report.claims import picked
+from lab.report.claims import contrast, picked
 from lab.report.draw import interval_line, legend_below, on_page, on_phone, shades, width, word_colour
-from lab.report.facts import Facts, reads
+from lab.report.facts import Facts, outcome, reads
+from lab.report.hierarchy import BLOCK, term
 from lab.report.kinds import (
     UNMERGED,
     Kind,
@@ -23,7 +24,7 @@ from lab.report.kinds import (
     percent_left,
     shared_images,
 )
-from lab.report.statistics import Interval
+from lab.report.statistics import Interval, interval
 from lab.report.verdicts import claim, gaps
 from lab.report.words import decimal, listed, points
 
@@ -48,6 +49,30 @@ def against_equals(run: str) -> Facts:
 def against_leaves(run: str) -> Facts:
     """The hierarchy of eight minus its leaves."""
     return gaps(claim(run, "H4"), {"gap_2": "leaves_2", "gap_4": "leaves_4"})
+
+
+@reads("attack")
+def beside_each_other(run: str) -> Facts:
+    """What is left of merges of eight minus that of others in the same groups, in points, each by the images both have.
+
+    ``leaves_6`` and ``leaves_8`` are the hierarchy beside its leaves, ``many_4`` is MergeMany beside the hierarchy.
+    Outcomes: where they lie, ``above, above, above``; ``not measured`` where there is no such radius.
+    """
+    compared = {
+        "leaves_6": (6.0, [term("hierarchy", BLOCK), term("unmerged", 1, -1)]),
+        "leaves_8": (8.0, [term("hierarchy", BLOCK), term("unmerged", 1, -1)]),
+        "many_4": (4.0, [term("many", BLOCK), term("hierarchy", BLOCK, -1)]),
+    }
+    table = picked(results.read(run, "attack", "images"), {"mended": "none"})
+    outcomes, values = [], {}
+    for name, (epsilon, terms) in compared.items():
+        rows = picked(table, {"epsilon": epsilon})
+        if any(picked(rows, {key: each[key] for key in ("algorithm", "n_leaves")}).empty for each in terms):
+            return Facts("not measured", {})
+        gap = interval(contrast(rows, terms, BLOCK))
+        values |= {name: points(gap, signed=True), "n": str(gap.n)}
+        outcomes.append(outcome(gap))
+    return Facts(", ".join(outcomes), values)
 
 
 @reads("attack")
@@ -211,9 +236,14 @@ def _band(axes: plt.Axes, x: Sequence[float], curve: Sequence[Interval], colour:
     )
 
 
-@reads("attack")
-def matched_table(run: str) -> pd.DataFrame:
-    """Each stage beside the unmerged networks nearest to it in held-out accuracy, under attack, on the same images."""
+@reads("attack", "regularisation")
+def matched_table(run: str, regularisation: str) -> pd.DataFrame:
+    """Each stage beside the unmerged networks nearest to it in held-out accuracy, under attack, on the same images.
+
+    Beside them stands their Lipschitz bound, mean over the networks whose weights were measured.
+    """
+    weights = picked(results.read(regularisation, "regularisation", "nodes"), {"metric": "lipschitz"})
+    bound = {kind: rows["value"].mean() for kind, rows in by_kind(weights)}
     held_out, epsilons = _accuracy(run, "held_out"), shown_epsilons(run)[:2]
     left = {epsilon: _left(run, epsilon) for epsilon in epsilons}
     rows = []
@@ -221,6 +251,7 @@ def matched_table(run: str) -> pd.DataFrame:
         for kind in [stage, *_peers(held_out, stage, ("l1", "l2"))]:
             row = names(kind) | {"held-out accuracy (%)": f"{held_out[kind]:.1f}"}
             row |= {f"left at {radius_text(epsilon)} (%)": points(left[epsilon][kind]) for epsilon in epsilons}
+            row["Lipschitz bound"] = f"{bound[kind]:.0f}" if kind in bound else "–"
             rows.append(row | {"n": left[epsilons[0]][kind].n})
     return pd.DataFrame(rows)
 

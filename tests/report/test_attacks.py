@@ -45,6 +45,17 @@ def test_the_hierarchy_lies_where_it_was_planted(worst, blocks, equals, leaves):
     assert attacks.against_leaves("mine").outcome == leaves
 
 
+def test_merges_stand_beside_their_leaves_farther_out_and_beside_one_another():
+    radii = (0.0, 2.0, 4.0, 6.0, 8.0)
+    plant_attack("mine", ROBUST | {("many", 8): 0.7}, 8, radii)
+    facts = attacks.beside_each_other("mine")
+    assert facts.outcome == "above, above, above" and facts.values["n"] == "8"
+    plant_attack("mine", ROBUST | {("many", 8): 0.5, ("hierarchy", 8, 8.0): 0.1}, 8, radii)
+    assert attacks.beside_each_other("mine").outcome == "above, below, below"
+    plant_attack("mine", ROBUST, 8, radii)
+    assert attacks.beside_each_other("mine").outcome == "not measured", "MergeMany was not attacked"
+
+
 def test_more_models_are_compared_with_two():
     plant_attack("mine", ROBUST, 8)
     assert attacks.with_more_models("mine").outcome == "above"
@@ -201,7 +212,11 @@ def test_each_stage_is_held_against_its_equals(changed, outcome, below):
 
 def test_the_matched_table_has_the_nearest_penalty():
     plant_plane()
-    table = attacks.matched_table("mine")
+    bounds = [("hierarchy", "none", 8, 0.0, node, "lipschitz", 20.0 + 4 * node) for node in (0, 1)]
+    bounds.append(("early_stopped", "none", 8, 0.0, 0, "lipschitz", 5.0))
+    plant("mine", {"nodes": pd.DataFrame(bounds, columns=[*KIND, "metric", "value"])}, "regularisation")
+    table = attacks.matched_table("mine", "mine")
+    assert list(table["Lipschitz bound"]) == ["–", "–", "–", "22", "5", "–"], "the mean, where it was measured"
     assert list(table["models"]) == ["2", "as 2 merged", "strength 0.01", "8", "as 8 merged", "strength 0.1"]
     assert list(table["held-out accuracy (%)"])[:3] == ["80.0"] * 3
     assert table["left at 4/255 (%)"].iloc[3].startswith("20.0")
