@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.inputs import Inputs, arguments_of, on_each, shapes_of, tensors_of
-from rebasin.weights import copied
+from rebasin.weights import copied, in_evaluation
 
 # Operators that give each unit a sum or a scale of its own and then shift it: the axis of the units in what comes out,
 # and which arguments are the weight and the bias.
@@ -80,7 +80,7 @@ def export(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own internals
-            alone = without_cache(copied(model, _own(model)).eval())
+            alone = without_cache(in_evaluation(copied(model, _own(model))))
             program = torch.export.export(alone, args, kwargs, dynamic_shapes=dynamic)
             # Decomposing takes longer than exporting.
             is_functional = _make_functional(program.graph, known)

@@ -43,18 +43,13 @@ def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
 def like(models: Kind, weights: Weights) -> Kind:
     """Weights as the kind of thing that ``models`` are: a module, a list, or a dict of tensors.
 
-    A module is a copy, which keeps its device, its number format, and whether it is training. What it has computed from
-    other weights and keeps, it forgets if it does so when it is told to train. Raises ValueError if it has one tensor
-    under two names, and they get different ones.
+    A module is a copy, which keeps its device, its number format, and whether it is training; ``forgetful`` says what
+    it does not keep. Raises ValueError if two of its entries share their memory, and get different values.
     """
     if isinstance(models, nn.Module):
-        module = copied(models)
+        module = forgetful(copied(models))
         module.load_state_dict(weights)
         _check_ties(module, weights)
-        training = [(part, part.training) for part in module.modules()]
-        module.train()
-        for part, was in training:
-            part.training = was
         return module
     if isinstance(models, list | tuple):
         several = [like(model, take(weights, number)) for number, model in enumerate(models)]
@@ -62,18 +57,50 @@ def like(models: Kind, weights: Weights) -> Kind:
     return cast(Kind, dict(weights))
 
 
+def in_evaluation(module: Module) -> Module:
+    """The module, told to evaluate, which may give back nothing."""
+    module.eval()
+    return module
+
+
+def forgetful(module: Module) -> Module:
+    """The module, once those parts of it that keep tensors beside their weights were told to train, and back.
+
+    What they have computed and keep is then forgotten, as some vision transformers do with the biases of attention.
+    """
+    modes = {part: part.training for part in module.modules()}
+    for part in modes:
+        own = {name: value for name, value in vars(part).items() if name not in ("_parameters", "_buffers", "_modules")}
+        if any(isinstance(value, Tensor) for kept in own.values() for value in _values(kept)):
+            part.train()
+            part.train(modes[part])
+    for part, mode in modes.items():
+        part.training = mode
+    return module
+
+
+def _values(kept: Any) -> list[Any]:
+    """What an attribute holds: itself, or what is in a dict, list or tuple."""
+    if isinstance(kept, Mapping):
+        return list(kept.values())
+    return list(kept) if isinstance(kept, list | tuple) else [kept]
+
+
 def _check_ties(module: nn.Module, weights: Weights) -> None:
-    """Raise ValueError if two names of one tensor of a module stand for different ones in the weights."""
-    names: dict[tuple[Any, ...], str] = {}
-    for key, tensor in module.state_dict().items():
-        if not tensor.numel():
-            continue
-        first = names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), key)
-        if first != key and not torch.equal(weights[first], weights[key]):
-            raise ValueError(
-                f"{first!r} and {key!r} are one tensor of the module, and get different ones: make two of it first, or "
-                "give a dict, module.state_dict(), for a dict"
-            )
+    """Raise ValueError if entries of a module that share their memory got different values."""
+    keys: dict[int, list[str]] = {}
+    state = module.state_dict()
+    for key, tensor in state.items():
+        if tensor.layout == torch.strided and tensor.numel():
+            keys.setdefault(tensor.untyped_storage().data_ptr(), []).append(key)
+    for shared in keys.values():
+        for key in shared if len(shared) > 1 else []:
+            if not torch.allclose(state[key], weights[key].to(state[key]), rtol=0, atol=0, equal_nan=True):
+                others = " and ".join(repr(other) for other in shared if other != key)
+                raise ValueError(
+                    f"{key!r} shares its memory with {others}, and they get different values: let them be tensors of "
+                    "their own first, or give a dict, module.state_dict(), for a dict"
+                )
 
 
 def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
@@ -125,6 +152,7 @@ def interpolate(a: Kind, b: Models, weight: float) -> Kind:
     from_a, from_b = weights_of(a, "a"), weights_of(b, "b")
     check_alike(from_a, from_b, "a", "b")
     check_number(weight, "weight")
+    weight = float(weight)
     for what, weights in (("a", from_a), ("b", from_b)):
         for key, tensor in weights.items():
             if tensor.isnan().any():
@@ -132,8 +160,9 @@ def interpolate(a: Kind, b: Models, weight: float) -> Kind:
     between = {}
     for key, tensor in from_a.items():
         between[key] = tensor.clone() if is_whole(tensor) else point_between(tensor, from_b[key], weight)
-        if between[key].isnan().any():
-            raise ValueError(f"{key!r} is infinite in one model and not in the other: there is no point between them")
+        infinite = tensor.isinf() | from_b[key].isinf()
+        if weight not in (0, 1) and (infinite & (tensor != from_b[key])).any():
+            raise ValueError(f"{key!r} is infinite where a and b differ: there is no point between them")
     return like(a, between)
 
 

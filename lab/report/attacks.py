@@ -70,7 +70,7 @@ def beside_each_other(run: str) -> Facts:
         if any(picked(rows, {key: each[key] for key in ("algorithm", "n_leaves")}).empty for each in terms):
             return Facts("not measured", {})
         gap = interval(contrast(rows, terms, BLOCK))
-        values |= {name: points(gap, signed=True), "n": str(gap.n)}
+        values |= {name: points(gap, signed=True), f"n_{name}": str(gap.n)}
         outcomes.append(outcome(gap))
     return Facts(", ".join(outcomes), values)
 
@@ -315,9 +315,10 @@ def small_penalty(run: str) -> Facts:
     if UNMERGED not in attacked or not penalised:
         return Facts("not measured", {})
     best = max(penalised, key=lambda kind: clean[kind].mean)
-    values = {"n": str(clean[best].n)}
+    values = {}
     for name, kind in (("penalised", best), ("plain", UNMERGED)):
         values |= {f"{name}_clean": decimal(clean[kind].mean, 1), f"{name}_4": decimal(attacked[kind].mean, 1)}
+        values[f"n_{name}"] = str(clean[kind].n)
     both = all(left[best].mean > left[UNMERGED].mean for left in (clean, attacked))
     return Facts("both" if both else "not both", values)
 

@@ -84,7 +84,8 @@ def largest(run: str) -> Facts:
     by_label = conditions(run)
     values, most = {}, True
     for mended in BESIDE:
-        counting = [part for part in by_label.values() if not guess(part, mended, sizes_of(part)[-1])]
+        every = [(part, sizes_of(part)[-1]) for part in by_label.values()]
+        counting = [part for part, size in every if not only_guess(part, mended, BESIDE[mended], size)]
         behind = sum(gap(part, mended, sizes_of(part)[-1]).mean() < -TIED for part in counting)
         name = mended.replace(" ", "_")
         values |= {name: str(behind), f"{name}_of": str(len(counting))}
@@ -94,9 +95,9 @@ def largest(run: str) -> Facts:
     return Facts("most" if most else "not most", values)
 
 
-def guess(condition: pd.DataFrame, mended: str, size: int) -> bool:
-    """Whether neither the hierarchy nor MergeMany, mended so, does much better than guessing."""
-    both = percent(condition, "hierarchy", mended, size), percent(condition, "many", BESIDE[mended], size)
+def only_guess(condition: pd.DataFrame, mended: str, many_mended: str, size: int) -> bool:
+    """Whether neither the hierarchy nor MergeMany, each mended so, does much better than guessing."""
+    both = percent(condition, "hierarchy", mended, size), percent(condition, "many", many_mended, size)
     return max(accuracy.mean() for accuracy in both) < GUESSING
 
 
@@ -116,7 +117,7 @@ def growth(run: str) -> Facts:
             certain += _grows_for_certain(condition, mended)
             if _grows(condition, mended):
                 growing.append(f"{', '.join(label)} ({_accuracies(condition, mended)})")
-                guessing &= guess(condition, mended, sizes_of(condition)[-1])
+                guessing &= only_guess(condition, mended, BESIDE[mended], sizes_of(condition)[-1])
     values = {
         "conditions": str(len(by_label)),
         "certain": str(certain),

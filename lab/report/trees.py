@@ -107,7 +107,7 @@ def many_under_attack(run: str) -> Facts:
     outcomes, values = [], {}
     for name, other in (("hierarchy", term("hierarchy", BLOCK, -1)), ("leaves", term("unmerged", 1, -1))):
         gap = interval(contrast(rows, [term("many", BLOCK), other], BLOCK))
-        values |= {name: points(gap, signed=True), f"size_{name}": points(unsigned(gap)), "n": str(gap.n)}
+        values |= {name: points(gap, signed=True), f"size_{name}": points(unsigned(gap)), f"n_{name}": str(gap.n)}
         outcomes.append(outcome(gap))
     return Facts(", ".join(outcomes), values)
 

@@ -8,7 +8,7 @@ import pandas as pd
 from lab.bookkeeping import results
 from lab.bookkeeping.vocabulary import MENDINGS
 from lab.report.claims import contrast
-from lab.report.comparison import GUESSING, conditions, gap, percent, sizes_of
+from lab.report.comparison import conditions, gap, only_guess, percent, sizes_of
 from lab.report.facts import Facts, reads
 from lab.report.hierarchy import sizes_of as sizes_by
 from lab.report.hierarchy import term
@@ -40,7 +40,10 @@ def mending(run: str) -> Facts:
     does not only guess. ``growing`` counts those in which it is ahead by more with every doubling from four networks
     on. ``batch_norm`` has the gaps with BatchNorm, and ``batch_norm_many`` what MergeMany has there, in percent.
     """
-    counting = {", ".join(label): part for label, part in conditions(run).items() if not _guess(part)}
+    counting = {}
+    for label, part in conditions(run).items():
+        if 4 not in sizes_of(part) or not only_guess(part, "repair every stage", "none", 4):
+            counting[", ".join(label)] = part
     gaps = {label: gaps_of(part) for label, part in counting.items()}
     of_four = {label: by_size[4] for label, by_size in gaps.items() if 4 in by_size}
     ahead = sum(value > 0 for value in of_four.values())
@@ -68,14 +71,6 @@ def gaps_of(condition: pd.DataFrame) -> dict[int, float]:
         ).mean()
         for size in sizes_of(condition)
     }
-
-
-def _guess(condition: pd.DataFrame) -> bool:
-    """Whether the hierarchy of four with REPAIR at every stage and MergeMany as merged hardly do more than guess."""
-    if 4 not in sizes_of(condition):
-        return False
-    repaired = percent(condition, "hierarchy", "repair every stage", 4).mean()
-    return max(repaired, percent(condition, "many", "none", 4).mean()) < GUESSING
 
 
 def _grows(gaps: list[float]) -> bool:

@@ -18,7 +18,7 @@ from rebasin.matching.by_weights import weight_matching
 from rebasin.matching.pairs import ALL_AT_ONCE, Matching, Solution, match_pairs
 from rebasin.permutation import Permutation
 from rebasin.spec import PermutationSpec
-from rebasin.weights import Models, Weights, check_device, check_module, copied, interpolate, over
+from rebasin.weights import Models, Weights, check_device, check_module, copied, in_evaluation, interpolate, over
 
 
 def straight_through_matching(
@@ -84,7 +84,7 @@ def _descend(
 ) -> Solution:
     """Algorithm 2 for weights (pairs, ...), all pairs side by side; ``best`` are the indices so far."""
     own = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    model = without_cache(copied(model, own).eval())
+    model = without_cache(in_evaluation(copied(model, own)))
     free = {key: a[key].clone() for key in spec.weights}
     speed = over(free, torch.zeros_like)
     basin = Permutation(spec, over(best, Tensor.clone))

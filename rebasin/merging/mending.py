@@ -285,7 +285,7 @@ def _moments(value: Any, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def _plain_buffers(model: nn.Module) -> set[str]:
-    """The buffers that are no statistics of a norm: those may hold what they like, as masks do."""
+    """The buffers that are no statistics of a norm, as masks are."""
     keys = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.modules.batchnorm._NormBase):
@@ -302,8 +302,8 @@ def _leading(model: nn.Module, weights: Weights, what: str, inputs: Inputs) -> t
     batch = check_fits(model, weights, what)
     masks = _plain_buffers(model)
     for key, tensor in weights.items():
-        if key not in masks:
-            check_finite(tensor, f"{what}: {key!r}")
+        # Masks may be infinite, and nothing may be NaN.
+        check_finite(tensor[~tensor.isinf()] if key in masks else tensor, f"{what}: {key!r}")
     check_device(model, weights)
     check_inputs(inputs, "the inputs", next(iter(weights.values())).device)
     return batch

@@ -11,6 +11,7 @@ from rebasin.tracing.groups import Membership, unreached_slices
 from rebasin.tracing.units import Value
 
 UNUSED = "not used in evaluation"
+TELLING = 8  # units: many a size is a multiple of fewer by chance
 
 
 def warn_of_left_out(spec: PermutationSpec, membership: Membership, tensors: Mapping[str, Value]) -> None:
@@ -28,7 +29,7 @@ def warn_of_left_out(spec: PermutationSpec, membership: Membership, tensors: Map
     lengths = _moving_lengths(spec)
     unused = {}
     for key, why in spec.pinned.items():
-        alike = {length for length in lengths if any(size and size % length == 0 for size in spec.shapes[key])}
+        alike = {length for length in lengths if any(_repeats(size, length) for size in spec.shapes[key])}
         if why == UNUSED and alike:
             unused[repr(key)] = max(alike)
     if unused:
@@ -39,6 +40,11 @@ def warn_of_left_out(spec: PermutationSpec, membership: Membership, tensors: Map
             "other inputs, trace it with one of those",
             stacklevel=3,
         )
+
+
+def _repeats(size: int, length: int) -> bool:
+    """Whether an axis of this size may hold so many units, or several times as many if they are not too few to tell."""
+    return size == length or (size > 0 and length >= TELLING and size % length == 0)
 
 
 def _unreached(spec: PermutationSpec, membership: Membership, tensors: Mapping[str, Value]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rebasin.graph import place_of
-from rebasin.weights import copied, is_whole
+from rebasin.weights import copied, forgetful, is_whole
 
 Memory = tuple[int, tuple[int, ...], tuple[int, ...]]
 
@@ -44,8 +44,7 @@ def emptied(model: nn.Module) -> nn.Module:
         storage = storages.setdefault(own._cdata, torch.UntypedStorage(own.nbytes()))
         empty = torch.empty(0, dtype=tensor.dtype).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    copy = copied(model, memo | {"torch": storages}).cpu()  # torch's own memo, of memory
-    return copy.train()  # so that it forgets what it keeps of evaluations, if it does
+    return forgetful(copied(model, memo | {"torch": storages}).cpu())  # torch's own memo, of memory
 
 
 def entangled(weights: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> set[str]:

@@ -27,7 +27,7 @@ from rebasin.tracing.proof import (
     stays,
     widened,
 )
-from rebasin.weights import copied
+from rebasin.weights import copied, in_evaluation
 
 # From this size on, the double costs too much to be tried, unless half of it is refused; and so does a batch of many
 # inputs with as many entries as a square of this size has.
@@ -107,10 +107,30 @@ def _other_sizes(inputs: Inputs, tables: Mapping[int, int]) -> dict[str, dict[st
         choices[str(size)] = {}
         for kind, others in lengths.items():
             choices[str(size)][kind] = [_resized(small, axes, other) for other in others for axes in together]
-        if len(own) > 1:
-            most, one = _two_lengths(size)
-            choices[str(size)]["unequal"] = [_resized(_resized(small, own, most), own[:1], one)]
+        most, one = _two_lengths(size)
+        for number, some in enumerate(_unequal(own)):
+            both = [_resized(_resized(small, own, most), axes, one) for axes in some]
+            choices[str(size)][f"unequal {number}"] = both
     return choices
+
+
+def _unequal(places: list[Place]) -> list[list[list[Place]]]:
+    """Which of the places that have one size to give another one, in several trials, each with what to try in turn.
+
+    Of tensors that have it along several axes, the first axis of each, as the height of images and of their masks, then
+    the second where there is a third; of tensors that have it once, the first tensor.
+    """
+    of: dict[int, list[Place]] = {}
+    for place in places:
+        of.setdefault(place[0], []).append(place)
+    most = max(map(len, of.values()))
+    if most == 1:
+        return [[places[:1]]] if len(places) > 1 else []
+    trials = []
+    for number in range(most - 1):
+        alike = [own[number] for own in of.values() if len(own) > number]
+        trials.append([alike, alike[:1]])
+    return trials
 
 
 def _two_lengths(size: int) -> tuple[int, int]:
@@ -249,8 +269,11 @@ class _Trials:
         new = _outputs(self.model, moved, drawn)
         if not new or all(map(stays, new, old, other)):
             return bool(new)
-        values = zip(new, old, other, _outputs(self.model, nearly(weights), drawn), strict=True)
-        told = [rounding_alone(*value) for value in values if not stays(*value[:3])]
+        nearby = [_outputs(self.model, near, drawn) for near in nearly(weights)]
+        told = []
+        for number, values in enumerate(zip(new, old, other, strict=True)):
+            if not stays(*values):
+                told.append(rounding_alone(*values, [outputs[number] for outputs in nearby if outputs]))
         return None if None in told and False not in told else all(told)
 
 
@@ -304,7 +327,7 @@ def _filled(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(weights[key], requires_grad=False)
     for key, buffer in model.named_buffers(remove_duplicate=False):
         memo[id(buffer)] = weights[key]
-    return copied(model, memo).eval()
+    return in_evaluation(copied(model, memo))
 
 
 def _in_words(inputs: Inputs) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,9 +23,9 @@ from rebasin.weights import is_whole
 ROUNDING = 1e-8
 # How far an entry may move whatever happens, of its own size, and from which size on its variation says nothing.
 OWN_ROUNDING, OWN_VARIATION = 1e-13, 1e6
-# Where a network amplifies rounding, as many sines of sines do, its outputs move by some times as much as they do when
-# all weights move by their last digits, and that is but a small share of what other weights do.
-LAST_DIGITS, TIMES, SMALL_SHARE = 1e-14, 10.0, 1e-3
+# Where a network amplifies rounding, as sines of sines do, an output moves by some times as much as it does when all
+# weights move by their last digits, in one of a few ways, and that is but a small share of what other weights do.
+LAST_DIGITS, WAYS, TIMES, SMALL_SHARE = 1e-15, 5, 30.0, 1e-3
 # The share of entries whose own scale may be too small by chance, and that of a sample which tells that values differ.
 FEW, MANY = 1e-3, 0.25
 # The number formats that a proof computes in, in place of those of the model.
@@ -158,8 +159,10 @@ class _Replay:
         moved = [node for node in self.outputs if node in new]
         if not moved:
             return True
-        nearby = _Replay(self.program, nearly(self.weights), self.inputs).values
-        told = [rounding_alone(new[node], self.values[node], other.values[node], nearby[node]) for node in moved]
+        told = []
+        for node in moved:
+            nearby = [replay.values[node] for replay in self.nearby]
+            told.append(rounding_alone(new[node], self.values[node], other.values[node], nearby))
         if None in told and False not in told:
             raise ValueError(
                 "nothing can be proved: for random weights an output is nothing but rounding, as the mean of what was "
@@ -167,6 +170,11 @@ class _Replay:
                 "PermutationSpec.from_axes"
             )
         return all(told)
+
+    @functools.cached_property
+    def nearby(self) -> list[_Replay]:
+        """The same network with other last digits."""
+        return [_Replay(self.program, weights, self.inputs) for weights in nearly(self.weights)]
 
     @staticmethod
     def _call(node: torch.fx.Node, value_of: Callable[[torch.fx.Node], Any]) -> Any:
@@ -211,30 +219,36 @@ def stays(new: Any, old: Any, other: Any) -> bool:
     return count == 0 or (count <= FEW * old.numel() and not (moved & _moved(new, old, scale.median())).any())
 
 
-def nearly(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """These weights, each number with other last digits."""
-    generator = torch.Generator().manual_seed(0)
-    near = {}
-    for key, tensor in weights.items():
-        near[key] = tensor
-        if not is_whole(tensor):
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            near[key] = tensor * (1 + LAST_DIGITS * noise)
-    return near
+def nearly(weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """These weights, each number with other last digits, in several ways."""
+    for seed in range(WAYS):
+        generator = torch.Generator().manual_seed(seed)
+        near = {}
+        for key, tensor in weights.items():
+            near[key] = tensor
+            if not is_whole(tensor):
+                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                near[key] = tensor * (1 + LAST_DIGITS * noise)
+        yield near
 
 
-def rounding_alone(new: Any, old: Any, other: Any, nearby: Any) -> bool | None:
+def rounding_alone(new: Any, old: Any, other: Any, nearby: Sequence[Any]) -> bool | None:
     """Whether a value that does not stay has moved by no more than rounding, in a network that amplifies it.
 
-    ``other`` is as for ``stays``, ``nearby`` what the value is with ``nearly`` the same weights. None if nobody can
-    tell, as rounding is not small beside what weights do.
+    ``other`` is as for ``stays``, ``nearby`` what the value is with ``nearly`` the same weights. Each entry is held
+    against its own noise; a few may have little of it by chance, and are held against what is usual at their scale.
+    None if nobody can tell, as rounding is not small beside what other weights do.
     """
     if not isinstance(old, Tensor) or not old.is_floating_point() or new.shape != old.shape:
         return False
-    noise = (nearby - old).abs().max()
-    if noise > SMALL_SHARE * _scale(old, other).median():
-        return None
-    return bool((new - old).abs().max() <= TIMES * noise)
+    scale, change = _scale(old, other), (new - old).abs()
+    noise = torch.stack([(near - old).abs() for near in nearby]).amax(0)
+    moved = _moved(new, old, scale)
+    unexplained = moved & ~(change <= TIMES * noise)
+    usual = (noise / scale)[moved].median()
+    if unexplained.sum() > FEW * old.numel() or (unexplained & ~(change <= TIMES * usual * scale)).any():
+        return False
+    return None if (moved & (noise > SMALL_SHARE * scale)).sum() > FEW * old.numel() else True
 
 
 def _scale(old: Tensor, other: Tensor) -> Tensor:

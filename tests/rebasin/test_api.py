@@ -109,7 +109,7 @@ class Tied(nn.Module):
 def test_one_tensor_of_two_names_cannot_become_two():
     torch.manual_seed(0)
     tied, loose = Tied(tied=True), Tied(tied=False)
-    told = "'table.weight' and 'out.weight' are one tensor of the module, and get different ones: make two of it first"
+    told = "'table.weight' shares its memory with 'out.weight', and they get different values"
     with pytest.raises(ValueError, match=told):
         rebasin.interpolate(tied, loose, 1.0)
     assert same(rebasin.interpolate(loose, tied, 1.0).state_dict(), tied.state_dict())
@@ -118,31 +118,51 @@ def test_one_tensor_of_two_names_cannot_become_two():
 
 
 class Keeping(nn.Linear):
-    """Keeps its first answer in evaluation until it is told to train, as some vision transformers keep their biases."""
+    """Keeps its answers in evaluation until it is told to train, as some vision transformers keep their biases."""
 
-    kept = None
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.kept = {}
 
     def train(self, mode=True):
-        self.kept = None if mode else self.kept
-        return super().train(mode)
+        self.kept = {} if mode else self.kept
+        super().train(mode)  # and gives back nothing, as those do
 
     def forward(self, x):
-        if self.training or self.kept is None:
-            answer = super().forward(x)
-            if not self.training:
-                self.kept = answer.detach()
-            return answer
-        return self.kept
+        if self.training:
+            return super().forward(x)
+        if "answer" not in self.kept:
+            self.kept["answer"] = super().forward(x).detach()
+        return self.kept["answer"]
+
+
+class Folding(nn.Linear):
+    """Adds a second weight to its own in evaluation, and takes it away in training, as layers of low rank do."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.more, self.folded = nn.Parameter(torch.randn(sizes[1], sizes[0])), False
+
+    def train(self, mode=True):
+        if mode == self.folded:
+            self.weight.data += self.more.data if self.folded is False else -self.more.data
+            self.folded = not self.folded
+        return super().train(mode)
 
 
 def test_a_merged_module_forgets_what_the_first_has_kept_of_its_evaluations():
     torch.manual_seed(0)
-    a, b, x = Keeping(3, 2).eval(), Keeping(3, 2).eval(), torch.randn(1, 3)
+    a, b, x = Keeping(3, 2), Keeping(3, 2), torch.randn(1, 3)
+    a.eval(), b.eval()
     before = a(x)
     middle = rebasin.interpolate(a, b, 0.5)
-    assert not middle.training and middle.kept is None
+    assert not middle.training and not middle.kept
     torch.testing.assert_close(middle(x), (before + b(x)) / 2)
-    assert a.kept is not None, "the model that was given is as it was"
+    assert a.kept, "the model that was given is as it was"
+    assert rebasin.trace(nn.Sequential(a, nn.ReLU(), nn.Linear(2, 1)), x).sizes == {"0": 2}
+    assert rebasin.trace(a, x).sizes == {}
+    folded = Folding(3, 2).eval()
+    assert same(rebasin.interpolate(folded, folded, 0.5).state_dict(), folded.state_dict()), "it keeps no tensors"
 
 
 def test_where_there_is_no_point_between_two_values_it_is_said():
@@ -151,8 +171,10 @@ def test_where_there_is_no_point_between_two_values_it_is_said():
     assert rebasin.interpolate(infinite, finite, 1.0)["mask"].tolist() == [7, 1]
     assert rebasin.interpolate(infinite, infinite, 0.5)["mask"].tolist() == [torch.inf, 0]
     opposite = {"mask": torch.tensor([-torch.inf, 0.0])}
-    with pytest.raises(ValueError, match="'mask' is infinite in one model and not in the other"):
-        rebasin.interpolate(infinite, opposite, 0.5)
+    for other in (finite, opposite):
+        for weight in (0.25, 0.5, 0.75):
+            with pytest.raises(ValueError, match="'mask' is infinite where a and b differ: there is no point between"):
+                rebasin.interpolate(infinite, other, weight)
 
 
 def test_what_is_called_by_nearly_its_name_is_suggested(spec, modules):

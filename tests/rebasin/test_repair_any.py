@@ -141,7 +141,10 @@ def test_an_infinite_mask_stays_and_an_infinite_weight_is_refused():
     repaired = repair(a, middle, [a, b], x)
     assert torch.equal(repaired.mask, a.mask) and repaired(x).isfinite().all()
     assert not torch.equal(repaired.inner.weight, middle.inner.weight)
-    a.out.bias.data[0] = torch.inf
+    a.mask[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="the parents: 'mask' holds NaN"):
+        repair(middle, middle, [a, b], x)
+    a.mask[0, 0], a.out.bias.data[0] = 0, torch.inf
     with pytest.raises(ValueError, match=r"the parents: 'out.bias' holds NaN or infinite values"):
         repair(a, middle, [a, b], x)
 

@@ -119,6 +119,41 @@ def test_a_network_that_amplifies_rounding_is_proved_and_one_that_gives_nothing_
         trace(Sines(14), normal(4, 2))
 
 
+class OnLength(nn.Module):
+    """In long inputs each unit has a factor of its own, and what is given hides it: mostly zeros, or large numbers."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.a, self.b, self.o, self.given = nn.Linear(3, 8), nn.Linear(3, 4), nn.Linear(8, 16), given
+
+    def forward(self, x):
+        hidden = self.a(x)
+        if x.shape[1] > 6:
+            hidden = hidden * torch.linspace(0.5, 1, 8)
+        return self.given(self.o(hidden.relu()), self.b(x))
+
+
+def two_of_all(scores, _):
+    best, places = scores.topk(2, -1)
+    return torch.zeros_like(scores).scatter(-1, places, best.softmax(-1))
+
+
+HIDING = {
+    "two of sixteen gates": two_of_all,
+    "an output that is padded": lambda scores, _: F.pad(scores, (0, 40)),
+    "large numbers beside it": lambda scores, others: torch.cat([scores, 1e9 * others], -1),
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_zeros_and_large_outputs_do_not_hide_a_wrong_spec(name):
+    torch.manual_seed(0)
+    model = OnLength(HIDING[name])
+    with pytest.raises(SpecError, match="which no example has"):
+        trace(model, normal(2, 4, 3))
+    assert "a" not in trace(model, normal(2, 9, 3)).sizes
+
+
 def test_amplified_rounding_does_not_hide_a_wrong_spec():
     model = Sines(7)
     right = trace(model, normal(4, 2))

@@ -156,3 +156,25 @@ def test_a_loss_that_cannot_take_what_the_model_gives_is_told():
     told = "the loss cannot take what the model gives, which is of type dict: .* Give another one, as loss=lambda"
     with pytest.raises(TypeError, match=told):
         match(trace(a, batch), a, b, by="straight-through", model=a, loader=[(batch, torch.zeros(2, 4).long())])
+
+
+class Experts(nn.Module):
+    """Rows that go through the matrices of experts, as the package multiplies them where torch cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.first, self.second = nn.Linear(3, 8), nn.Parameter(torch.randn(2, 8, 6)), nn.Linear(6, 2)
+
+    def forward(self, x):
+        ends = torch.tensor([3, len(x)], dtype=torch.int32)
+        return self.second(torch.ops.transformers.grouped_mm_fallback(self.into(x).relu(), self.first, ends).relu())
+
+
+def test_what_experts_read_and_give_moves_alike_in_all_of_them():
+    torch.manual_seed(0)
+    model = Experts()
+    spec, x = trace(model, torch.randn(5, 3)), torch.randn(5, 3)
+    assert sorted(spec.sizes.values()) == [6, 8]
+    assert {part.axis for part in spec.parts["first"]} == {1, 2}, "experts stay"
+    moved = Permutation.random(spec, generator=torch.Generator().manual_seed(0)).apply(model)
+    torch.testing.assert_close(moved(x), model(x))

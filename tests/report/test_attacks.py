@@ -49,7 +49,7 @@ def test_merges_stand_beside_their_leaves_farther_out_and_beside_one_another():
     radii = (0.0, 2.0, 4.0, 6.0, 8.0)
     plant_attack("mine", ROBUST | {("many", 8): 0.7}, 8, radii)
     facts = attacks.beside_each_other("mine")
-    assert facts.outcome == "above, above, above" and facts.values["n"] == "8"
+    assert facts.outcome == "above, above, above" and facts.values["n_leaves_6"] == "8"
     plant_attack("mine", ROBUST | {("many", 8): 0.5, ("hierarchy", 8, 8.0): 0.1}, 8, radii)
     assert attacks.beside_each_other("mine").outcome == "above, below, below"
     plant_attack("mine", ROBUST, 8, radii)
@@ -182,8 +182,8 @@ def test_a_small_penalty_may_be_ahead_with_and_without_an_attack():
     plant_plane(PLANE | {("l1", "none", 1, 0.01): (0.95, 0.7, 0.5), ("l1", "none", 1, 0.1): (0.8, 0.7, 0.6)})
     facts = attacks.small_penalty("mine")
     assert facts.outcome == "both", "of the more accurate ones"
-    values = {"penalised_clean": "95.0", "penalised_4": "50.0", "plain_clean": "90.0", "plain_4": "40.0", "n": "4"}
-    assert facts.values == values
+    values = {"penalised_clean": "95.0", "penalised_4": "50.0", "plain_clean": "90.0", "plain_4": "40.0"}
+    assert facts.values == values | {"n_penalised": "4", "n_plain": "4"}
     plant_plane(PLANE | {("l1", "none", 1, 0.01): (0.95, 0.7, 0.3)})
     assert attacks.small_penalty("mine").outcome == "not both"
 

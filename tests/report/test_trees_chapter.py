@@ -140,7 +140,7 @@ def test_attacks_are_told_by_radius_and_by_control():
 def test_mergemany_under_attack_stands_beside_the_hierarchy_and_the_leaves():
     plant_trees(left=LEFT | {("many", 8): [0.4, 0.25, 0.15, 0.11, 0.09]})
     facts = trees.many_under_attack("mine")
-    assert facts.outcome == "above, open" and facts.values["n"] == str(BLOCKS)
+    assert facts.outcome == "above, open" and facts.values["n_hierarchy"] == str(BLOCKS)
     assert 2 < float(facts.values["size_hierarchy"].split()[0]) < 4, "of 200 images 15 and 12 % are left"
 
 

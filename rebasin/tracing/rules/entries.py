@@ -60,7 +60,7 @@ def constant(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -
 
 @rule("eye")
 def identity(relations: Relations, shape: tuple[int, ...], *_: Any, **__: Any) -> Value:
-    """The identity matrix: it stays what it is where rows and columns move together."""
+    """The identity matrix: it stays what it is where rows and columns move together, wherever it is used."""
     if shape[0] != shape[1]:
         return Value(shape)
     units = relations.fresh(shape[0])

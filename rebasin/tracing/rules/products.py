@@ -159,30 +159,19 @@ def batched(relations: Relations, shape: tuple[int, ...], bias: Value, a: Value,
     return elementwise(relations, shape, product(relations, shape, a, b, "bnk,bkm->bnm"), bias)
 
 
-@rule("_grouped_mm", "grouped_mm_fallback")
-def of_experts(
-    relations: Relations,
-    shape: tuple[int, ...],
-    x: Value,
-    weight: Value,
-    offs: Value | None = None,
-    bias: Value | None = None,
-    **_: Any,
-) -> Value:
+@rule("grouped_mm_fallback")
+def of_experts(relations: Relations, shape: tuple[int, ...], x: Value, weight: Value, offs: Value) -> Value:
     """Rows times the matrix of their expert: (rows, k), (experts, k, m) -> (rows, m), by where the rows of each end.
 
-    Experts and rows stay; the units that experts read and give move alike in all of them.
+    It is the package transformers that has it so. Experts and rows stay; the units that experts read and give move
+    alike in all of them.
     """
-    if offs is None or len(x.shape) != 2 or len(weight.shape) != 3:
-        given = [value for value in (x, weight, offs, bias) if value is not None]
-        return follow(relations, "grouped product of other axes", shape, given, {})
     why = "told apart by which rows an expert gets"
     x, weight = placed(relations, x, [0], why), placed(relations, weight, [0], why)
     placed(relations, offs, [0], why)
     tie_axes(relations, x, 1, weight, 1, "fed by the input or by something that stays")
     relations.reach(along(relations, weight, 1, why))
-    value = Value(shape, (Labels((1,), along(relations, weight, 2, why)),))
-    return value if bias is None else elementwise(relations, shape, value, placed(relations, bias, [0], why))
+    return Value(shape, (Labels((1,), along(relations, weight, 2, why)),))
 
 
 @rule("outer")
