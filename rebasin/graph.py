@@ -213,12 +213,13 @@ def given(
     """The values of a graph's placeholders: these weights and inputs, and the model's own constants."""
     keys, waiting = weight_keys(program), iter(ordered(program, inputs))
     constants = program.graph_signature.inputs_to_lifted_tensor_constants
+    own = {**program.constants, **program.state_dict}
     values: dict[torch.fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node in keys:
             # What is no weight (the constants of a normalisation, say) is the model's own.
             key = keys[node]
-            values[node] = weights[key] if key in weights else {**program.constants, **program.state_dict}[key]
+            values[node] = weights[key] if key in weights else own[key]
         elif node.op == "placeholder":
             values[node] = program.constants[constants[node.name]] if node.name in constants else next(waiting)
     return values

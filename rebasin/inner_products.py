@@ -16,14 +16,23 @@ def inner_product(spec: PermutationSpec, a: Models, b: Models) -> Tensor:
     factor conjugated: that of their real and imaginary parts. Permuting both models alike does not change
     it, so that, of all permutations of ``b``, the one with the greatest inner product brings it closest to ``a``.
 
+    Raises ValueError for models that do not fit the spec, and if their leading axes cannot be broadcast, or an entry is
+    complex in one of them alone.
+
     >>> spec = rebasin.PermutationSpec.from_axes({"w": torch.zeros(2)}, {"w": ("units",)})
     >>> inner_product(spec, {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
     tensor(11., dtype=torch.float64)
     """
     check_spec(spec, "inner_product(spec, a, b)")
     a, b = weights_of(a, "a"), weights_of(b, "b")
-    for what, weights in (("a", a), ("b", b)):
-        spec.leading_axes(weights, what)
+    of_a, of_b = spec.leading_axes(a, "a"), spec.leading_axes(b, "b")
+    try:
+        torch.broadcast_shapes(of_a, of_b)
+    except RuntimeError as error:
+        raise ValueError(f"a has leading axes {tuple(of_a)}, b has {tuple(of_b)}, which do not broadcast") from error
+    for key in spec.weights:
+        if a[key].is_complex() != b[key].is_complex():
+            raise ValueError(f"{key!r} is {a[key].dtype} in a and {b[key].dtype} in b: one is complex, one is not")
     total = torch.zeros((), dtype=torch.float64)
     for key in spec.weights:
         total = total + entry_product(a[key], b[key], len(spec.shapes[key]))

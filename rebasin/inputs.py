@@ -15,6 +15,8 @@ Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
 def check_kind(inputs: Any, what: str) -> None:
     """Raise TypeError, or ValueError, unless inputs are a tensor, or one or more in a tuple or a dict."""
+    if isinstance(inputs, list):
+        raise TypeError(f"{what} must be a tensor, or a tuple of the tensors that the model takes, got a list")
     if not isinstance(inputs, tuple | Mapping):
         check_tensor(inputs, what)
     elif not inputs:

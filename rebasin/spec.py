@@ -92,13 +92,26 @@ class PermutationSpec:
     proof: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        for key in sorted(self.parts.keys() ^ self.shapes.keys()):
+            raise SpecError(f"{key!r} has no {'shape' if key in self.parts else 'parts, not even an empty tuple'}")
+        for group, outer in self.inside.items():
+            if group not in self.sizes or outer not in self.sizes or outer in self.inside:
+                raise SpecError(
+                    f"group {group!r} is inside {outer!r}: both need a size, and blocks lie in no other group"
+                )
         used = {part.group for parts in self.parts.values() for part in parts}
         used |= {self.inside[group] for group in used if group in self.inside}
         for group in self.sizes:
             if group not in used:
                 raise SpecError(f"group {group!r} has a size, but no parameter carries it")
         for key, parts in self.parts.items():
-            times = {part.axis: torch.zeros(self.view_shape(key)[part.axis], dtype=torch.int64) for part in parts}
+            shape = self.view_shape(key)
+            for part in parts:
+                if not 0 <= part.axis < len(shape):
+                    raise SpecError(
+                        f"{key!r} has {len(shape)} axes, and group {part.group!r} is said to lie on {part.axis}"
+                    )
+            times = {part.axis: torch.zeros(shape[part.axis], dtype=torch.int64) for part in parts}
             for part in parts:
                 if part.group not in self.sizes:
                     raise SpecError(f"{key!r} names the group {part.group!r}, which has no size")
@@ -109,8 +122,9 @@ class PermutationSpec:
                 slices = part.positions.flatten()
                 if not slices.numel():
                     raise SpecError(f"{key!r}: group {part.group!r} has no units")
-                if slices.min() < 0 or slices.max() >= len(times[part.axis]):
-                    raise SpecError(f"{key!r} has no slice {int(slices.max())} along axis {part.axis}")
+                least, most = int(slices.min()), int(slices.max())
+                if least < 0 or most >= len(times[part.axis]):
+                    raise SpecError(f"{key!r} has no slice {least if least < 0 else most} along axis {part.axis}")
                 times[part.axis] += torch.bincount(slices, minlength=len(times[part.axis]))
             for axis, counted in times.items():
                 if (counted > 1).any():
@@ -341,6 +355,12 @@ def check_groups(spec: PermutationSpec) -> None:
     """Raise ValueError unless a spec has a group of units."""
     if not spec.sizes:
         raise ValueError("the spec has no group of units that can be matched: spec.pinned says why")
+
+
+def check_family(spec: PermutationSpec, group: Any) -> None:
+    """Raise ValueError unless this is a group that lies in no other: one whose units a merge may keep apart."""
+    if group not in spec.families:
+        raise ValueError(f"{group!r} is no group that can be split: there are {', '.join(spec.families)}")
 
 
 def counted(count: int, thing: str) -> str:

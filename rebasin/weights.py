@@ -18,6 +18,7 @@ Model = nn.Module | Weights
 Models = Model | Sequence[Model]
 Module = TypeVar("Module", bound=nn.Module)
 Kind = TypeVar("Kind", bound=Models)  # what is given back is what was given
+EXTRA_STATE = "_extra_state"  # so ends the key of what a module's get_extra_state() gives
 
 
 def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
@@ -27,7 +28,7 @@ def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
     and ValueError, naming the first key, for a list of models that do not fit one another.
     """
     if isinstance(models, nn.Module | Mapping):
-        weights = models.state_dict() if isinstance(models, nn.Module) else dict(models)
+        weights = state_of(models) if isinstance(models, nn.Module) else dict(models)
         for key, tensor in weights.items():
             check_tensor(tensor, f"{what}: {key!r}")
         return over(weights, Tensor.detach) if isinstance(models, nn.Module) else weights
@@ -40,6 +41,11 @@ def weights_of(models: Models, what: str = "models") -> dict[str, Tensor]:
     raise TypeError(f"{what}: a module, a dict of tensors or a list of them is needed, got {kind}{hint}")
 
 
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The entries of a module's state but for what ``get_extra_state()`` gives, which may be no tensor."""
+    return {key: value for key, value in module.state_dict().items() if not key.endswith(EXTRA_STATE)}
+
+
 def like(models: Kind, weights: Weights) -> Kind:
     """Weights as the kind of thing that ``models`` are: a module, a list, or a dict of tensors.
 
@@ -48,7 +54,8 @@ def like(models: Kind, weights: Weights) -> Kind:
     """
     if isinstance(models, nn.Module):
         module = forgetful(copied(models))
-        module.load_state_dict(weights)
+        extra = {key: value for key, value in module.state_dict().items() if key.endswith(EXTRA_STATE)}
+        module.load_state_dict({**extra, **weights})
         _check_ties(module, weights)
         return module
     if isinstance(models, list | tuple):
@@ -89,7 +96,7 @@ def _values(kept: Any) -> list[Any]:
 def _check_ties(module: nn.Module, weights: Weights) -> None:
     """Raise ValueError if entries of a module that share their memory got different values."""
     keys: dict[int, list[str]] = {}
-    state = module.state_dict()
+    state = state_of(module)
     for key, tensor in state.items():
         if tensor.layout == torch.strided and tensor.numel():
             keys.setdefault(tensor.untyped_storage().data_ptr(), []).append(key)
@@ -301,7 +308,7 @@ def leading_axes_of(shapes: Mapping[str, Sequence[int]], weights: Weights, what:
 
 def check_fits(model: nn.Module, weights: Weights, what: str) -> torch.Size:
     """The leading axes of weights of a model. Raises ValueError, naming the first key, if they do not fit."""
-    state = model.state_dict()
+    state = state_of(model)
     batch = leading_axes_of({key: tensor.shape for key, tensor in state.items()}, weights, what, "the model")
     for key, tensor in state.items():
         if is_whole(weights[key]) and not is_whole(tensor):
@@ -320,7 +327,7 @@ def check_finite(tensor: Tensor, what: str) -> None:
 def check_device(model: nn.Module, weights: Weights) -> None:
     """Raise ValueError unless a model lies where the weights lie."""
     device = next(iter(weights.values())).device
-    for key, tensor in model.state_dict().items():
+    for key, tensor in state_of(model).items():
         if tensor.device != device:
             raise ValueError(f"{key!r}: the model is on {tensor.device}, the weights are on {device}")
 

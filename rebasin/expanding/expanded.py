@@ -227,7 +227,7 @@ def kept_whole(spec: PermutationSpec, model: nn.Module, example: Inputs) -> dict
     >>> kept_whole(rebasin.trace(model, x), model, x)
     {'query': 'since matmul sums over its units'}
     """
-    followed = follow_program(export(model, example, RULES, any_batch=True))
+    followed = follow_program(export(model, two_or_more(example), RULES, any_batch=True))
     index = dict(Slots.apart(spec, 2).index)
     reasons: dict[str, str] = {}
     while True:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_count, check_tensor
 from rebasin.permutation import Permutation
-from rebasin.spec import PermutationSpec, check_groups, counted
+from rebasin.spec import PermutationSpec, check_family, check_groups, check_spec, counted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,13 +68,15 @@ class Slots:
     @classmethod
     def of_permutation(cls, permutation: Permutation) -> Slots:
         """All units shared, unit by unit of the permuted models: permute and average. ``permutation`` is (n,)."""
-        spec, n = permutation.spec, _models(permutation)
+        n, spec = _models(permutation), permutation.spec
         index = {group: torch.arange(spec.sizes[group]).expand(n, -1) for group in spec.families}
         return cls(spec, permutation, index)
 
     @classmethod
     def apart(cls, spec: PermutationSpec, n: int) -> Slots:
         """No unit shared: the ensemble of n models."""
+        check_spec(spec, "Slots.apart(spec, n)")
+        check_count(n, "n")
         index = {}
         for group in spec.families:
             index[group] = torch.arange(n * spec.sizes[group]).reshape(n, -1)
@@ -95,10 +98,9 @@ class Slots:
         tensor([[1, 2, 0],
                 [3, 4, 0]])
         """
-        spec, n = permutation.spec, _models(permutation)
+        n, spec = _models(permutation), permutation.spec
         for group in merged:
-            if group not in spec.families:
-                raise ValueError(f"{group!r} is no group that can be split: there are {', '.join(spec.families)}")
+            check_family(spec, group)
         index = {}
         for group in spec.families:
             size = spec.sizes[group]
@@ -144,11 +146,15 @@ class Slots:
 
 def check_index(spec: PermutationSpec, index: Mapping[str, Tensor], permutation: Permutation | None) -> None:
     """Raise ValueError, naming the group, unless these are numbers of slots, (n, units) for each group."""
+    check_spec(spec, "Slots(spec, permutation, index)")
     check_groups(spec)
     if index.keys() != spec.families.keys():
         raise ValueError(f"slots of the groups {sorted(index)} given, the spec has {sorted(spec.families)}")
     n = None if permutation is None else _models(permutation)
+    if permutation is not None and permutation.spec != spec:
+        raise ValueError("the permutation is of another spec")
     for group, units in index.items():
+        check_tensor(units, f"group {group!r}: slots")
         n = len(units) if n is None and units.ndim else n
         if units.dtype != torch.int64 or units.shape != (n, spec.sizes[group]):
             shape = f"{units.dtype} {tuple(units.shape)}"
@@ -159,6 +165,11 @@ def check_index(spec: PermutationSpec, index: Mapping[str, Tensor], permutation:
 
 def _models(permutation: Permutation) -> int:
     """The n of a permutation (n,). Raises ValueError for another one, and for one of no groups, which has no n."""
+    if not isinstance(permutation, Permutation):
+        kind = type(permutation).__name__
+        raise TypeError(
+            f"a permutation of each of n models is needed, got {kind}: a Matching and a Merge have it as .permutation"
+        )
     check_groups(permutation.spec)
     if len(permutation.batch) != 1:
         raise ValueError(f"slots need a permutation of each of n models, got one with axes {tuple(permutation.batch)}")

@@ -125,8 +125,7 @@ def _rolled(merge: Rewriting, node: Node, x: Node, shifts: Any, dims: Sequence[i
 @becomes(sums.reduced)
 def _reduced(merge: Rewriting, node: Node, x: Node, *arguments: Any, **options: Any) -> Node:
     """Sums over places, or within blocks."""
-    dims: Any = options.get("dim", arguments[0] if arguments and not isinstance(arguments[0], bool) else None)
-    axes = range(len(merge.value(x).shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    axes = sums.reduced_axes(merge.value(x), arguments, options)
     return _where_whole(merge, node, x, axes, "takes its units together")
 
 

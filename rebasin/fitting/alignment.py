@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_choice
 from rebasin.expanding.layout import whole
-from rebasin.fitting.grams import Grams
+from rebasin.fitting.grams import Grams, check_grams
 from rebasin.fitting.rows import layers_of
 from rebasin.matching.by_activations import Similarity
 from rebasin.matching.scores import assign_all
@@ -87,6 +89,8 @@ def match_grams(grams: Grams, *, similarity: Similarity = "correlation") -> Perm
     >>> match_grams(rebasin.collect(spec, models, torch.randn(100, 3)))
     Permutation(1 group, 8 units, batch (2,))
     """
+    check_grams(grams, "match_grams(grams)")
+    check_choice(similarity, "similarity", get_args(Similarity))
     spec, n = grams.spec, grams.n
     scores = {}
     for group, sums in unit_sums(grams).items():

@@ -41,6 +41,8 @@ def batches_of(loader: Loader, weights: Weights, what: str, epochs: int = 1) -> 
         )
     if epochs > 1 and isinstance(loader, Iterator):
         raise ValueError(f"epochs={epochs} reads the loader more than once, which it cannot be: make a list of it")
+    if not weights:
+        raise ValueError(f"{what}: the model has no weights, and so nothing to measure or match")
     device = next(iter(weights.values())).device
     total = epochs * length_hint(loader, 0)  # a DataLoader over a stream has no length
     count = 0

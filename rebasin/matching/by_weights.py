@@ -72,7 +72,9 @@ def _coordinate_descent(
     history = [_product(spec, a, b, flatten(spec, index))]
     a, b = viewed(spec, a), viewed(spec, b)
     pairs, device = len(history[0]), history[0].device
-    families = list(spec.families.items())
+    told = {part.group for key in spec.weights for part in spec.parts[key]}
+    # What lies along statistics alone stays: no weight tells its units apart.
+    families = [(group, members) for group, members in spec.families.items() if told.intersection(members)]
     scores: list[_Scores] = []
     room = sum(a[key][0].numel() for key in a)  # what is kept of the scores takes no more than one model
     for _, members in families:

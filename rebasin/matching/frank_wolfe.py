@@ -85,7 +85,7 @@ def _ascend(
         for group, matrix in vertex.items():
             point[group] = torch.lerp(point[group], matrix, step.where(active, 0).to(matrix.dtype).reshape(-1, 1, 1))
         history.append(history[-1] + gain.where(active, 0))
-    index = assign_all(spec, point)
+    index = {**identity, **assign_all(spec, point)}  # what lies along statistics alone stays
     rounded = inner_product(spec, a, Permutation(spec, index).apply(b))
     worse = rounded < unmoved
     for group, assigned in index.items():

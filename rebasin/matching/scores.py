@@ -39,10 +39,12 @@ def assign(spec: PermutationSpec, group: str, scores: Mapping[str, Tensor]) -> d
 
 
 def assign_all(spec: PermutationSpec, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The best permutations of all groups by ``assign``; a group of blocks may have no scores of its own."""
+    """The best permutations of all groups that have scores, by ``assign``; of blocks, those within may suffice."""
     index: dict[str, Tensor] = {}
     for group, members in spec.families.items():
-        index |= assign(spec, group, {member: scores[member] for member in members if member in scores})
+        told = {member: scores[member] for member in members if member in scores}
+        if told:
+            index |= assign(spec, group, told)
     return index
 
 

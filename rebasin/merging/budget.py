@@ -11,10 +11,10 @@ from typing import Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from rebasin.arguments import check_choice
+from rebasin.arguments import check_choice, check_count, check_number, check_tensor
 from rebasin.expanding.costs import LayerCost, Measure
 from rebasin.merging.widths import extra_cost, polished, relaxed, total_gain
-from rebasin.spec import PermutationSpec, check_spec
+from rebasin.spec import PermutationSpec, check_family, check_spec
 
 Shape = Literal["uniform", "prefix", "suffix"]
 MEASURES = {"structured": "multiply-adds", "dense": "dense multiply-adds", "parameters": "parameters"}
@@ -145,6 +145,7 @@ def shaped_budget(
     {'0': 4, '2': 8}
     """
     check_spec(spec, "shaped_budget(spec, costs, shape=shape, size=size)")
+    check_choice(shape, "shape", get_args(Shape))
     costs = list(costs)
     groups = list(dict.fromkeys(cost.out for cost in costs if cost.out is not None and cost.out not in whole))
     units = np.array([spec.sizes[group] for group in groups])
@@ -156,8 +157,6 @@ def shaped_budget(
         "prefix": lambda count: np.clip(count - (units.sum() - units.cumsum()), 0, units),
         "suffix": lambda count: np.clip(count - (units.cumsum() - units), 0, units),
     }
-    if shape not in shapes:
-        raise ValueError(f"shape is {', '.join(map(repr, shapes))}, not {shape!r}")
     apart_at = shapes[shape]
     counts = range(1, int(units.max(initial=0) if shape == "uniform" else units.sum()) + 1)
     most = bisect.bisect_right(counts, room, key=lambda count: extra_cost(linear, products, apart_at(count)))
@@ -176,6 +175,7 @@ def cost_terms(
     b``. Of all their pairs, those with a model in common are ``u v + (n - 1) (u b + v a - a b)``.
     """
     check_choice(by, "by", get_args(Measure))
+    check_count(n, "n")
     number = {group: at for at, group in enumerate(groups)}
     parent, merged, linear = 0, 0, np.zeros(len(groups), np.int64)
     products = np.zeros((len(groups), len(groups)), np.int64)
@@ -203,6 +203,9 @@ def cost_terms(
 def _room(terms: tuple[int, int, np.ndarray, np.ndarray], units: np.ndarray, size: float, n: int, by: Measure) -> int:
     """What units apart may cost in a merge of ``size``. Raises ValueError for a size that no merge has."""
     parent, merged, linear, products = terms
+    check_number(size, "size")
+    if not parent:
+        raise ValueError("there are no costs: give what layer_costs gives")
     least = merged / parent
     most = (merged + extra_cost(linear, products, units)) / parent if by == "dense" else n
     if not least <= size <= most:
@@ -215,8 +218,8 @@ def _room(terms: tuple[int, int, np.ndarray, np.ndarray], units: np.ndarray, siz
 
 def _checked_table(spec: PermutationSpec, group: str, gains: Tensor) -> np.ndarray:
     """A group's gains as numbers. Raises ValueError, naming the group, if they do not fit."""
-    if group not in spec.families:
-        raise ValueError(f"{group!r} is no group that can be split: there are {', '.join(spec.families)}")
+    check_family(spec, group)
+    check_tensor(gains, f"gains of {group!r}")
     if gains.shape != (spec.sizes[group] + 1,) or not gains.isfinite().all():
         raise ValueError(
             f"group {group!r} has {spec.sizes[group]} units: its gains are {spec.sizes[group] + 1} finite numbers, "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from rebasin.inputs import Inputs
-from rebasin.merging.mending import mender
+from rebasin.merging.mending import check_parents, mender
 from rebasin.weights import Kind, Models, check_fits, check_module, like, take, weights_of
 
 
@@ -32,9 +32,11 @@ def repair_by_task(model: nn.Module, merged: Kind, parents: Models, inputs: Sequ
     """
     check_module(model, "repair_by_task(model, merged, parents, inputs)")
     if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
-        raise ValueError("the inputs are a list: those of each task, in the order of the parents")
+        raise TypeError("the inputs are a list: those of each task, in the order of the parents")
     weights, parents = weights_of(merged, "the merge"), weights_of(parents, "the parents")
-    *batch, n = check_fits(model, parents, "the parents") or (0,)
+    leading = check_fits(model, parents, "the parents")
+    check_parents(leading, check_fits(model, weights, "the merge"))
+    *batch, n = leading
     if len(inputs) != n:
         raise ValueError(f"{n} parents have a task each: inputs of {len(inputs)} are given")
     mended = []

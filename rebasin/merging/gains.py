@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rebasin.spec import PermutationSpec
+from rebasin.arguments import check_tensor
+from rebasin.spec import PermutationSpec, check_family
 
 
 def mismatch_gains(mismatch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -22,6 +23,7 @@ def mismatch_gains(mismatch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     gains = {}
     for group, lost in mismatch.items():
+        check_tensor(lost, f"group {group!r}: the mismatch")
         if lost.ndim != 1 or not torch.isfinite(lost).all() or (lost < 0).any():
             raise ValueError(f"group {group!r}: the mismatch is a finite number of 0 or more for each unit")
         worst = lost.double().cpu().sort(descending=True).values
@@ -42,7 +44,6 @@ def linear_gains(spec: PermutationSpec, weights: Mapping[str, float]) -> dict[st
     """
     gains = {}
     for group, weight in weights.items():
-        if group not in spec.families:
-            raise ValueError(f"{group!r} is no group that can be split: there are {', '.join(spec.families)}")
+        check_family(spec, group)
         gains[group] = torch.linspace(0, weight, spec.sizes[group] + 1, dtype=torch.float64)
     return gains

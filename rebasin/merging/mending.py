@@ -87,10 +87,17 @@ def mended_by(mend: Mend, merged: Weights, parents: Weights) -> dict[str, Tensor
 
 
 def _mend(model: nn.Module, inputs: Inputs, merged: Weights, parents: Weights) -> Weights:
-    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    if any(norm.running_var is not None for norm in norms):
-        merged = reset_norms(model, merged, inputs)
-    return repair(model, merged, parents, inputs)
+    measured = _with_new_statistics(model, merged, inputs)
+    return repair(model, merged if measured is None else measured, parents, inputs)
+
+
+def check_parents(parents: torch.Size, merged: torch.Size) -> None:
+    """Raise ValueError unless the leading axes of parents are those of their merges, and one more for the models."""
+    if not parents or parents[:-1] != merged:
+        raise ValueError(
+            "the parents need one leading axis more than the merge, the last, for the models that it was made of: the "
+            f"merge has {tuple(merged)}, the parents {tuple(parents)}"
+        )
 
 
 @torch.no_grad()
@@ -120,8 +127,7 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Inputs) -> K
     check_two_or_more(batch_size(inputs), "REPAIR")
     weights, parents = weights_of(merged, "the merge"), weights_of(parents, "the parents")
     batch = _leading(model, weights, "the merge", inputs)
-    if len(_leading(model, parents, "the parents", inputs)) != len(batch) + 1:
-        raise ValueError("the parents need one leading axis more than the merge: the models that it was made of")
+    check_parents(_leading(model, parents, "the parents", inputs), batch)
     program = export(model, inputs)
     layers = _layers(program)
 
@@ -163,10 +169,10 @@ def repair(model: nn.Module, merged: Kind, parents: Models, inputs: Inputs) -> K
 
     # One model at a time: its activations on all inputs are the largest thing in memory.
     of_parents = each_model(statistics)(flat(parents, len(batch) + 1))
-    goals = {
-        key: tuple(moment.unflatten(0, (batch.numel(), -1)).mean(1) for moment in moments)
-        for key, moments in of_parents.items()
-    }
+    goals = {}
+    for key, moments in of_parents.items():
+        by_merge = [moment.unflatten(0, (batch.numel(), -1)) for moment in moments]  # (merges, n, units)
+        goals[key] = tuple(moment.mean(1) for moment in by_merge)
     return like(merged, unflat(each_model(repaired)(flat(weights, len(batch)), goals), batch))
 
 
@@ -189,12 +195,21 @@ def reset_norms(model: nn.Module, weights: Kind, inputs: Inputs) -> Kind:
     check_module(model, "reset_norms(model, weights, inputs)")
     check_batch(inputs, "the inputs")
     check_two_or_more(batch_size(inputs), "a variance")
+    measured = _with_new_statistics(model, weights, inputs)
+    if measured is None:
+        raise ValueError("the model has no norm with running statistics")
+    return measured
+
+
+@torch.no_grad()
+def _with_new_statistics(model: nn.Module, weights: Kind, inputs: Inputs) -> Kind | None:
+    """What ``reset_norms`` gives, and None for a model that uses no norm with running statistics."""
     given = weights_of(weights, "the weights")
     batch = _leading(model, given, "the weights", inputs)
     program = export(model, inputs)
     norms = norms_of(program)
     if not norms:
-        raise ValueError("the model has no norm with running statistics")
+        return None
 
     def measured(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = dict(weights)
@@ -214,12 +229,19 @@ def reset_norms(model: nn.Module, weights: Kind, inputs: Inputs) -> Kind:
 
 
 def norms_of(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, tuple[str, str]]:
-    """The batch norms with running statistics, and the keys of their means and variances."""
+    """The batch norms with running statistics, and the keys of their means and variances.
+
+    Raises ValueError for a norm that is used twice, whose statistics are no longer those of either use.
+    """
     keys = weight_keys(program)
     norms: dict[torch.fx.Node, tuple[str, str]] = {}
     for node in program.graph.nodes:
         if operator(node) in BATCH_NORMS and node.args[3] in keys:
             norms[node] = keys[node.args[3]], keys[node.args[4]]
+    means = [mean for mean, _ in norms.values()]
+    for mean in means:
+        if means.count(mean) > 1:
+            raise ValueError(f"{mean!r} cannot be measured anew for each of the {means.count(mean)} times it is used")
     return norms
 
 

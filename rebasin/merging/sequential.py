@@ -102,13 +102,14 @@ def refit(
             weights.update(zip(norms[node], args[3:5], strict=True))
         elif node in layers:
             weight, bias = layers[node]
-            block = network.blocks[weight.removeprefix("network.")]
+            name = weight.removeprefix("network.")
+            block = network.blocks[name]
             at, given = targets.of(block.key)
             rows = torch.arange(given.shape[-1]) if block.rows is None else torch.from_numpy(block.rows)
             read = rows_at(node, args[0], at)
             own_bias = None if bias is None else weights[bias]
-            fitted = _fit(read, given[..., rows], held, weights[weight], own_bias, number_of_blocks(node))
-            args[1], own_bias, fits[weight.removeprefix("network.")] = fitted
+            fitted = _fit(name, read, given[..., rows], held, weights[weight], own_bias, number_of_blocks(node))
+            args[1], own_bias, fits[name] = fitted
             weights[weight] = args[1]
             if bias is not None and own_bias is not None:
                 weights[bias] = args[2] = own_bias
@@ -174,9 +175,12 @@ class _Targets:
 
 
 def _fit(
-    read: Tensor, given: Tensor, held: Tensor, weight: Tensor, bias: Tensor | None, blocks: int
+    name: str, read: Tensor, given: Tensor, held: Tensor, weight: Tensor, bias: Tensor | None, blocks: int
 ) -> tuple[Tensor, Tensor | None, Fit]:
-    """The weight and bias of a layer that reads and should give these (images, places, ...), and how it was fitted."""
+    """The weight and bias of a layer that reads and should give these (images, places, ...), and how it was fitted.
+
+    Raises ValueError, naming the layer, for values whose squares are not finite.
+    """
     around = whole(weight, blocks)
     start = around.flatten(1).double()
     if bias is not None:
@@ -184,6 +188,8 @@ def _fit(
         read = torch.cat([read, torch.ones_like(read[..., :1])], -1)
     outputs, columns = start.shape
     left, energy = (given - read @ start.T.to(read)).square().sum(), given.square().sum()
+    if not bool((left + energy).isfinite()):
+        raise ValueError(f"what {name!r} reads or should give is infinite or NaN, or too large to be squared")
     if left <= ROUNDING_OF_SINGLES * energy:
         # As a first layer does, which reads the same as the models': its targets are linear in that.
         return weight, bias, Fit(float("inf"), 0.0, 0.0, read[..., 0].numel() // 2, columns)

@@ -31,7 +31,8 @@ def merge_universe(spec: PermutationSpec, models: Models, *, max_sweeps: int = 2
     vertex that the gradient points to, by the length that is best along the segment, on which the objective is a
     polynomial of degree four. It ends once the vertex promises no more than ``tolerance`` of the objective, or after
     ``max_sweeps``; one more assignment rounds the point to permutations. Where they are worth less than the identity,
-    the models stay as they are. Nothing is random. Of two models it is ``frank_wolfe_matching``.
+    the models stay as they are. Nothing is random. Of two models it is the search of
+    ``frank_wolfe_matching``, which may end a little earlier or later.
 
     Raises ValueError if the models do not fit the spec or there are none, or if a weight has more than two axes that
     move.

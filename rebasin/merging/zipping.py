@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rebasin.arguments import check_tensor
 from rebasin.expanding.slots import Slots
-from rebasin.spec import PermutationSpec, check_spec
+from rebasin.spec import PermutationSpec, check_family, check_spec
 
 
 def zip_slots(
@@ -43,11 +44,14 @@ def zip_slots(
     check_spec(spec, "zip_slots(spec, correlations)")
     if not 0 < alpha <= 1 or not 0 <= beta <= 1:
         raise ValueError(f"alpha lies above 0 and up to 1, beta between 0 and 1: got {alpha} and {beta}")
+    for group in merged or {}:
+        check_family(spec, group)
     index = {}
     for group in spec.families:
         units = spec.sizes[group]
         if group not in correlations:
             raise ValueError(f"no correlations are given for group {group!r}")
+        check_tensor(correlations[group], f"group {group!r}: correlations")
         rows = len(correlations[group])
         fits = correlations[group].shape == (rows, rows) and rows and rows % units == 0
         if not fits or not correlations[group].isfinite().all():

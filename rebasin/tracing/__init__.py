@@ -29,7 +29,7 @@ from rebasin.tracing.rules import (  # noqa: F401  each adds its rules to RULES
     sums,
 )
 from rebasin.tracing.units import RULES, Labels, Relations, Value, follow
-from rebasin.weights import check_module, is_whole
+from rebasin.weights import check_module, is_whole, state_of
 
 
 def trace(model: nn.Module, example: Inputs | list[Inputs] | None = None, **named: Tensor) -> PermutationSpec:
@@ -203,14 +203,14 @@ def _relate(
 
 def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
     """The spec with every key of the model's state, in its order."""
-    # A module may keep what is no tensor in get_extra_state().
-    state = {key: tensor for key, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    state = state_of(model)
     for key, parts in spec.parts.items():
         if parts and key not in state:
             raise ValueError(
                 f"the model uses {key!r}, and its state_dict() has no such entry, so that no permutation could be "
                 "applied: take away what renames its entries, such as a hook"
             )
+    buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
     left_out = {
         key: "whole numbers" if is_whole(tensor) else UNUSED for key, tensor in state.items() if key not in spec.parts
     }
@@ -218,7 +218,7 @@ def _completed(spec: PermutationSpec, model: nn.Module) -> PermutationSpec:
         spec,
         parts={key: spec.parts.get(key, ()) for key in state},
         shapes={key: tuple(tensor.shape) for key, tensor in state.items()},
-        statistics=frozenset(name for name, _ in model.named_buffers(remove_duplicate=False) if name in state),
+        statistics=frozenset(key for key, tensor in state.items() if key in buffers or is_whole(tensor)),
         pinned={**spec.pinned, **left_out},
         ties=ties_of(state),
     )

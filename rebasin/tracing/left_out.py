@@ -29,7 +29,8 @@ def warn_of_left_out(spec: PermutationSpec, membership: Membership, tensors: Map
     lengths = _moving_lengths(spec)
     unused = {}
     for key, why in spec.pinned.items():
-        alike = {length for length in lengths if any(_repeats(size, length) for size in spec.shapes[key])}
+        shape = spec.shapes[key]
+        alike = {length for size in shape for length in lengths if _repeats(size, length)}
         if why == UNUSED and alike:
             unused[repr(key)] = max(alike)
     if unused:

@@ -269,11 +269,14 @@ class _Trials:
         new = _outputs(self.model, moved, drawn)
         if not new or all(map(stays, new, old, other)):
             return bool(new)
-        nearby = [_outputs(self.model, near, drawn) for near in nearly(weights)]
+        tried = [_outputs(self.model, near, drawn) for near in nearly(weights)]
+        nearby = [outputs for outputs in tried if outputs]
+        if not nearby:
+            return None
         told = []
         for number, values in enumerate(zip(new, old, other, strict=True)):
             if not stays(*values):
-                told.append(rounding_alone(*values, [outputs[number] for outputs in nearby if outputs]))
+                told.append(rounding_alone(*values, [outputs[number] for outputs in nearby]))
         return None if None in told and False not in told else all(told)
 
 

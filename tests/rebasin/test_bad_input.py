@@ -12,6 +12,13 @@ from torch import nn
 
 import rebasin
 from rebasin import Permutation, PermutationSpec, Slots
+from rebasin.expanding.costs import layer_costs
+from rebasin.fitting.alignment import match_grams
+from rebasin.fitting.norm_statistics import measure_norms
+from rebasin.merging.budget import best_budget, shaped_budget
+from rebasin.merging.by_task import repair_by_task
+from rebasin.merging.gains import mismatch_gains
+from rebasin.merging.zipping import zip_slots
 
 NAN = float("nan")
 
@@ -98,7 +105,13 @@ INPUTS = {
 }
 LOADERS = {f"a list of {what}": [value] for what, value in INPUTS.items() if what != "a list"}
 LOADERS |= {"None": None, "a number": 3, "a text": "data", "an empty list": [], "an empty batch": [()], "bytes": [b"x"]}
+CORRELATIONS = {"0": torch.eye(12), "2": torch.eye(10)}
+TENSORS = {"a list": [[0.0]], "an array": np.eye(12), "NaN": torch.eye(12) * NAN, "another shape": torch.eye(5)}
+ENTRIES = {what: {**CORRELATIONS, "0": value} for what, value in TENSORS.items()} | {"none": {}}
+MERGED = {"another group": {"typo": 1}, "more than there are": {"0": 7}, "negative": {"0": -1}}
+COSTS = layer_costs(SPEC, A, X)
 PERMUTATIONS = {"None in place of one": 3, "of another spec": Permutation.identity(OTHER_SPEC), "a dict": SLOTS.index}
+OF_MODELS = {"a matching": rebasin.match(SPEC, A, B), "of no model": Permutation.identity(SPEC), "a dict": SLOTS.index}
 
 # Each function, good arguments, and of each argument what is bad.
 PAIR = {"spec": SPEC, "a": A, "b": B}
@@ -214,6 +227,69 @@ FUNCTIONS = {
             "places": FROM_ONE,
             "seed": SEEDS,
         },
+    ),
+    "Slots": (
+        Slots,
+        {"spec": SPEC, "permutation": SLOTS.permutation, "index": SLOTS.index},
+        {
+            "spec": SPECS,
+            "permutation": OF_MODELS | {"of another spec": Permutation.identity(OTHER_SPEC, (2,))},
+            "index": {"lists": {group: units.tolist() for group, units in SLOTS.index.items()}, "none": {}},
+        },
+    ),
+    "Slots.of_permutation": (Slots.of_permutation, {"permutation": SLOTS.permutation}, {"permutation": OF_MODELS}),
+    "Slots.apart": (Slots.apart, {"spec": SPEC, "n": 2}, {"spec": SPECS, "n": FROM_ONE}),
+    "Slots.partial": (
+        Slots.partial,
+        {"permutation": SLOTS.permutation, "merged": {"0": 3}, "scores": {"0": torch.zeros(6)}},
+        {"permutation": OF_MODELS, "merged": MERGED, "scores": {"none": {}}},
+    ),
+    "zip_slots": (
+        zip_slots,
+        {"spec": SPEC, "correlations": CORRELATIONS},
+        {"spec": SPECS, "correlations": ENTRIES, "merged": MERGED},
+    ),
+    "match_grams": (
+        match_grams,
+        {"grams": GRAMS},
+        {"grams": SPECS, "similarity": WORDS | {"misspelt": "corelation"}},
+    ),
+    "best_budget": (
+        best_budget,
+        {"spec": SPEC, "costs": COSTS, "gains": {"0": torch.zeros(7)}, "size": 1.5},
+        {
+            "spec": SPECS,
+            "costs": {"none": []},
+            "gains": {"none": {}, "lists": {"0": [0.0] * 7}, "another group": {"typo": torch.zeros(7)}},
+            "size": NUMBERS | {"small": 0.5, "large": 2.5},
+            "n": FROM_ONE,
+            "by": WORDS,
+        },
+    ),
+    "shaped_budget": (
+        shaped_budget,
+        {"spec": SPEC, "costs": COSTS, "shape": "prefix", "size": 1.5},
+        {"spec": SPECS, "costs": {"none": []}, "shape": WORDS, "size": NUMBERS | {"small": 0.5}, "n": FROM_ONE},
+    ),
+    "mismatch_gains": (
+        mismatch_gains,
+        {"mismatch": {"0": torch.zeros(6)}},
+        {"mismatch": {"lists": {"0": [0.0]}, "negative": {"0": torch.full((6,), -1.0)}}},
+    ),
+    "repair_by_task": (
+        repair_by_task,
+        {"model": A, "merged": A, "parents": [A, B], "inputs": [X, X]},
+        {
+            "model": MODELS,
+            "merged": WEIGHTS,
+            "parents": LISTS | {"one without an axis": A},
+            "inputs": {"a tensor": X, "of one task": [X], "None": None},
+        },
+    ),
+    "measure_norms": (
+        measure_norms,
+        {"model": NORMED, "loader": X},
+        {"model": {"without weights": nn.ReLU()}, "loader": LOADERS},
     ),
     "solve_assignment": (
         rebasin.solve_assignment,

@@ -95,11 +95,11 @@ def test_a_batch_of_merges_and_modules_are_mended_as_one_by_one():
 def test_inputs_that_are_not_one_batch_for_each_parent_are_refused():
     model = Chain().double().eval()
     parents = drawn(model, 2, seed=1)
-    with pytest.raises(ValueError, match="the inputs are a list: those of each task, in the order of the parents"):
+    with pytest.raises(TypeError, match="the inputs are a list: those of each task, in the order of the parents"):
         repair_by_task(model, average(parents), parents, TASKS[0])
     with pytest.raises(ValueError, match="2 parents have a task each: inputs of 3 are given"):
         repair_by_task(model, average(parents), parents, [*TASKS, TASKS[0]])
-    with pytest.raises(ValueError, match="0 parents have a task each: inputs of 2 are given"):
+    with pytest.raises(ValueError, match="the parents need one leading axis more than the merge"):
         repair_by_task(model, average(parents), average(parents), TASKS)
     with pytest.raises(TypeError, match="the first argument is the model"):
         repair_by_task(average(parents), model, parents, TASKS)

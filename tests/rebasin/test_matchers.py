@@ -105,6 +105,15 @@ def test_weight_matching_ends_where_it_would_not_go_on_from(network):
     assert (found.objective > found.objective_by_sweep[:, 0]).all()
 
 
+def test_an_inner_product_of_what_does_not_fit_together_is_refused():
+    spec = PermutationSpec.from_axes({"w": torch.zeros(3)}, {"w": ("a",)})
+    with pytest.raises(ValueError, match=r"a has leading axes \(2,\), b has \(4,\), which do not broadcast"):
+        inner_product(spec, {"w": torch.zeros(2, 3)}, {"w": torch.zeros(4, 3)})
+    with pytest.raises(ValueError, match="'w' is torch.float32 in a and torch.complex64 in b"):
+        inner_product(spec, {"w": torch.zeros(2, 3)}, {"w": torch.zeros(2, 3, dtype=torch.complex64)})
+    assert inner_product(spec, {"w": torch.ones(4, 1, 3)}, {"w": torch.ones(2, 3)}).shape == (4, 2)
+
+
 def test_blocks_are_assigned_as_well_as_trying_all_would():
     torch.manual_seed(0)
     model = NETWORKS["attention"]()

@@ -8,7 +8,7 @@ from networks import chain_spec
 from torch import nn
 
 from rebasin.permutation import Permutation
-from rebasin.spec import Part, PermutationSpec
+from rebasin.spec import Part, PermutationSpec, SpecError
 
 # Permuting only reorders sums of at most 12 products of order 1 to 100, in float64.
 ROUNDING = {"rtol": 1e-12, "atol": 1e-11}
@@ -175,6 +175,8 @@ def positions(*units):
         ({"a": 2, "b": 2}, [Part("a", 0, positions([0], [1]))], "group 'b' has a size, but no parameter carries it"),
         ({"a": 3}, [Part("a", 0, positions([0], [1]))], "'w' holds 2 units of 'a', of 3"),
         ({"a": 2}, [Part("a", 0, positions([0], [4]))], "'w' has no slice 4 along axis 0"),
+        ({"a": 3}, [Part("a", 0, positions([-1], [0], [1]))], "'w' has no slice -1 along axis 0"),
+        ({"a": 2}, [Part("a", 2, positions([0], [1]))], "'w' has 2 axes, and group 'a' is said to lie on 2"),
         ({"a": 2}, [Part("a", 1, positions([0], [0]))], "'w': slice 0 along axis 1 belongs to two units"),
         (
             {"a": 2, "b": 2},
@@ -186,6 +188,23 @@ def positions(*units):
 def test_a_spec_that_contradicts_itself_is_refused(sizes, parts, message):
     with pytest.raises(ValueError, match=message):
         PermutationSpec(sizes, {"w": tuple(parts)}, {"w": (4, 2)})
+
+
+@pytest.mark.parametrize(
+    ("parts", "inside", "message"),
+    [
+        ({}, {}, "'w' has no parts, not even an empty tuple"),
+        ({"w": (), "x": ()}, {}, "'x' has no shape"),
+        (
+            {"w": (Part("a", 1, positions([0], [1])),)},
+            {"a": "blocks"},
+            "group 'a' is inside 'blocks': both need a size",
+        ),
+    ],
+)
+def test_a_spec_whose_parts_contradict_one_another_is_refused(parts, inside, message):
+    with pytest.raises(SpecError, match=message):
+        PermutationSpec({part.group: 2 for own in parts.values() for part in own}, parts, {"w": (4, 2)}, inside)
 
 
 @pytest.mark.parametrize(

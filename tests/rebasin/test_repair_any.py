@@ -11,8 +11,9 @@ from torch import nn
 from torch.func import functional_call
 
 from lab.networks.convnets import LayerNorm2d
-from rebasin import Permutation, interpolate, mean, merge_hierarchical, merge_many, merge_mean, repair
+from rebasin import Permutation, interpolate, mean, mender, merge_hierarchical, merge_many, merge_mean, repair
 from rebasin import reset_norms as reset
+from rebasin.fitting.norm_statistics import measure_norms
 from rebasin.tracing import trace
 
 # Sums of some thousand float64 products, each layer's error carried through the next.
@@ -204,10 +205,55 @@ def test_weights_of_another_model_are_refused_by_the_first_key():
     merged = entry(parents, slice(None), 0)
     with pytest.raises(ValueError, match="the parents need one leading axis more than the merge"):
         repair(model, merged, merged, images(5))
+    swapped = {
+        key: tensor.transpose(0, 1) for key, tensor in drawn(model, 4, 2).items()
+    }  # (2, 4, ...), not (4, 2, ...)
+    of_four = entry(drawn(model, 4, 2), slice(None), 0)
+    with pytest.raises(ValueError, match=r"the merge has \(4,\), the parents \(2, 4\)"):
+        repair(model, of_four, swapped, images(5))
     with pytest.raises(ValueError, match="the merge: the model has '7.bias', the weights have not"):
         repair(model, {key: t for key, t in merged.items() if key != "7.bias"}, parents, images(5))
     with pytest.raises(ValueError, match="the weights: the model has 'stem.weight', the weights have not"):
         reset(Branches().double(), merged, images(5))
+
+
+class Auxiliary(nn.Module):
+    """Has a norm that it does not use."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out, self.unused = nn.Linear(3, 8), nn.Linear(8, 2), nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        return self.out(self.into(x).relu())
+
+
+def test_a_norm_that_is_not_used_keeps_nobody_from_mending():
+    models = [Auxiliary().eval(), Auxiliary().eval()]
+    x = torch.randn(50, 3)
+    parents = {key: torch.stack([model.state_dict()[key] for model in models]) for key in models[0].state_dict()}
+    plain = mean(parents)
+    mended = mender(models[0], x)(plain, parents)
+    assert not torch.equal(mended["into.weight"], plain["into.weight"])
+    assert torch.equal(mended["unused.running_var"], plain["unused.running_var"])
+
+
+class Twice(nn.Module):
+    """Uses one norm at two places, whose statistics differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.norm = nn.Linear(3, 8), nn.BatchNorm1d(8, affine=False)
+
+    def forward(self, x):
+        return self.norm(self.norm(self.into(x)).relu() + 5)
+
+
+@pytest.mark.parametrize("measure", [reset, lambda model, weights, x: measure_norms(model, [x])])
+def test_a_norm_that_is_used_twice_has_no_statistics_of_its_own(measure):
+    model = Twice().eval()
+    with pytest.raises(ValueError, match="'norm.running_mean' cannot be measured anew for each of the 2 times"):
+        measure(model, model.state_dict(), torch.randn(20, 3))
 
 
 def test_one_merge_without_leading_axes_is_mended_as_in_a_batch():

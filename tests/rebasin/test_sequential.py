@@ -110,6 +110,14 @@ def test_bad_input_is_named():
         refit(pleas(two), two, images(10))
 
 
+def test_values_that_leave_the_range_of_numbers_are_named():
+    models = [nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(2)]
+    spec = trace(models[0], torch.ones(1, 3))
+    slots = Slots.of_permutation(Permutation.identity(spec, (2,)))
+    with pytest.raises(ValueError, match="what '0.weight' reads or should give is infinite or NaN, or too large"):
+        refit(slots, models, 1e25 * torch.randn(20, 3))
+
+
 def test_models_that_do_not_fit_the_merge_are_refused():
     grams = merged_from(Chain, 2, count=200)
     merge, x, model = pleas(grams), images(10), grams.model

@@ -167,7 +167,8 @@ def _taken(relations: Relations, x: Value, shape: tuple[int, ...], dim: int, win
 
 def without(x: Value, dims: Sequence[int], shape: tuple[int, ...]) -> Value:
     """The value without axes of size 1."""
-    place = {axis: new for new, axis in enumerate(axis for axis in range(len(x.shape)) if axis not in dims)}
+    kept = [axis for axis in range(len(x.shape)) if axis not in dims]
+    place = {axis: new for new, axis in enumerate(kept)}
     out = []
     for labels in x.labels:
         axes = tuple(axis for axis in labels.axes if axis not in dims)

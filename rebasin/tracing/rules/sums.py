@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rebasin.tracing.rules.entries import elementwise
@@ -10,12 +10,19 @@ from rebasin.tracing.rules.shapes import without
 from rebasin.tracing.units import RULES, Labels, Relations, Value, outer, placed, rule, tie_axes, within
 
 
+def reduced_axes(x: Value, arguments: Sequence[Any], options: Mapping[str, Any]) -> Sequence[int]:
+    """The axes that a sum is told to go over, counted as they are given: all of them where nothing is said."""
+    first = arguments[0] if arguments and not isinstance(arguments[0], bool) else None
+    dims = options.get("dim", first)
+    if dims is None or dims == []:
+        return range(len(x.shape))
+    return [dims] if isinstance(dims, int) else dims
+
+
 @rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "prod", "nanmean", "nansum")
 def reduced(relations: Relations, shape: tuple[int, ...], x: Value, *arguments: Any, **options: Any) -> Value:
     """Axes summed up, or the like."""
-    dims = options.get("dim", arguments[0] if arguments and not isinstance(arguments[0], bool) else None)
-    dims = range(len(x.shape)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    dims = {dim % len(x.shape) for dim in dims}
+    dims = {dim % len(x.shape) for dim in reduced_axes(x, arguments, options)}
     keep = len(shape) == len(x.shape)
     out = []
     for labels in x.labels:
