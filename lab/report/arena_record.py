@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.report.arena import NO_MERGES, ONE, difference, name_of, title_of, together
+from lab.report.arena import NO_MERGES, ONE, difference, many, name_of, title_of, together
 from lab.report.arena_tables import by_number
 from lab.report.claims import picked
 from lab.report.facts import Facts, outcome, reads
-from lab.report.statistics import Interval, share_interval
+from lab.report.statistics import FEWEST_FOR_INTERVAL, Interval, share_interval, unsigned
 from lab.report.words import decimal, points
 
 TEST_IMAGES = 5000  # where a setting does not say how many
@@ -81,6 +81,25 @@ def _test_images(run: str, setting: str) -> int:
 def record_table(run: str) -> pd.DataFrame:
     """Accuracy of merges of convolutional networks of one task, of the size of one, by how many were merged."""
     return by_number(convolutional(run))
+
+
+@reads("arena")
+def in_pairs(run: str) -> Facts:
+    """PLeaS of MLPs in a tree of pairs minus PLeaS of all at once, in points, of the most that have an interval.
+
+    ``gap`` is that with its sign, ``size_gap`` without, from ``n`` groups of ``number``. Outcomes: where it lies; ``not
+    measured`` where no number has groups enough.
+    """
+    rows, found = many(run), {}
+    for number, own in rows.groupby("parents"):
+        if {"pleas", "pleas_tree"} <= set(own["method"]):
+            found[number] = difference(own, ("pleas_tree", ONE, "none"), ("pleas", ONE, "none"))
+    enough = [number for number, gap in found.items() if gap.n >= FEWEST_FOR_INTERVAL]
+    if not enough:
+        return Facts("not measured", {})
+    gap = found[max(enough)]
+    values = {"gap": points(gap, signed=True), "size_gap": points(unsigned(gap)), "n": str(gap.n)}
+    return Facts(outcome(gap), values | {"number": str(max(enough))})
 
 
 @reads("arena")

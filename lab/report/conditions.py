@@ -75,7 +75,7 @@ def not_run(run: str) -> Facts:
     """How many recipes of the full plan, that of preset ``gpu``, the run does not have.
 
     Outcomes: ``some``, ``none``, or ``other data`` for a run on another data set. ``untried`` names the settings that
-    no recipe of the run has; a plan is made of all combinations of its settings.
+    no recipe of the run has; a plan is made of all combinations of its settings, and what is missing has one or more.
     """
     preset = load_preset("gpu")
     plan = preset["varied"] | {"epochs": preset["condition_networks"]["epochs"]}
@@ -92,7 +92,7 @@ def not_run(run: str) -> Facts:
     values = {
         "missing": str(planned - tried),
         "planned": str(planned),
-        "untried": listed(untried) if untried else "none",
+        "untried": listed(untried, "or") if untried else "none",
     }
     return Facts("some" if planned > tried else "none", values)
 

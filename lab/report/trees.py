@@ -77,6 +77,42 @@ def after_repair(run: str) -> Facts:
 
 
 @reads("trees")
+def against_naive(run: str) -> Facts:
+    """Test accuracy of the hierarchy of eight minus that of the naive average of the same networks, in points."""
+    return gaps(claim(run, "H1", "again"), {"gap": "at_8"})
+
+
+@reads("trees")
+def cost(run: str) -> Facts:
+    """How many points of test accuracy the hierarchy of four lies below its own leaves, beside the claim's bound."""
+    return gaps(claim(run, "H3", "again"), {"lost": "at_4"})
+
+
+@reads("trees")
+def many_beyond_eight(run: str) -> Facts:
+    """Test accuracy of MergeMany of the most networks minus that of eight, tree by tree, in points, as merged.
+
+    ``gap`` is the difference, ``size_gap`` the same without signs, ``models`` the most networks; ``hierarchy`` and
+    ``size_hierarchy`` are those of the hierarchy. Outcomes: where the gap of MergeMany lies; ``not measured`` without
+    merges of more than eight.
+    """
+    table = picked(results.read(run, "trees", "nodes"), {"metric": "accuracy", "mended": "none"})
+    largest = sizes_of(table, "many")[-1]
+    if largest <= BLOCK:
+        return Facts("not measured", {})
+    gap, hierarchy = (_beyond_eight(run, way, largest) for way in ("many", "hierarchy"))
+    values = {"gap": points(gap, signed=True), "size_gap": points(unsigned(gap)), "n": str(gap.n)}
+    values |= {"hierarchy": points(hierarchy, signed=True), "size_hierarchy": points(unsigned(hierarchy))}
+    return Facts(outcome(gap), values | {"models": str(largest)})
+
+
+def _beyond_eight(run: str, way: str, n_leaves: int) -> Interval:
+    """What a way of merging has of so many networks minus what it has of eight of them, in points, tree by tree."""
+    large, small = (_by_node(run, Kind(way, n_leaves=size)) for size in (n_leaves, BLOCK))
+    return interval(100 * (large - small.groupby(small.index * BLOCK // n_leaves).mean()).to_numpy())
+
+
+@reads("trees")
 def against_leaves(run: str) -> Facts:
     """What is left under attack at each radius of the hierarchy of eight, minus that of its leaves, in points.
 
@@ -113,8 +149,24 @@ def many_under_attack(run: str) -> Facts:
 
 
 @reads("trees")
+def with_more(run: str) -> Facts:
+    """What merges of eight have more than merges of two by the hierarchy: left under attack, and retained.
+
+    ``at_4`` and ``at_8`` are points at so many grey levels; ``retained`` is by how many percent merges of two retain
+    less under perturbations. Outcomes: where the three lie, ``open, above, below``; or ``not measured``.
+    """
+    attacked = gaps(claim(run, "H4", "again"), {"at_4": "grows_4", "at_8": "grows_8"})
+    perturbed = gaps(claim(run, "H5", "again"), {"retained": "grows"})
+    if not (attacked.values and perturbed.values):
+        return Facts("not measured", {})
+    n = str(min(int(attacked.values["n"]), int(perturbed.values["n"])))
+    values = {**attacked.values, **perturbed.values, "n": n}
+    return Facts(f"{_each(attacked, 2).outcome}, {perturbed.outcome}", values)
+
+
+@reads("trees")
 def under_perturbations(run: str) -> Facts:
-    """By how many percent the hierarchy of eight retains more than others do under perturbations.
+    """By how many percent others retain less than the hierarchy of eight does under perturbations.
 
     Others are its leaves, and the three kinds of controls; outcomes in this order as for ``against_controls``.
     """
@@ -124,7 +176,7 @@ def under_perturbations(run: str) -> Facts:
 
 @reads("trees")
 def retained(run: str) -> Facts:
-    """By how many percent merges of eight retain more than their leaves do under perturbations.
+    """By how many percent leaves retain less than merges of eight do under perturbations; below 0 they retain more.
 
     ``hierarchy`` and ``many`` are merges as they are, ``repaired`` is the hierarchy after REPAIR. Outcomes: where each
     lies, ``below, above, above``.
@@ -132,21 +184,24 @@ def retained(run: str) -> Facts:
     kinds = {"hierarchy": HIERARCHY, "many": Kind("many", n_leaves=BLOCK), "repaired": REPAIRED_HIERARCHY}
     outcomes, values = [], {}
     for name, kind in kinds.items():
-        more = _retained_beside_leaves(run, kind)
-        values |= {name: points(more, signed=True), f"size_{name}": points(unsigned(more)), "n": str(more.n)}
-        outcomes.append(outcome(more))
+        less = _leaves_retain_less(run, kind)
+        values |= {name: points(less, signed=True), f"size_{name}": points(unsigned(less)), "n": str(less.n)}
+        outcomes.append(outcome(less))
     return Facts(", ".join(outcomes), values)
 
 
-def _retained_beside_leaves(run: str, kind: Kind) -> Interval:
-    """By how many percent a kind retains more than leaves do: the geometric mean over groups of eight."""
+def _leaves_retain_less(run: str, kind: Kind) -> Interval:
+    """By how many percent leaves retain less than a kind does: of geometric means over groups of eight.
+
+    It is the formula of claim H5, so that the two give the same number.
+    """
     rows = picked(results.read(run, "trees", "perturbed"), {"metric": "retained"})
     own = picked(rows, {"algorithm": kind.algorithm, "mended": kind.mended})
     both = pd.concat([own, picked(rows, {"algorithm": "unmerged"})])
     ratio = interval(
         contrast(both, [term(kind.algorithm, kind.n_leaves), term("unmerged", 1, -1)], BLOCK)
     )  # a logarithm
-    return Interval(*(100 * (np.exp(end) - 1) for end in (ratio.mean, ratio.low, ratio.high)), ratio.n)
+    return Interval(*(100 * (1 - np.exp(-end)) for end in (ratio.mean, ratio.low, ratio.high)), ratio.n)
 
 
 def _each(facts: Facts, count: int) -> Facts:
@@ -178,6 +233,23 @@ def of_weights(run: str) -> Facts:
     else:
         told = decided.verdict
     return Facts(told, {"models": str(largest), **shares})
+
+
+@reads("trees")
+def of_naive_weights(run: str) -> Facts:
+    """Norm and bound of the naive average at the largest size, as shares of what its leaves have, in percent.
+
+    Outcomes: where its norm and its bound lie beside those of the hierarchy of the same networks, ``below, below``.
+    """
+    nodes = picked(results.read(run, "trees", "nodes"), {"mended": "none"})
+    naive, hierarchy = (Kind(way, n_leaves=sizes_of(nodes, "mean")[-1]) for way in ("mean", "hierarchy"))
+    outcomes, values = [], {"models": str(naive.n_leaves)}
+    for name, metric in (("norm", "l2_norm"), ("bound", "lipschitz")):
+        values[name] = _share_of_leaves(run, metric, naive)
+        gap = interval((_by_node(run, naive, metric) - _by_node(run, hierarchy, metric)).to_numpy())
+        values["n"] = str(gap.n)
+        outcomes.append(outcome(gap))
+    return Facts(", ".join(outcomes), values)
 
 
 def _share_of_leaves(run: str, metric: str, kind: Kind) -> str:
@@ -227,7 +299,7 @@ def kind_title(kind: Kind) -> str:
 
 @reads("trees")
 def retained_by_kind(run: str) -> Figure:
-    """By how many percent each kind of networks retains more than leaves do under perturbations, a row for each."""
+    """By how many percent leaves retain less than each kind of networks does under perturbations, a row for each."""
     styles = {
         MERGED: Drawn("merged", "#0072B2", "o"),
         CONTROLS_OF_BLOCK: Drawn("as accurate, not merged", "#7F7F7F", "D"),
@@ -237,8 +309,8 @@ def retained_by_kind(run: str) -> Figure:
         for kind in kinds:
             title = kind_title(kind._replace(mended="none"))
             title += "" if kind.mended == "none" else f", {MENDINGS[kind.mended]}"
-            rows[title] = [(drawn, _retained_beside_leaves(run, kind))]
-    return interval_rows(rows, "retained beside leaves (% more)")
+            rows[title] = [(drawn, _leaves_retain_less(run, kind))]
+    return interval_rows(rows, "how much less leaves retain (%)")
 
 
 @reads("trees")

@@ -22,7 +22,7 @@ from lab.report.claims import picked
 from lab.report.draw import interval_line, interval_rows, legend_below, on_page, width
 from lab.report.facts import FEW, Facts, outcome, reads
 from lab.report.page import data_titles
-from lab.report.statistics import FEWEST_FOR_INTERVAL, interval
+from lab.report.statistics import FEWEST_FOR_INTERVAL, interval, unsigned
 from lab.report.words import decimal, listed, points
 
 NOT_MEASURED = "not measured"
@@ -135,8 +135,9 @@ def gaps_of(nodes: pd.DataFrame, change: Change) -> tuple[np.ndarray, np.ndarray
 def told(run: str, *names: str) -> Facts:
     """What these changes give: their outcomes, joined by commas, and of each the gaps and accuracies by its name.
 
-    ``one_round_4`` is a gap in points with its interval, ``one_round_growth`` by how much it grows, and
-    ``one_round_many_8`` an accuracy of MergeMany in percent. Outcomes: ``too few`` groups, or ``not measured``.
+    ``one_round_4`` is a gap in points with its interval, ``size_one_round_4`` the same without signs,
+    ``one_round_growth`` by how much it grows, and ``one_round_many_8`` an accuracy of MergeMany in percent. Outcomes:
+    ``too few`` groups, or ``not measured``.
     """
     nodes, changes = measured(run)
     if not set(names) <= set(changes):
@@ -146,7 +147,8 @@ def told(run: str, *names: str) -> Facts:
         change = changes[name]
         values[f"{name}_growth"] = points(interval(growth(*gaps_of(nodes, change))), signed=True)
         for size in SIZES:
-            values[f"{name}_{size}"] = points(interval(gap(nodes, change, size)), signed=True)
+            value = interval(gap(nodes, change, size))
+            values |= {f"{name}_{size}": points(value, signed=True), f"size_{name}_{size}": points(unsigned(value))}
             for algorithm, changed in (("hierarchy", change.hierarchy), ("many", change.many)):
                 mean = accuracies(nodes, algorithm, changed, size).mean()
                 values[f"{name}_{algorithm}_{size}"] = decimal(mean, 1)

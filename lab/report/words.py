@@ -33,14 +33,14 @@ def side(value: Interval, bound: float, above: str, below: str, neither: str) ->
     return above if value.low > bound else below if value.high < bound else neither
 
 
-def listed(words: Iterable[str]) -> str:
-    """``a, b and c``, each once; or ``a, x; b; and c`` where one has a comma of its own."""
+def listed(words: Iterable[str], joint: str = "and") -> str:
+    """``a, b and c``, each once; or ``a, x; b; and c`` where one has a comma of its own. ``joint`` is that ``and``."""
     *most, last = dict.fromkeys(words)
     if not most:
         return last
     if any("," in word for word in (*most, last)):
-        return f"{'; '.join(most)}; and {last}"
-    return f"{', '.join(most)} and {last}"
+        return f"{'; '.join(most)}; {joint} {last}"
+    return f"{', '.join(most)} {joint} {last}"
 
 
 def decimal(value: float, places: int, signed: bool = False) -> str:

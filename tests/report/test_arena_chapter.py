@@ -322,6 +322,18 @@ def test_the_hierarchy_of_penalised_networks_is_told_beside_merge_many(repaired,
     assert not len(arena.many("mine")), "those without a penalty are told apart"
 
 
+@pytest.mark.parametrize(("in_a_tree", "outcome"), [(0.45, "below"), (0.5, "above")])
+def test_what_going_in_pairs_costs_pleas_is_told_of_the_most_networks(in_a_tree, outcome):
+    plant_arena(many={**MANY, ("pleas_tree", 1.0, "none"): in_a_tree})
+    facts = arena_record.in_pairs("mine")
+    assert facts.outcome == outcome and (facts.values["number"], facts.values["n"]) == ("8", "8")
+    assert facts.values["size_gap"].startswith(f"{100 * abs(in_a_tree - 0.48):.1f} ")
+    plant_arena(pairs=3, many={**MANY, ("pleas_tree", 1.0, "none"): in_a_tree})
+    assert arena_record.in_pairs("mine").outcome == "not measured", "of so few there is no interval"
+    plant_arena()
+    assert arena_record.in_pairs("mine").outcome == "not measured"
+
+
 def test_without_such_networks_there_is_no_record():
     plant_arena(nets=("mlp",), elsewhere={})
     assert arena_record.record("mine").outcome == "not measured"

@@ -93,6 +93,8 @@ def test_a_change_gives_the_papers_figure_by_three_intervals(lost, outcome):
     facts = variants.rounds("mine")
     assert facts.outcome == f"{outcome}, {NOT}, {NOT}"
     assert facts.values["one_round_many_8"] == f"{50 + lost[8]:.1f}" and facts.values["n_8"] == "8"
+    size = facts.values["size_one_round_8"]
+    assert "+" not in size and size.startswith(facts.values["one_round_8"].split()[0].lstrip("+−"))
 
 
 def test_orders_are_averaged_within_a_group_before_the_interval():

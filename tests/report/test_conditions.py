@@ -120,10 +120,10 @@ def test_recipes_of_the_plan_that_a_run_did_not_reach_are_counted_and_named(monk
     plant_conditions("mine", [(1, 1)])
     facts = conditions.not_run("mine")
     assert facts.outcome == "some"
-    assert facts.values == {"missing": "3", "planned": "4", "untried": "width 64 and 30 epochs"}
+    assert facts.values == {"missing": "3", "planned": "4", "untried": "width 64 or 30 epochs"}
     plant_conditions("mine", [(1, 1)], initial="lecun_normal")
     facts = conditions.not_run("mine")
-    assert facts.values["missing"] == "4" and facts.values["untried"].startswith("width 64, PyTorch's default and")
+    assert facts.values["missing"] == "4" and facts.values["untried"].startswith("width 64, PyTorch's default or")
     plant_conditions("mine", {(width, "torch", epochs, 0.0): (1, 1) for width in (32, 64, 128) for epochs in (3, 30)})
     assert conditions.not_run("mine").outcome == "none", "what is beyond the plan does not count"
 

@@ -154,3 +154,4 @@ def test_what_has_commas_is_listed_with_semicolons():
     assert words.listed(["a"]) == "a" and words.listed(["a", "b", "a", "c"]) == "a, b and c"
     assert words.listed(["MLP, width 8", "VGG"]) == "MLP, width 8; and VGG"
     assert words.listed(["a", "b, c", "d"]) == "a; b, c; and d"
+    assert words.listed(["a", "b", "c"], "or") == "a, b or c" and words.listed(["a, b", "c"], "or") == "a, b; or c"
