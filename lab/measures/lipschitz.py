@@ -14,8 +14,7 @@ from torch.func import functional_call, vjp, vmap
 
 from lab.device import pick_device
 from lab.networks.normalise import Normalise
-from rebasin.spec import PermutationSpec
-from rebasin.weights import Weights, take, to
+from rebasin.weights import Weights, check_finite, check_fits, take, to
 
 # What may come after what in a network that the bounds hold for. No subclasses: they could do anything.
 FOLLOWERS = {
@@ -44,7 +43,9 @@ def layer_matrices(model: nn.Module, weights: Weights) -> list[Tensor]:
     ReLUs between: the bounds are proven for nothing else. So it does for weights that do not fit the model.
     """
     parts = _parts(model)
-    PermutationSpec({}, {}, {key: tuple(own.shape) for key, own in model.state_dict().items()}).batch_shape(weights)
+    check_fits(model, weights, "the weights")
+    for key, tensor in weights.items():
+        check_finite(tensor, f"the weights: {key!r}")
     matrices = [weights[f"{name}.weight"].double() for name, part in parts if isinstance(part, nn.Linear)]
     if isinstance(parts[0][1], Normalise):
         std, inputs = parts[0][1].std.flatten().to(matrices[0]), matrices[0].shape[-1]

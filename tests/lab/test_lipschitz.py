@@ -412,7 +412,7 @@ def test_what_is_no_chain_is_refused_and_a_layer_is_not_used_twice():
 
 def test_weights_that_do_not_fit_are_refused(model):
     weights = weights_of(model, 2)
-    with pytest.raises(ValueError, match="the spec has '2.bias', the weights have not"):
+    with pytest.raises(ValueError, match="the model has '2.bias', the weights have not"):
         layer_matrices(model, {key: tensor for key, tensor in weights.items() if key != "2.bias"})
     weights["4.weight"][1, 0, 0] = math.nan
     with pytest.raises(ValueError, match="'4.weight' holds NaN or infinite values"):
