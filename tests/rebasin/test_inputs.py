@@ -273,7 +273,7 @@ def test_models_of_transformers_are_matched_and_fitted_on_batches_by_name(pair):
 @pytest.mark.parametrize(
     ("inputs", "error", "said"),
     [
-        ([torch.ones(2, 3)], TypeError, "the inputs must be a tensor, got list"),
+        ([torch.ones(2, 3)], TypeError, "the inputs must be a tensor, or a tuple of the tensors that the model takes"),
         ({"x": [1.0]}, TypeError, "the inputs: 'x' must be a tensor, got list"),
         ({}, ValueError, "the inputs are none: the dict is empty"),
         ((), ValueError, "the inputs are none: the tuple is empty"),
