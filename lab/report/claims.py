@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lab.bookkeeping import results
-from lab.report.statistics import Interval, interval, p_value, share_interval, share_p_value
+from lab.report.statistics import Interval, interval, less_in_percent, p_value, share_interval, share_p_value
 
 FEWEST_FOR_VERDICT = 8
 REPLICATED, NOT_REPLICATED, PARTLY = "replicated", "not replicated", "partly"
@@ -130,7 +130,7 @@ def _condition(
         # What counts in percent is a logarithm still.
         effect, p = interval(values), p_value(values, -math.log1p(-bound / 100) if measure["unit"] == "%" else bound)
     if measure["unit"] == "%":
-        effect = Interval(*(100 * (1 - np.exp(-end)) for end in (effect.mean, effect.low, effect.high)), effect.n)
+        effect = less_in_percent(effect)
     verdict, decisive = judge(effect, side, bound, needed), rule.get("decisive", False)
     unit, difference = "%" if measure.get("share") else measure["unit"], len(rule["contrast"]) > 1
     return Condition(rule["id"], rule["name"], effect, unit, side, bound, decisive, needed, difference, verdict, p)

@@ -15,7 +15,7 @@ from lab.bookkeeping.vocabulary import ALGORITHMS
 from lab.report.claims import FEWEST_FOR_VERDICT, contrast_of_nodes, picked
 from lab.report.draw import ink, legend_below, on_page, width
 from lab.report.facts import FEW, OPEN, Facts, reads
-from lab.report.statistics import Interval, interval
+from lab.report.statistics import Interval, interval, less_in_percent
 from lab.report.words import decimal, hundredths, nats, points
 
 # The paper's table of five MNIST networks: test loss and accuracy of each, and of their merge.
@@ -236,7 +236,7 @@ def loss_fall(nodes: pd.DataFrame) -> Interval:
     """By how many percent the merges' test loss lies below the mean of their inputs', in the geometric mean."""
     terms = [{"algorithm": "unmerged", "weight": 1}, {"algorithm": "many", "weight": -1}]
     logs = interval(contrast_of_nodes(picked(nodes, {"split": "test", "metric": "loss"}), terms, "%"))
-    return Interval(*(100 * (1 - np.exp(-end)) for end in (logs.mean, logs.low, logs.high)), logs.n)
+    return less_in_percent(logs)
 
 
 def difference(nodes: pd.DataFrame, metric: str, first: str, second: str) -> Interval:

@@ -26,6 +26,11 @@ def unsigned(value: Interval) -> Interval:
     return value if value.mean > 0 else Interval(-value.mean, -value.high, -value.low, value.n)
 
 
+def less_in_percent(logs: Interval) -> Interval:
+    """By how many percent one thing is less than another, from the logarithm of the other over the one."""
+    return Interval(*(100 * (1 - np.exp(-end)) for end in (logs.mean, logs.low, logs.high)), logs.n)
+
+
 def interval(values: np.ndarray) -> Interval:
     """The 95 % interval of the mean of ``values``: (n,) one per node, or (n, m) one per node and test image.
 

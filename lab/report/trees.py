@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -17,7 +16,7 @@ from lab.report.facts import Facts, outcome, reads
 from lab.report.hierarchy import dots_by_leaves, sizes_of, term
 from lab.report.kinds import Kind, by_kind, names, percent, percent_left
 from lab.report.regularisation import norms_and_bounds
-from lab.report.statistics import Interval, interval, unsigned
+from lab.report.statistics import Interval, interval, less_in_percent, unsigned
 from lab.report.verdicts import claim, gaps
 from lab.report.words import decimal, points
 
@@ -191,17 +190,12 @@ def retained(run: str) -> Facts:
 
 
 def _leaves_retain_less(run: str, kind: Kind) -> Interval:
-    """By how many percent leaves retain less than a kind does: of geometric means over groups of eight.
-
-    It is the formula of claim H5, so that the two give the same number.
-    """
+    """By how many percent leaves retain less than a kind does: of geometric means over groups of eight."""
     rows = picked(results.read(run, "trees", "perturbed"), {"metric": "retained"})
     own = picked(rows, {"algorithm": kind.algorithm, "mended": kind.mended})
     both = pd.concat([own, picked(rows, {"algorithm": "unmerged"})])
-    ratio = interval(
-        contrast(both, [term(kind.algorithm, kind.n_leaves), term("unmerged", 1, -1)], BLOCK)
-    )  # a logarithm
-    return Interval(*(100 * (1 - np.exp(-end)) for end in (ratio.mean, ratio.low, ratio.high)), ratio.n)
+    logs = contrast(both, [term(kind.algorithm, kind.n_leaves), term("unmerged", 1, -1)], BLOCK)
+    return less_in_percent(interval(logs))
 
 
 def _each(facts: Facts, count: int) -> Facts:

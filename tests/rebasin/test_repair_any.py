@@ -205,10 +205,9 @@ def test_weights_of_another_model_are_refused_by_the_first_key():
     merged = entry(parents, slice(None), 0)
     with pytest.raises(ValueError, match="the parents need one leading axis more than the merge"):
         repair(model, merged, merged, images(5))
-    swapped = {
-        key: tensor.transpose(0, 1) for key, tensor in drawn(model, 4, 2).items()
-    }  # (2, 4, ...), not (4, 2, ...)
-    of_four = entry(drawn(model, 4, 2), slice(None), 0)
+    in_order = drawn(model, 4, 2)
+    swapped = {key: tensor.transpose(0, 1) for key, tensor in in_order.items()}  # (2, 4, ...)
+    of_four = entry(in_order, slice(None), 0)
     with pytest.raises(ValueError, match=r"the merge has \(4,\), the parents \(2, 4\)"):
         repair(model, of_four, swapped, images(5))
     with pytest.raises(ValueError, match="the merge: the model has '7.bias', the weights have not"):
